@@ -1,0 +1,7 @@
+"""The networks of the papers, and any timm, torchvision or exported model, by one name each."""
+
+from edgetta.models.model import Model
+from edgetta.models.parts import PublishedParts, cuts, published_parts
+from edgetta.models.registry import load_model, model_names
+
+__all__ = ["Model", "PublishedParts", "cuts", "load_model", "model_names", "published_parts"]

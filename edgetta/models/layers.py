@@ -1,0 +1,46 @@
+"""Small pieces that several networks share: scaled widths, 3x3 convolutions, and the first weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+
+def scaled(channels: int, width: float) -> int:
+    """`channels` times `width`, rounded, at least 1. Networks pass every channel count through here."""
+    return max(1, round(channels * width))
+
+
+def conv3x3(inputs: int, outputs: int, stride: int = 1, *, bias: bool = False) -> nn.Conv2d:
+    """A 3x3 convolution that keeps the height and width at stride 1 and halves them at stride 2."""
+    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=bias)
+
+
+def stage(
+    block: Callable[[int, int, int], nn.Module], inputs: int, outputs: int, count: int, stride: int
+) -> list[nn.Module]:
+    """`count` blocks, the first from `inputs` channels at `stride`, the rest from `outputs` at stride 1.
+
+    `block(inputs, outputs, stride)` builds one block.
+    """
+    return [block(inputs if index == 0 else outputs, outputs, stride if index == 0 else 1) for index in range(count)]
+
+
+def global_mean(x: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, C): the mean over height and width."""
+    return x.mean(dim=(2, 3))
+
+
+def initialise(network: nn.Module) -> None:
+    """He initialisation (fan out) for convolutions, identity BatchNorm, zero biases: the networks' own recipe."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,21 @@
+"""What `load_model` returns: a network in evaluation mode, and what one must know to cut and feed it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from edgetta.models.parts import PublishedParts
+
+
+@dataclass(frozen=True)
+class Model:
+    """A classifier that takes images in [0, 1] of shape (N, *input_shape) and returns logits (N, num_classes)."""
+
+    module: nn.Module  # in evaluation mode, normalises its input itself
+    name: str  # as given to load_model
+    input_shape: tuple[int, int, int]  # channels, height, width
+    num_classes: int
+    parts: PublishedParts | None = None  # where the papers cut it; None for networks from elsewhere
+    weights: str | None = None  # where the weights came from; None: random, or the source's own

@@ -1,0 +1,90 @@
+"""CIFAR ResNet-18/34/50 with a 3x3 stem and no max-pool, by the names of kuangliu, RobustBench and RiFT."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from edgetta.models.layers import conv3x3, global_mean, initialise, scaled
+from edgetta.models.normalise import Normalise
+
+
+class ResNet(nn.Module):
+    """(N, 3, H, W) in [0, 1] -> (N, num_classes) logits. Four stages of `counts` blocks.
+
+    `bottleneck` chooses the 1x1-3x3-1x1 block of ResNet-50. `width` multiplies every channel count.
+    """
+
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
+    def __init__(self, counts: Sequence[int], bottleneck: bool, *, num_classes: int = 10, width: float = 1.0) -> None:
+        super().__init__()
+        block = _Bottleneck if bottleneck else _BasicBlock
+        planes = [scaled(c, width) for c in (64, 128, 256, 512)]
+        self.normalise = Normalise()
+        self.conv1 = conv3x3(3, planes[0])
+        self.bn1 = nn.BatchNorm2d(planes[0])
+        self.relu = nn.ReLU()
+        channels = planes[0]
+        for index, (count, plane) in enumerate(zip(counts, planes, strict=True)):
+            blocks = []
+            for position in range(count):
+                blocks.append(block(channels, plane, 2 if index and position == 0 else 1))
+                channels = plane * block.expansion
+            self.add_module(f"layer{index + 1}", nn.Sequential(*blocks))
+        self.linear = nn.Linear(channels, num_classes)
+        initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(self.normalise(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.linear(global_mean(x))
+
+
+def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    if stride == 1 and inputs == outputs:
+        return nn.Sequential()
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs))
+
+
+class _BasicBlock(nn.Module):
+    expansion: ClassVar[int] = 1
+
+    def __init__(self, inputs: int, plane: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = conv3x3(inputs, plane, stride)
+        self.bn1 = nn.BatchNorm2d(plane)
+        self.conv2 = conv3x3(plane, plane)
+        self.bn2 = nn.BatchNorm2d(plane)
+        self.shortcut = _shortcut(inputs, plane, stride)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+
+
+class _Bottleneck(nn.Module):
+    expansion: ClassVar[int] = 4
+
+    def __init__(self, inputs: int, plane: int, stride: int) -> None:
+        super().__init__()
+        outputs = plane * self.expansion
+        self.conv1 = nn.Conv2d(inputs, plane, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(plane)
+        self.conv2 = conv3x3(plane, plane, stride)
+        self.bn2 = nn.BatchNorm2d(plane)
+        self.conv3 = nn.Conv2d(plane, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.shortcut = _shortcut(inputs, outputs, stride)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        return self.relu(self.bn3(self.conv3(out)) + self.shortcut(x))
