@@ -1,0 +1,1 @@
+"""What the workstation does before a model ships."""

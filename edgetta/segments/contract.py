@@ -1,0 +1,142 @@
+"""The one contract of every engine: `forward(x) -> (y, residuals)` and `input_gradient(residuals, grad_y) -> grad_x`.
+
+A segment is a frozen part of the backbone. Between forward and backward it keeps residuals, as few bits as the exact
+gradient needs: a mask per ReLU, a scale per normalised channel. Engines hand over masks as booleans; `packing.py`
+keeps them as bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from edgetta.segments.graph import Graph, Value
+from edgetta.segments.packing import pack_code, pack_mask, unpack_code, unpack_mask
+
+GradientMode = Literal["exact", "recompute", "local"]
+ResidualKind = Literal["mask", "code", "scale", "float"]
+
+
+@dataclass(frozen=True)
+class Residual:
+    """A value that the forward graph gives to the backward graph.
+
+    kind   mask: one bit per element; code: eight bits per element, a number in [low, high] rounded to steps of
+           (high - low) / 255; scale: a small per-channel tensor, kept as it is; float: an activation, kept as it is
+    """
+
+    value: Value
+    kind: ResidualKind
+    low: float = 0.0
+    high: float = 1.0
+
+    @property
+    def error_bound(self) -> float:
+        """Largest absolute rounding error of one element once packed (0 for masks, scales and floats)."""
+        return (self.high - self.low) / 510.0 if self.kind == "code" else 0.0
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        """The tensor as it is kept: bits for a mask, bytes for a code."""
+        if self.kind == "mask":
+            return pack_mask(tensor)
+        return pack_code(tensor, self.low, self.high) if self.kind == "code" else tensor
+
+    def unpack(self, kept: Tensor, batch: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The tensor as the backward graph takes it."""
+        if self.kind == "mask":
+            return unpack_mask(kept, self.value.with_batch(batch))
+        return unpack_code(kept, self.low, self.high, dtype) if self.kind == "code" else kept
+
+    def kept_bytes(self, batch: int, float_bytes: int = 4) -> int:
+        """Bytes kept between forward and backward for a batch."""
+        elements = self.value.elements(batch)
+        if self.kind == "mask":
+            return (elements + 7) // 8
+        return elements if self.kind == "code" else elements * float_bytes
+
+
+@dataclass(frozen=True)
+class SegmentGraphs:
+    """The derived graphs of one frozen part, the same for every engine.
+
+    forward    inputs "x", the state, "ema_momentum" where there is state, the biases;
+               outputs y, the new state in the order of `state`, then the residuals
+    backward   inputs the residuals and "grad_y"; outputs grad_x, then the gradients of the biases
+    recompute  inputs those of `forward` and "grad_y"; outputs as `backward`, rebuilding the residuals on the way
+    """
+
+    forward: Graph
+    backward: Graph | None
+    recompute: Graph | None
+    residuals: tuple[Residual, ...] = ()
+    state: Mapping[str, str] = field(default_factory=dict)
+    initial_state: Mapping[str, Tensor] = field(default_factory=dict)
+    initial_biases: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def input(self) -> Value:
+        return self.forward.values["x"]
+
+    @property
+    def output(self) -> Value:
+        return self.forward.values[self.forward.outputs[0]]
+
+    def kept_bytes(self, batch: int, gradient: GradientMode, float_bytes: int = 4) -> int:
+        """Bytes that this segment itself keeps; its input, which `recompute` needs, is its neighbour's to count."""
+        if gradient == "exact":
+            return sum(residual.kept_bytes(batch, float_bytes) for residual in self.residuals)
+        if gradient == "recompute":
+            return sum(tensor.numel() * float_bytes for tensor in self.initial_state.values())
+        return 0
+
+
+@dataclass
+class Residuals:
+    """What one forward left for its backward, by name: masks and codes packed, the rest as it is.
+
+    `shared` holds what somebody else keeps anyway (the segment's input, which is the meta-network's input too).
+    """
+
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    shared: dict[str, Tensor] = field(default_factory=dict)
+    batch: int = 0
+
+    def kept_bytes(self) -> int:
+        """Bytes held for this segment alone."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.kept.values())
+
+
+class Segment(Protocol):
+    """A frozen part in some engine. All tensors are torch tensors on the engine's device."""
+
+    graphs: SegmentGraphs
+    gradient: GradientMode
+    state: dict[str, Tensor]
+    biases: dict[str, Tensor]
+
+    def forward(self, x: Tensor, *, keep: bool = True, momentum: float = 0.1) -> tuple[Tensor, Residuals]:
+        """y for x (N, ...), and the residuals when `keep` is set; running statistics move by `momentum`."""
+        ...
+
+    def input_gradient(self, residuals: Residuals, grad_y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """grad_x for grad_y, and the gradients of the adaptable biases by name."""
+        ...
+
+
+def describe(residuals: Sequence[Residual]) -> list[dict[str, Any]]:
+    """Residuals as JSON-compatible data."""
+    return [
+        {
+            "name": r.value.name,
+            "shape": list(r.value.shape),
+            "dtype": r.value.dtype,
+            "kind": r.kind,
+            "low": r.low,
+            "high": r.high,
+        }
+        for r in residuals
+    ]

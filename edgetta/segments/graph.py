@@ -1,0 +1,235 @@
+"""A frozen computation as plain data: nodes named after ONNX operators, with constants beside them.
+
+One `Graph` serves every engine. The torch engine runs it node by node, `edgetta.export.onnx_writer` writes it as ONNX
+for ONNX Runtime and TensorRT. Dimension 0 of every activation is the batch and is written `BATCH`; all other
+dimensions are fixed when the graph is made.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from edgetta.errors import BundleError
+
+BATCH = -1
+# Stands for the batch while shapes are inferred on meta tensors: a prime larger than any layer is wide.
+_BATCH_PROBE = 7919
+_MAX_NODES = 100_000
+
+
+@dataclass(frozen=True)
+class Value:
+    """Name, shape (`BATCH` in place of the batch) and dtype ("float" or "bool") of one tensor in a graph."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float"
+
+    def with_batch(self, batch: int) -> tuple[int, ...]:
+        return tuple(batch if size == BATCH else size for size in self.shape)
+
+    def elements(self, batch: int) -> int:
+        count = 1
+        for size in self.with_batch(batch):
+            count *= size
+        return count
+
+    @property
+    def per_sample(self) -> bool:
+        return BATCH in self.shape
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator with one output. An optional input that is absent is the empty string, as in ONNX."""
+
+    op: str
+    inputs: tuple[str, ...]
+    output: str
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes in topological order.
+
+    `values` describes every input and every node's output; `constants` holds the weights by name.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    nodes: tuple[Node, ...]
+    values: Mapping[str, Value]
+    constants: Mapping[str, torch.Tensor]
+
+    def producers(self) -> dict[str, Node]:
+        return {node.output: node for node in self.nodes}
+
+    def consumers(self) -> dict[str, list[Node]]:
+        uses: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for name in dict.fromkeys(node.inputs):
+                uses.setdefault(name, []).append(node)
+        return uses
+
+    def pruned(self) -> Graph:
+        """The same graph without nodes, values and constants that no output depends on."""
+        needed = set(self.outputs)
+        kept: list[Node] = []
+        for node in reversed(self.nodes):
+            if node.output in needed:
+                kept.append(node)
+                needed.update(node.inputs)
+        constants = {name: tensor for name, tensor in self.constants.items() if name in needed}
+        values = {name: value for name, value in self.values.items() if name in needed or name in self.inputs}
+        return Graph(self.inputs, self.outputs, tuple(reversed(kept)), values, constants)
+
+    def to(self, dtype: torch.dtype) -> Graph:
+        """The same graph with floating-point constants in `dtype`."""
+        constants = {k: v.to(dtype) if v.is_floating_point() else v for k, v in self.constants.items()}
+        return Graph(self.inputs, self.outputs, self.nodes, self.values, constants)
+
+    def to_json(self) -> dict[str, Any]:
+        """Structure without the constants, as JSON-compatible data."""
+        return {
+            "inputs": list(self.inputs),
+            "outputs": list(self.outputs),
+            "constants": sorted(self.constants),
+            "values": [[v.name, list(v.shape), v.dtype] for v in self.values.values()],
+            "nodes": [[n.op, list(n.inputs), n.output, dict(n.attributes)] for n in self.nodes],
+        }
+
+    @staticmethod
+    def from_json(data: Any, constants: Mapping[str, torch.Tensor]) -> Graph:
+        """Rebuild a graph from `to_json` data; raises `BundleError` for anything that is not a well-formed graph."""
+        from edgetta.segments.operators import OPERATORS
+
+        try:
+            values = {
+                str(name): Value(str(name), tuple(int(s) for s in shape), str(dtype))
+                for name, shape, dtype in data["values"]
+            }
+            nodes = tuple(
+                Node(str(op), tuple(map(str, inputs)), str(output), dict(attributes))
+                for op, inputs, output, attributes in data["nodes"]
+            )
+            names = [str(name) for name in data["constants"]]
+            graph = Graph(
+                tuple(map(str, data["inputs"])),
+                tuple(map(str, data["outputs"])),
+                nodes,
+                values,
+                {name: constants[name] for name in names},
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleError(f"a graph in the bundle is malformed ({error!r}); export the bundle again") from error
+        if len(nodes) > _MAX_NODES:
+            raise BundleError(f"a graph in the bundle has {len(nodes)} nodes, more than the {_MAX_NODES} allowed")
+        known = {"", *graph.inputs, *graph.constants}
+        for node in nodes:
+            if node.op not in OPERATORS:
+                raise BundleError(f"the bundle uses operator {node.op!r}, which this edgetta does not know; update it")
+            missing = [name for name in node.inputs if name not in known]
+            if missing or node.output in known or node.output not in values:
+                raise BundleError(f"a graph in the bundle is malformed at {node.output!r}; export the bundle again")
+            known.add(node.output)
+        if any(name not in known for name in graph.outputs) or any(name not in values for name in graph.inputs):
+            raise BundleError("a graph in the bundle has an undefined input or output; export the bundle again")
+        return graph
+
+
+class GraphBuilder:
+    """Collects nodes, infers each output's shape and makes names unique."""
+
+    def __init__(self, prefix: str = "v") -> None:
+        self.nodes: list[Node] = []
+        self.values: dict[str, Value] = {}
+        self.constants: dict[str, torch.Tensor] = {}
+        self.inputs: list[str] = []
+        self._prefix = prefix
+        self._count = 0
+
+    @staticmethod
+    def of(graph: Graph, prefix: str) -> GraphBuilder:
+        """A builder that continues `graph`; new values are named with `prefix`."""
+        builder = GraphBuilder(prefix)
+        builder.nodes = list(graph.nodes)
+        builder.values = dict(graph.values)
+        builder.constants = dict(graph.constants)
+        builder.inputs = list(graph.inputs)
+        return builder
+
+    def input(self, name: str, shape: Sequence[int], dtype: str = "float") -> str:
+        self.values[name] = Value(name, tuple(shape), dtype)
+        self.inputs.append(name)
+        return name
+
+    def constant(self, name: str, tensor: torch.Tensor) -> str:
+        """Register a weight; the same name with the same content is stored once."""
+        unique, count = name, 0
+        while unique in self.constants and not _same(self.constants[unique], tensor):
+            count += 1
+            unique = f"{name}.{count}"
+        self.constants[unique] = tensor.detach().contiguous()
+        return unique
+
+    def scalar(self, number: float) -> str:
+        return self.constant(f"scalar.{number!r}", torch.tensor(float(number)))
+
+    def emit(self, op: str, *inputs: str, **attributes: Any) -> str:
+        """Append a node and return the name of its output."""
+        self._count += 1
+        name = f"{self._prefix}{self._count}"
+        shape, dtype = self._infer(op, inputs, attributes)
+        self.values[name] = Value(name, shape, dtype)
+        self.nodes.append(Node(op, tuple(inputs), name, attributes))
+        return name
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        if name in self.constants:
+            return tuple(self.constants[name].shape)
+        return self.values[name].shape
+
+    def graph(self, outputs: Iterable[str]) -> Graph:
+        return Graph(tuple(self.inputs), tuple(outputs), tuple(self.nodes), self.values, self.constants).pruned()
+
+    def _infer(self, op: str, inputs: Sequence[str], attributes: Mapping[str, Any]) -> tuple[tuple[int, ...], str]:
+        from edgetta.segments.operators import OPERATORS
+
+        operator: Callable[..., torch.Tensor] = OPERATORS[op]
+        arguments = [self._probe(name) for name in inputs]
+        result = operator(*arguments, **attributes)
+        shape = []
+        for size in result.shape:
+            if size != _BATCH_PROBE and size % _BATCH_PROBE == 0 and size > 0:
+                raise ValueError(f"{op} merges the batch with another dimension")
+            shape.append(BATCH if size == _BATCH_PROBE else int(size))
+        return tuple(shape), "bool" if result.dtype == torch.bool else "float"
+
+    def _probe(self, name: str) -> torch.Tensor | None:
+        if not name:
+            return None
+        if name in self.constants:
+            return self.constants[name].to("meta")
+        value = self.values[name]
+        return torch.empty(
+            value.with_batch(_BATCH_PROBE), device="meta", dtype=torch.bool if value.dtype == "bool" else torch.float32
+        )
+
+
+def load_graph(text: str, constants: Mapping[str, torch.Tensor]) -> Graph:
+    """Parse the JSON text of a graph; raises `BundleError` when it is not one."""
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise BundleError(f"a graph in the bundle is not JSON ({error}); export the bundle again") from error
+    return Graph.from_json(data, constants)
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a is b or (a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b))

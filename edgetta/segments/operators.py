@@ -1,0 +1,183 @@
+"""What each operator of a `Graph` means, in torch. Names and attributes follow ONNX opset 17.
+
+`Silu`, `Gelu`, `ChannelMean`, `ChannelVariance` are not ONNX operators of that opset: here they are one fused torch
+call, and `edgetta.export.onnx_writer` spells them out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    strides: Sequence[int],
+    pads: Sequence[int],
+    dilations: Sequence[int],
+    group: int,
+) -> Tensor:
+    top, left, bottom, right = pads
+    if (top, left) != (bottom, right):
+        x = F.pad(x, (left, right, top, bottom))
+        top = left = 0
+    return F.conv2d(x, weight, bias, tuple(strides), (top, left), tuple(dilations), group)
+
+
+def conv_transpose(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    strides: Sequence[int],
+    pads: Sequence[int],
+    dilations: Sequence[int],
+    group: int,
+    output_padding: Sequence[int],
+) -> Tensor:
+    top, left, bottom, right = pads
+    if (top, left) == (bottom, right):
+        return F.conv_transpose2d(
+            x, weight, bias, tuple(strides), (top, left), tuple(output_padding), group, tuple(dilations)
+        )
+    # Asymmetric padding crops the full result.
+    y = F.conv_transpose2d(x, weight, bias, tuple(strides), 0, tuple(output_padding), group, tuple(dilations))
+    return y[:, :, top : y.shape[2] - bottom, left : y.shape[3] - right].contiguous()
+
+
+def batch_normalization(
+    x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor, *, epsilon: float
+) -> Tensor:
+    return F.batch_norm(x, mean, var, scale, bias, False, 0.0, epsilon)
+
+
+def channel_mean(x: Tensor) -> Tensor:
+    """(N, C, H, W) -> (C,)"""
+    return x.mean(_other_axes(x))
+
+
+def channel_variance(x: Tensor, mean: Tensor) -> Tensor:
+    """(N, C, H, W), (C,) -> (C,), the biased variance that BatchNorm normalises with."""
+    return torch.var(x, _other_axes(x), correction=0)
+
+
+def reshape(x: Tensor, *, shape: Sequence[int]) -> Tensor:
+    return x.reshape([x.shape[i] if size == 0 else size for i, size in enumerate(shape)])
+
+
+def slice_(
+    x: Tensor, *, axes: Sequence[int], starts: Sequence[int], ends: Sequence[int], steps: Sequence[int]
+) -> Tensor:
+    index = [slice(None)] * x.dim()
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        index[axis] = slice(start, end, step)
+    return x[tuple(index)]
+
+
+def pad(x: Tensor, *, pads: Sequence[int], value: float = 0.0) -> Tensor:
+    """`pads` holds the starts of all axes, then the ends of all axes."""
+    rank = x.dim()
+    reverse = [size for axis in reversed(range(rank)) for size in (pads[axis], pads[axis + rank])]
+    return F.pad(x, reverse, value=value)
+
+
+def max_pool(
+    x: Tensor, *, kernel_shape: Sequence[int], strides: Sequence[int], pads: Sequence[int], ceil_mode: int = 0
+) -> Tensor:
+    return F.max_pool2d(x, tuple(kernel_shape), tuple(strides), tuple(pads[:2]), ceil_mode=bool(ceil_mode))
+
+
+def average_pool(
+    x: Tensor,
+    *,
+    kernel_shape: Sequence[int],
+    strides: Sequence[int],
+    pads: Sequence[int],
+    ceil_mode: int = 0,
+    count_include_pad: int = 1,
+) -> Tensor:
+    return F.avg_pool2d(
+        x, tuple(kernel_shape), tuple(strides), tuple(pads[:2]), bool(ceil_mode), bool(count_include_pad)
+    )
+
+
+def clip(x: Tensor, *, min: float, max: float) -> Tensor:
+    return torch.clamp(x, min, max)
+
+
+def reduce_mean(x: Tensor, *, axes: Sequence[int], keepdims: int) -> Tensor:
+    return x.mean(tuple(axes), keepdim=bool(keepdims))
+
+
+def reduce_sum(x: Tensor, *, axes: Sequence[int], keepdims: int) -> Tensor:
+    return x.sum(tuple(axes), keepdim=bool(keepdims))
+
+
+def where(condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    return torch.where(condition, x, y)
+
+
+def masked(x: Tensor, mask: Tensor) -> Tensor:
+    """x where the mask is true, 0 elsewhere: the gradient of ReLU. ONNX: Mul(x, Cast(mask))."""
+    return x * mask
+
+
+def concat(*inputs: Tensor, axis: int) -> Tensor:
+    return torch.cat(inputs, axis)
+
+
+def _other_axes(x: Tensor) -> tuple[int, ...]:
+    """All axes but the channel: (N, C, H, W) -> 0, 2, 3."""
+    return tuple(axis for axis in range(x.dim()) if axis != 1)
+
+
+OPERATORS: dict[str, Callable[..., Tensor]] = {
+    "Conv": conv,
+    "ConvTranspose": conv_transpose,
+    "BatchNormalization": batch_normalization,
+    "ChannelMean": channel_mean,
+    "ChannelVariance": channel_variance,
+    "MatMul": torch.matmul,
+    "Add": torch.add,
+    "Sub": torch.sub,
+    "Mul": torch.mul,
+    "Div": torch.div,
+    "Max": torch.maximum,
+    "Neg": torch.neg,
+    "Exp": torch.exp,
+    "Sqrt": torch.sqrt,
+    "Reciprocal": torch.reciprocal,
+    "Relu": torch.relu,
+    "Clip": clip,
+    "Sigmoid": torch.sigmoid,
+    "Tanh": torch.tanh,
+    "Erf": torch.erf,
+    "Silu": F.silu,
+    "Gelu": F.gelu,
+    "HardSwish": F.hardswish,
+    "HardSigmoid": lambda x, *, alpha, beta: torch.clamp(alpha * x + beta, 0.0, 1.0),
+    "Softmax": lambda x, *, axis: torch.softmax(x, axis),
+    "Greater": torch.gt,
+    "Less": torch.lt,
+    "Equal": torch.eq,
+    "And": torch.logical_and,
+    "Or": torch.logical_or,
+    "Not": torch.logical_not,
+    "Where": where,
+    "Masked": masked,
+    "ReduceMean": reduce_mean,
+    "ReduceSum": reduce_sum,
+    "Reshape": reshape,
+    "Transpose": lambda x, *, perm: x.permute(tuple(perm)),
+    "Concat": concat,
+    "Slice": slice_,
+    "Pad": pad,
+    "MaxPool": max_pool,
+    "AveragePool": average_pool,
+}

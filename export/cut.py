@@ -1,0 +1,183 @@
+"""Cut a traced model into stem, parts and classifier.
+
+A cut is a value through which everything passes: removing it separates the image from the logits. Cuts are given as
+module names (the cut is that module's output) or chosen here, shallow layers finer, as EcoTTA does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgetta.errors import UsageError
+from edgetta.export.trace import Trace
+from edgetta.segments.graph import Graph, Node
+
+_ACTIVATIONS = ("Relu", "Clip", "Silu", "Gelu", "HardSwish")
+
+
+@dataclass(frozen=True)
+class CutModel:
+    """A model cut in K + 2 graphs, each with one input "x" and one output.
+
+    `names` are the module names after which it was cut: the stem's end, then the end of each part.
+    """
+
+    stem: Graph
+    parts: tuple[Graph, ...]
+    classifier: Graph
+    names: tuple[str, ...]
+
+
+def cut(trace: Trace, names: Sequence[str] | None = None, parts: int = 4) -> CutModel:
+    """Cut after the modules in `names` (stem's end, then each part's end), or automatically into `parts` parts.
+
+    Raises `UsageError` naming the nearest legal cut when a module is unknown or its output is not a legal cut, and
+    when the cuts are fewer than two or out of order.
+    """
+    order = legal_cuts(trace)
+    chosen = tuple(names) if names else automatic_cuts(trace, parts)
+    if len(chosen) < 2:
+        raise UsageError("at least two cuts are needed: the end of the stem and the end of the first part")
+    legal = list(order.values())
+    points = []
+    for name in chosen:
+        value = trace.module_outputs.get(name)
+        if value is None or value not in legal:
+            raise UsageError(_explain(trace, name, order))
+        points.append(value)
+    positions = [legal.index(value) for value in points]
+    for i in range(1, len(positions)):
+        if positions[i] <= positions[i - 1]:
+            raise UsageError(
+                f"cut {chosen[i]!r} does not come after {chosen[i - 1]!r}; list the cuts from input to output"
+            )
+    borders = [trace.graph.inputs[0], *points, trace.graph.outputs[0]]
+    graphs = [_between(trace.graph, a, b) for a, b in zip(borders, borders[1:], strict=False)]
+    return CutModel(graphs[0], tuple(graphs[1:-1]), graphs[-1], chosen)
+
+
+def legal_cuts(trace: Trace) -> dict[str, str]:
+    """Module name -> value, for every module whose output separates the graph, from input to output.
+
+    Of several modules with the same output the outermost is named.
+    """
+    graph = trace.graph
+    last_use = {name: i for i, node in enumerate(graph.nodes) for name in node.inputs if name in graph.values}
+    last_use[graph.outputs[0]] = len(graph.nodes)
+    live: set[str] = set(graph.inputs)
+    separating: list[str] = []
+    for i, node in enumerate(graph.nodes):
+        live.add(node.output)
+        live = {name for name in live if last_use.get(name, -1) > i}
+        if live == {node.output}:
+            separating.append(node.output)
+    named: dict[str, str] = {}
+    for path, value in trace.module_outputs.items():
+        current = named.get(value)
+        if current is None or path.count(".") < current.count("."):
+            named[value] = path
+    return {named[value]: value for value in separating if value in named and value != graph.outputs[0]}
+
+
+def automatic_cuts(trace: Trace, parts: int) -> tuple[str, ...]:
+    """Cuts that give each part about the same number of activation elements, so that shallow layers are cut finer."""
+    graph = trace.graph
+    position = {node.output: i for i, node in enumerate(graph.nodes)}
+    legal = sorted(legal_cuts(trace).items(), key=lambda item: position[item[1]])
+    legal = [(name, value) for name, value in legal if _is_feature(graph, value)]
+    blocks = _blocks(trace, legal, position)
+    if len(blocks) < parts + 1:
+        raise UsageError(
+            f"the model has {max(len(blocks) - 1, 0)} places where a part can end, fewer than the {parts} parts asked "
+            "for; ask for fewer parts, or name the cuts"
+        )
+    cost = [
+        sum(_elements(graph, node) for node in graph.nodes[position[a[1]] + 1 : position[b[1]] + 1])
+        for a, b in zip(blocks, blocks[1:], strict=False)
+    ]
+    return blocks[0][0], *(blocks[i + 1][0] for i in _balanced(cost, parts))
+
+
+def _balanced(cost: Sequence[float], parts: int) -> list[int]:
+    """Indices of the last block of each part: contiguous groups with the smallest sum of squared costs."""
+    count = len(cost)
+    prefix = [0.0]
+    for value in cost:
+        prefix.append(prefix[-1] + value)
+    best = {(0, 0): (0.0, -1)}
+    for part in range(1, parts + 1):
+        for end in range(part, count + 1):
+            options = [
+                (best[part - 1, begin][0] + (prefix[end] - prefix[begin]) ** 2, begin)
+                for begin in range(part - 1, end)
+                if (part - 1, begin) in best
+            ]
+            best[part, end] = min(options)
+    ends, end = [], count
+    for part in range(parts, 0, -1):
+        ends.append(end - 1)
+        end = best[part, end][1]
+    return ends[::-1]
+
+
+def _is_feature(graph: Graph, value: str) -> bool:
+    """A feature map or a sequence of tokens: not yet pooled to a vector."""
+    shape = graph.values[value].shape
+    return (len(shape) == 4 and math.prod(shape[2:]) > 1) or (len(shape) == 3 and shape[1] > 1)
+
+
+def _blocks(trace: Trace, legal: Sequence[tuple[str, str]], position: dict[str, int]) -> list[tuple[str, str]]:
+    """Where parts may end, the stem's end first: the outputs of blocks, or of activations in a plain network."""
+    graph = trace.graph
+    parents = {path.rsplit(".", i)[0] for path in trace.module_outputs for i in range(1, path.count(".") + 1)}
+    blocks = [(name, value) for name, value in legal if name in parents]
+    previous = -1
+    for i, (name, value) in enumerate(blocks):
+        between = graph.nodes[previous + 1 : position[value] + 1]
+        previous = position[value]
+        if sum(node.op in ("Conv", "MatMul") for node in between) < 2:
+            continue  # still the stem: a block has at least two convolutions or matrix products
+        before = [cut for cut in legal if position[cut[1]] < position[value] and not cut[0].startswith(name + ".")]
+        if before:
+            return [before[-1], *blocks[i:]]
+    producers = graph.producers()
+    return [(name, value) for name, value in legal if producers[value].op in (*_ACTIVATIONS, "MaxPool", "AveragePool")]
+
+
+def _elements(graph: Graph, node: Node) -> int:
+    return graph.values[node.output].elements(1)
+
+
+def _between(graph: Graph, source: str, target: str) -> Graph:
+    """The sub-graph from value `source`, renamed "x", to value `target`."""
+
+    def rename(name: str) -> str:
+        return "x" if name == source else name
+
+    needed, nodes = {target}, []
+    for node in reversed(graph.nodes):
+        if node.output in needed and node.output != source:
+            nodes.append(Node(node.op, tuple(rename(name) for name in node.inputs), node.output, node.attributes))
+            needed.update(node.inputs)
+    values = {name: value for name, value in graph.values.items() if name in needed and name != source}
+    entry = graph.values[source]
+    values["x"] = type(entry)("x", entry.shape, entry.dtype)
+    return Graph(("x",), (target,), tuple(reversed(nodes)), values, graph.constants).pruned()
+
+
+def _explain(trace: Trace, name: str, order: dict[str, str]) -> str:
+    legal = list(order)
+    if name not in trace.module_outputs:
+        import difflib
+
+        close = difflib.get_close_matches(name, legal, 1, 0.0)
+        return f"the model has no module {name!r}; the nearest legal cut is {close[0] if close else 'none'!r}"
+    producers = {node.output: i for i, node in enumerate(trace.graph.nodes)}
+    place = producers[trace.module_outputs[name]]
+    nearest = min(legal, key=lambda other: abs(producers[order[other]] - place))
+    return (
+        f"the model cannot be cut after {name!r}: another value (a shortcut, say) crosses there; "
+        f"the nearest legal cut is {nearest!r}"
+    )

@@ -1,0 +1,186 @@
+"""Write a `Graph` as ONNX, opset 17 and IR version 8 by default, which JetPack 5's runtimes still read.
+
+Weights are not repeated in every file: the ONNX files of a segment point into its one `.safetensors` file, which the
+torch engine reads too. Operators that ONNX does not have at that opset, or that TensorRT's parser refuses, are spelled
+out here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from edgetta.errors import MissingDependencyError
+from edgetta.segments.graph import BATCH, Graph, Node
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSET = 17
+IR_VERSION = 8
+
+
+def to_onnx(graph: Graph, name: str, weights: Path | None = None, opset: int = OPSET) -> onnx.ModelProto:
+    """The graph as an ONNX model whose activations are float32 and whose batch is dynamic.
+
+    With `weights`, the path of a `.safetensors` file that holds the graph's constants, they are external data in that
+    file (its name only: it must lie beside the ONNX file). Without it they are stored inside.
+    Raises `MissingDependencyError` where the onnx package is absent.
+    """
+    try:
+        import onnx
+        from onnx import TensorProto, helper, numpy_helper
+    except ImportError as error:
+        raise MissingDependencyError("writing ONNX needs the onnx package: pip install 'edgetta[export]'") from error
+
+    offsets = tensor_offsets(weights) if weights else {}
+    writer = _Writer(graph)
+    for node in graph.nodes:
+        writer.write(node)
+    initializers = []
+    for constant, tensor in {**graph.constants, **writer.constants}.items():
+        array = tensor.contiguous().numpy()
+        if weights and constant in offsets:
+            proto = TensorProto(name=constant, data_type=TensorProto.FLOAT, dims=list(array.shape))
+            start, length = offsets[constant]
+            proto.data_location = TensorProto.EXTERNAL
+            for key, value in (("location", weights.name), ("offset", start), ("length", length)):
+                proto.external_data.add(key=key, value=str(value))
+        else:
+            proto = numpy_helper.from_array(array, constant)
+        initializers.append(proto)
+
+    def info(value_name: str) -> onnx.ValueInfoProto:
+        value = graph.values[value_name]
+        kind = TensorProto.BOOL if value.dtype == "bool" else TensorProto.FLOAT
+        return helper.make_tensor_value_info(value_name, kind, ["batch" if s == BATCH else s for s in value.shape])
+
+    proto_graph = helper.make_graph(
+        writer.nodes, name, [info(n) for n in graph.inputs], [info(n) for n in graph.outputs], initializers
+    )
+    model = helper.make_model(proto_graph, opset_imports=[helper.make_opsetid("", opset)], producer_name="edgetta")
+    model.ir_version = IR_VERSION
+    return model
+
+
+def tensor_offsets(path: Path) -> dict[str, tuple[int, int]]:
+    """Absolute offset and length in bytes of every tensor in a `.safetensors` file."""
+    with path.open("rb") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(size))
+    return {
+        name: (8 + size + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
+
+class _Writer:
+    """ONNX nodes for graph nodes; attributes that ONNX takes as inputs become small constants."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.nodes: list[Any] = []
+        self.constants: dict[str, torch.Tensor] = {}
+
+    def write(self, node: Node) -> None:
+        expansion = _EXPANSIONS.get(node.op)
+        if expansion is not None:
+            expansion(self, node)
+            return
+        attributes = {key: value for key, value in node.attributes.items() if key not in _AS_INPUT.get(node.op, ())}
+        inputs = list(node.inputs)
+        for key in _AS_INPUT.get(node.op, ()):
+            inputs.append(self._as_input(node, key))
+        if node.op == "ReduceSum":
+            inputs.append(self.integers(node.attributes["axes"]))
+            attributes.pop("axes")
+        self.emit(node.op, inputs, node.output, attributes)
+
+    def emit(self, op: str, inputs: list[str], output: str, attributes: Mapping[str, Any] | None = None) -> str:
+        from onnx import helper
+
+        self.nodes.append(helper.make_node(op, inputs, [output], name=f"{op}_{output}", **(attributes or {})))
+        return output
+
+    def integers(self, numbers: Any) -> str:
+        values = [int(n) for n in numbers]
+        name = "int." + ".".join(map(str, values))
+        self.constants[name] = torch.tensor(values, dtype=torch.int64)
+        return name
+
+    def number(self, value: float) -> str:
+        name = f"number.{value!r}"
+        self.constants[name] = torch.tensor(value, dtype=torch.float32)
+        return name
+
+    def rank(self, name: str) -> int:
+        constant = self.graph.constants.get(name)
+        return constant.dim() if constant is not None else len(self.graph.values[name].shape)
+
+    def _as_input(self, node: Node, key: str) -> str:
+        value = node.attributes[key]
+        return self.number(float(value)) if isinstance(value, float) else self.integers(value)
+
+
+_AS_INPUT: dict[str, tuple[str, ...]] = {
+    "Reshape": ("shape",),
+    "Slice": ("starts", "ends", "axes", "steps"),
+    "Pad": ("pads", "value"),
+    "Clip": ("min", "max"),
+}
+
+
+def _masked(w: _Writer, node: Node) -> None:
+    x, mask = node.inputs
+    cast = w.emit("Cast", [mask], f"{node.output}.mask", {"to": 1})
+    w.emit("Mul", [x, cast], node.output)
+
+
+def _silu(w: _Writer, node: Node) -> None:
+    gate = w.emit("Sigmoid", list(node.inputs), f"{node.output}.gate")
+    w.emit("Mul", [node.inputs[0], gate], node.output)
+
+
+def _gelu(w: _Writer, node: Node) -> None:
+    x, y = node.inputs[0], node.output
+    erf = w.emit("Erf", [w.emit("Mul", [x, w.number(math.sqrt(0.5))], f"{y}.scaled")], f"{y}.erf")
+    half = w.emit("Mul", [x, w.emit("Add", [erf, w.number(1.0)], f"{y}.sum")], f"{y}.product")
+    w.emit("Mul", [half, w.number(0.5)], y)
+
+
+def _channel_mean(w: _Writer, node: Node) -> None:
+    axes = [axis for axis in range(w.rank(node.inputs[0])) if axis != 1]
+    w.emit("ReduceMean", [node.inputs[0]], node.output, {"axes": axes, "keepdims": 0})
+
+
+def _channel_variance(w: _Writer, node: Node) -> None:
+    """mean((x - mean)^2), two passes: E[x^2] - mean^2 would cancel where a channel is nearly constant."""
+    x, mean = node.inputs
+    rank = w.rank(x)
+    column = w.emit("Reshape", [mean, w.integers([1, -1, *([1] * (rank - 2))])], f"{node.output}.mean")
+    centred = w.emit("Sub", [x, column], f"{node.output}.centred")
+    square = w.emit("Mul", [centred, centred], f"{node.output}.square")
+    axes = [axis for axis in range(rank) if axis != 1]
+    w.emit("ReduceMean", [square], node.output, {"axes": axes, "keepdims": 0})
+
+
+_EXPANSIONS: dict[str, Callable[[_Writer, Node], None]] = {
+    "Masked": _masked,
+    "Silu": _silu,
+    "Gelu": _gelu,
+    "ChannelMean": _channel_mean,
+    "ChannelVariance": _channel_variance,
+}
+
+
+def weights_as_numpy(graph: Graph) -> dict[str, np.ndarray]:
+    """The graph's constants as float32 arrays."""
+    return {name: tensor.float().contiguous().numpy() for name, tensor in graph.constants.items()}

@@ -1,0 +1,149 @@
+"""Trace a torch model into a `Graph`, remembering which module made which value.
+
+Tracing is `torch.export` (public API) followed by a lowering of its operators, one rule each, in `aten.py`. The model
+must be in eval mode: statistics become constants, and a BatchNorm policy decides later what becomes of them.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgetta.errors import EdgettaError, UsageError
+from edgetta.export.aten import RULES, Lowering
+from edgetta.segments.graph import BATCH, Graph
+
+_EXAMPLE_BATCH = 4  # batches of 0 and 1 would be specialised
+
+
+class TraceError(EdgettaError):
+    """The model cannot be traced, or uses an operator that has no rule."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A whole model as one graph.
+
+    `graph` takes images (N, C, H, W) and gives logits (N, classes). `module_outputs` maps a module's path, as in
+    `named_modules()`, to the value that it returns.
+    """
+
+    graph: Graph
+    module_outputs: Mapping[str, str]
+
+
+def trace(model: nn.Module | torch.export.ExportedProgram, input_shape: tuple[int, int, int]) -> Trace:
+    """Trace `model` for images of `input_shape` (C, H, W) and any batch size.
+
+    Raises `UsageError` when the model is in training mode, `TraceError` when it cannot be traced or uses an operator
+    that edgetta does not know.
+    """
+    program = model if isinstance(model, torch.export.ExportedProgram) else _export(model, input_shape)
+    program = program.run_decompositions({})
+    constants = {**program.state_dict, **program.constants}
+    signature = program.graph_signature
+    tensors = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    if len(signature.user_inputs) != 1 or len(signature.user_outputs) != 1:
+        raise TraceError("the model must take one tensor of images and return one tensor; wrap it so that it does")
+
+    lowering = Lowering()
+    known: dict[str, Any] = {}
+    module_outputs: dict[str, str] = {}
+    outputs: list[str] = []
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            if node.name in tensors:
+                target = tensors[node.name]
+                known[node.name] = (
+                    constants[target].detach().to(torch.float32).cpu()
+                    if _floating(constants[target])
+                    else constants[target].detach().cpu()
+                )
+                lowering.names[id(known[node.name])] = target
+            else:
+                shape = (BATCH, *input_shape)
+                known[node.name] = lowering.builder.input("x", shape)
+        elif node.op == "output":
+            outputs = [known[argument.name] for argument in node.args[0]]
+        else:
+            known[node.name] = _lower(lowering, node, known)
+            if isinstance(known[node.name], str):
+                for path, _ in (node.meta.get("nn_module_stack") or {}).values():
+                    module_outputs[path] = known[node.name]
+    if not isinstance(outputs[0], str):
+        raise TraceError("the model's output does not depend on its input")
+    graph = lowering.builder.graph(outputs)
+    module_outputs.pop("", None)
+    return Trace(graph, {path: value for path, value in module_outputs.items() if value in graph.values})
+
+
+def read_exported(path: Path) -> torch.export.ExportedProgram:
+    """Load an exported `.pt2` program; raises `TraceError` when the file is not one."""
+    try:
+        return torch.export.load(path)
+    except Exception as error:  # the loader raises many kinds
+        raise TraceError(f"{path} is not a torch.export program ({error}); save it with torch.export.save") from error
+
+
+def _export(model: nn.Module, input_shape: tuple[int, int, int]) -> torch.export.ExportedProgram:
+    training = [name or "the model" for name, module in model.named_modules() if module.training]
+    if training:
+        raise UsageError(f"{training[0]} is in training mode; call model.eval() before exporting")
+    example = torch.zeros(_EXAMPLE_BATCH, *input_shape)
+    batch = torch.export.Dim("batch", min=1, max=65536)
+    try:
+        return torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise TraceError(f"torch.export cannot trace the model at input {input_shape}: {reason}") from error
+
+
+def _lower(lowering: Lowering, node: torch.fx.Node, known: Mapping[str, Any]) -> Any:
+    """The lowered value of one traced call: a value's name, a constant tensor, a tuple of either, or a size."""
+    if node.target is operator.getitem:
+        return known[node.args[0].name][node.args[1]]  # type: ignore[union-attr]
+    arguments = torch.fx.map_arg(node.args, lambda n: known[n.name])
+    keywords = torch.fx.map_arg(node.kwargs, lambda n: known[n.name])
+    target = str(node.target)
+    if target == "aten.sym_size.int":
+        return BATCH
+    flat = [*_flatten(arguments), *_flatten(keywords)]
+    if not any(isinstance(argument, str) and argument in lowering.builder.values for argument in flat):
+        if BATCH not in flat or "view" not in target:
+            try:
+                return node.target(*arguments, **keywords)  # constants alone: compute them now
+            except Exception as error:
+                raise TraceError(f"cannot evaluate {target} on constants: {error}") from error
+    rule = RULES.get(target)
+    if rule is None:
+        where = next(reversed(list((node.meta.get("nn_module_stack") or {"": ("", "")}).values())))[0]
+        raise TraceError(
+            f"operator {target} (in module {where!r}) has no rule in edgetta.export.aten; "
+            "replace the module by one made of known operators, or add a rule"
+        )
+    try:
+        return rule(lowering, node.meta.get("val"), *arguments, **keywords)
+    except ValueError as error:
+        raise TraceError(f"operator {target}: {error}") from error
+
+
+def _flatten(value: Any) -> list[Any]:
+    if isinstance(value, Mapping):
+        return [leaf for item in value.values() for leaf in _flatten(item)]
+    if isinstance(value, list | tuple):
+        return [leaf for item in value for leaf in _flatten(item)]
+    return [value]
+
+
+def _floating(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point()
