@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -15,6 +16,26 @@ def scaled(channels: int, width: float) -> int:
 def conv3x3(inputs: int, outputs: int, stride: int = 1, *, bias: bool = False) -> nn.Conv2d:
     """A 3x3 convolution that keeps the height and width at stride 1 and halves them at stride 2."""
     return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=bias)
+
+
+class Conv2dSame(nn.Conv2d):
+    """A convolution with TensorFlow's SAME padding: output size ceil(input / stride), the odd pixel right and below.
+
+    At stride 1 that is symmetric padding; at stride 2 on an even size it is not, and weights trained one way are wrong
+    the other.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        above, below = _same(x.shape[2], self.kernel_size[0], self.stride[0])
+        left, right = _same(x.shape[3], self.kernel_size[1], self.stride[1])
+        if above == below and left == right:
+            return F.conv2d(x, self.weight, self.bias, self.stride, (above, left), self.dilation, self.groups)
+        return super().forward(F.pad(x, (left, right, above, below)))
+
+
+def _same(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
 
 
 def stage(

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from edgetta.errors import UsageError
 
-CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-IDENTITY = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+Constants = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std, one of each per channel
+
+CIFAR10: Constants = ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
+IMAGENET: Constants = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF: Constants = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+IDENTITY: Constants = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 class Normalise(nn.Module):

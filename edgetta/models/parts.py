@@ -60,7 +60,7 @@ def cuts(model_name: str, parts: int | None = None) -> tuple[str, ...]:
 
 def published_parts(model_name: str) -> PublishedParts:
     """The cut places of a built-in network. Raises UsageError where the name is not built in."""
-    from edgetta.models.registry import architecture
+    from edgetta.models.architectures import architecture
 
     return architecture(model_name).parts
 

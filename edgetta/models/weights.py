@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,26 +19,27 @@ import torch
 from torch import Tensor, nn
 
 from edgetta.errors import EdgettaError
+from edgetta.models.normalise import Constants
 
 # From this torch on, weights_only=True keeps its promise; before, a file could still run code (CVE-2025-32434).
 SAFE_TORCH = (2, 6)
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "last")
-PREFIXES = ("module.", "model.", "net.", "_orig_mod.")
-# Normalisation constants by the names that projects give them: (mean, std).
-NORMALISATION_NAMES = (("input_mean", "input_std"), ("mu", "sigma"), ("mean", "std"), ("0.mean", "0.std"))
-# Weights that some published checkpoints carry and no forward pass uses.
+PREFIXES = ("module.", "model.", "net.", "_orig_mod.", "1.")
+# Input normalisation by the names that projects give it: this project's data, RobustBench, RiFT's wrapper, others.
+CONSTANTS = (("input_mean", "input_std"), ("mu", "sigma"), ("mean", "std"), ("0.mean", "0.std"))
+# Weights that published checkpoints carry and no forward pass uses (wide ResNets of TRADES, RiFT and RobustBench).
 DEAD_PREFIXES = ("sub_block1.",)
+SHOWN = 8  # names listed per kind in an error
+_CONSTANT_NAMES = frozenset(name for pair in CONSTANTS for name in pair)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What a weight file holds: tensors by their unwrapped names, and the input normalisation if it says one."""
+    """What a weight file holds, unwrapped: tensors by name, and the string arrays of an .npz."""
 
     source: str
     tensors: Mapping[str, Tensor]
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    text: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # string arrays of an .npz
+    text: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def read_weights(path: str | Path) -> Weights:
@@ -56,24 +57,56 @@ def read_weights(path: str | Path) -> Weights:
         raw, text = _read_npz(path)
     else:
         raw = _read_checkpoint(path)
-    return _tidy(path, raw, text)
+    return Weights(str(path), _unwrapped(path, raw), text)
 
 
-def put_weights(network: nn.Module, weights: Weights) -> None:
+def without_prefixes(weights: Weights, names: Collection[str]) -> Weights:
+    """Strip what wrappers put before every name: `module.`, `model.`, `net.`, `1.` of a Sequential with normalisation.
+
+    `names` are the network's: as soon as one of them is in the file, nothing more is stripped.
+    """
+    tensors = dict(weights.tensors)
+    while tensors and not any(name in names for name in tensors):
+        bare = [name for name in tensors if name not in _CONSTANT_NAMES]
+        prefix = next((p for p in PREFIXES if bare and all(name.startswith(p) for name in bare)), None)
+        if prefix is None:
+            break
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return Weights(weights.source, tensors, weights.text)
+
+
+def put_weights(network: nn.Module, weights: Weights) -> Constants | None:
     """Copy every tensor into the network, in place; every name and shape must match.
 
-    Raises EdgettaError that lists missing and unexpected names, each with its nearest match, and shapes that differ.
+    Returns the input normalisation (mean, std) if the file says one. Raises EdgettaError that lists missing and
+    unexpected names, each with its nearest match, and shapes that differ.
     """
     wanted, given = network.state_dict(), dict(weights.tensors)
+    constants = None
+    for pair in CONSTANTS:
+        if all(name in given and name not in wanted for name in pair):
+            mean, std = (tuple(given.pop(name).flatten().tolist()) for name in pair)
+            constants = (mean, std)
+    given = {name: value for name, value in given.items() if name in wanted or not name.startswith(DEAD_PREFIXES)}
     for name in wanted:
         if name.endswith("num_batches_tracked"):
             given.setdefault(name, wanted[name])
-    missing = [n for n in wanted if n not in given]
-    unexpected = [n for n in given if n not in wanted]
-    shapes = [n for n in wanted if n in given and wanted[n].shape != given[n].shape]
+    missing = [name for name in wanted if name not in given]
+    unexpected = [name for name in given if name not in wanted]
+    shapes = [name for name in wanted if name in given and wanted[name].shape != given[name].shape]
     if missing or unexpected or shapes:
-        raise EdgettaError(_mismatch(network, weights.source, missing, unexpected, shapes, wanted, given))
+        lines = [f"weights {weights.source} do not fit {type(network).__name__}:"]
+        lines += _listed("missing from the file", missing, list(given))
+        lines += _listed("in the file, unknown to the network", unexpected, list(wanted))
+        lines += _of_another_shape(shapes, wanted, given)
+        raise EdgettaError("\n".join(lines))
+    infinite = [name for name, value in given.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    if infinite:
+        raise EdgettaError(
+            f"weights {weights.source}: {infinite[0]} has values that are not finite; the file is damaged"
+        )
     network.load_state_dict({name: given[name] for name in wanted})
+    return constants
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -122,55 +155,33 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def _tidy(path: Path, raw: dict[str, Any], text: dict[str, tuple[str, ...]]) -> Weights:
-    """Unwrap, strip prefixes, drop dead weights, take the normalisation out."""
+def _unwrapped(path: Path, raw: dict[str, Any]) -> dict[str, Tensor]:
+    """The dictionary of tensors inside the dictionaries around it."""
     while True:
-        inner = next((raw[k] for k in WRAPPERS if isinstance(raw.get(k), Mapping)), None)
+        inner = next((raw[key] for key in WRAPPERS if isinstance(raw.get(key), Mapping)), None)
         if inner is None:
             break
         raw = dict(inner)
     tensors = {str(name): value for name, value in raw.items() if isinstance(value, Tensor)}
     if not tensors:
-        known = ", ".join(sorted(str(k) for k in raw)[:8]) or "nothing"
-        raise EdgettaError(f"weights {path}: no tensors in it (it holds {known})")
-    mean = std = None
-    while True:
-        for mean_name, std_name in NORMALISATION_NAMES:
-            if mean_name in tensors and std_name in tensors:
-                mean = tuple(tensors.pop(mean_name).flatten().tolist())
-                std = tuple(tensors.pop(std_name).flatten().tolist())
-        prefix = next((p for p in (*PREFIXES, "1.") if tensors and all(n.startswith(p) for n in tensors)), None)
-        if prefix is None:
-            break
-        tensors = {name[len(prefix) :]: value for name, value in tensors.items()}
-    tensors = {n: t for n, t in tensors.items() if not n.startswith(DEAD_PREFIXES)}
-    return Weights(str(path), tensors, mean, std, text)
+        held = ", ".join(sorted(str(key) for key in raw)[:8]) or "nothing"
+        raise EdgettaError(f"weights {path}: no tensors in it (it holds {held})")
+    return tensors
 
 
-def _mismatch(
-    network: nn.Module,
-    source: str,
-    missing: list[str],
-    unexpected: list[str],
-    shapes: list[str],
-    wanted: Mapping[str, Tensor],
-    given: Mapping[str, Tensor],
-) -> str:
-    lines = [f"weights {source} do not fit {type(network).__name__}:"]
-    lines += _listed("missing from the file", missing, list(given))
-    lines += _listed("in the file, unknown to the network", unexpected, list(wanted))
-    if shapes:
-        lines.append(f"  {len(shapes)} of another shape:")
-        lines += [f"    {n}: network {tuple(wanted[n].shape)}, file {tuple(given[n].shape)}" for n in shapes[:8]]
-        lines.append("  another width or number of classes? Give `width` or `num_classes`")
-    return "\n".join(lines)
+def _of_another_shape(names: list[str], wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    if not names:
+        return []
+    lines = [f"  {len(names)} of another shape (another width or number of classes? Give `width` or `num_classes`):"]
+    lines += [f"    {n}: network {tuple(wanted[n].shape)}, file {tuple(given[n].shape)}" for n in names[:SHOWN]]
+    return lines + ([f"    and {len(names) - SHOWN} more"] if len(names) > SHOWN else [])
 
 
 def _listed(title: str, names: list[str], others: list[str]) -> list[str]:
     if not names:
         return []
     lines = [f"  {len(names)} {title}:"]
-    for name in names[:8]:
+    for name in names[:SHOWN]:
         near = difflib.get_close_matches(name, others, n=1, cutoff=0.6)
         lines.append(f"    {name}" + (f" (nearest: {near[0]})" if near else ""))
-    return lines + ([f"    and {len(names) - 8} more"] if len(names) > 8 else [])
+    return lines + ([f"    and {len(names) - SHOWN} more"] if len(names) > SHOWN else [])
