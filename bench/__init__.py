@@ -1,0 +1,1 @@
+"""Measuring: real data, corruptions, baselines, memory, latency and accuracy."""
