@@ -1,0 +1,238 @@
+"""The contract of every source of frames, and `open_source`, which finds the right one for what the user wrote."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from glob import has_magic
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+
+from edgetta.errors import EdgettaError, UsageError
+
+_Self = TypeVar("_Self", bound="FrameSource")
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".pnm")
+ARRAY_SUFFIXES = (".npy", ".npz")
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".mjpeg")
+STREAM_SCHEMES = ("rtsp", "rtsps", "rtmp", "rtp", "udp", "tcp", "http", "https")
+
+NAMED_SKIPS = 1000
+"""So many skipped frames are kept by name; the rest is only counted, so that an endless stream stays in its memory."""
+
+
+class SourceError(EdgettaError):
+    """A source that cannot be opened, is empty, or has a shape that no model takes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One image, ready for the model's own normalisation.
+
+    Attributes:
+        name: what the user would call it: a path relative to the folder, `digits.npy[12]`, `camera:0[7]`.
+        image: (H, W, 3), RGB: uint8 in [0, 255], or float32 in [0, 1] where the source holds floats. Contiguous, and
+            the receiver's own: writing to it changes nothing else.
+        index: place in the source, from 0, skipped frames counted, so that `source.labels[frame.index]` is its label.
+    """
+
+    name: str
+    image: np.ndarray
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A frame that could not be used, and why."""
+
+    name: str
+    reason: str
+
+
+@runtime_checkable
+class Source(Protocol):
+    """An iterable of frames. Iterating again starts again, where the source can (not a camera).
+
+    Attributes:
+        description: one line on what was found and how its values are read.
+        length: number of frames including those that will be skipped; None where nobody knows.
+        labels: (length,) integer classes, or None.
+        skipped: the first `NAMED_SKIPS` skipped frames of this iteration.
+        skipped_count: all skipped frames of this iteration.
+    """
+
+    description: str
+    length: int | None
+    labels: np.ndarray | None
+    skipped: list[Skipped]
+    skipped_count: int
+
+    def __iter__(self) -> Iterator[Frame]: ...
+
+    def close(self) -> None: ...
+
+
+class FrameSource(ABC):
+    """A `Source` for which it is enough to say, in `read`, which frames come and which are skipped.
+
+    Args:
+        name: what errors call the source.
+        loop: start again at the end, for ever; `length` is then None.
+    """
+
+    def __init__(self, name: str, *, description: str, length: int | None, loop: bool = False) -> None:
+        self.name = name
+        self.description = description
+        self.length = None if loop else length
+        self.labels: np.ndarray | None = None
+        self.skipped: list[Skipped] = []
+        self.skipped_count = 0
+        self._loop = loop
+
+    @abstractmethod
+    def read(self) -> Iterator[Frame | Skipped]:
+        """One pass over the source."""
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Frames in order; what cannot be used is counted in `skipped` instead.
+
+        Raises:
+            SourceError: the frames have another size and must not be resized, a live source stopped, or a source that
+                is to be repeated for ever has no frame that can be used.
+        """
+        self.skipped = []
+        self.skipped_count = 0
+        while True:
+            delivered = False
+            for item in self.read():
+                if isinstance(item, Skipped):
+                    self.skipped_count += 1
+                    if len(self.skipped) < NAMED_SKIPS:
+                        self.skipped.append(item)
+                else:
+                    delivered = True
+                    yield item
+            if not self._loop:
+                return
+            if not delivered:
+                first = f"; the first, {self.skipped[0].name}: {self.skipped[0].reason}" if self.skipped else ""
+                raise SourceError(f"no frame of {self.name} can be used ({self.skipped_count} skipped{first})")
+
+    def close(self) -> None:
+        """Give back what is held open. A source that holds nothing open does nothing."""
+        return None
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_source(spec: str | Path, *, size: tuple[int, int], resize: bool = True, loop: bool = False) -> FrameSource:
+    """Open what the user named.
+
+    Kinds: a folder of images (and its subfolders, sorted by path; hidden entries and links to folders are left out), a
+    pattern such as `"frames/*.png"`, one image, an `.npy` or `.npz` array (`file.npz:key` picks one of several), a
+    video file, `camera:0`, a network stream (`rtsp://...`), and a GStreamer pipeline (`"a ! b ! appsink"`). The last
+    four need OpenCV.
+
+    Args:
+        spec: the source.
+        size: (H, W) that the model takes.
+        resize: bring frames of another size to `size` (bilinear with antialiasing, the aspect ratio is not kept);
+            otherwise such a frame is an error.
+        loop: start again at the end, for ever. Not for live sources.
+
+    Raises:
+        SourceError: missing, empty, unreadable, or of a shape that is no image.
+        MissingDependencyError: the source needs OpenCV, or one with GStreamer, and there is none.
+        UsageError: a size that is none, or `loop` for a source that never ends.
+    """
+    if len(size) != 2 or any(int(side) != side or side < 1 for side in size):
+        raise UsageError(f"the frame size {size} is not (height, width) with both at least 1")
+    size = (int(size[0]), int(size[1]))
+    text = str(spec)
+    if not text or "\0" in text:
+        raise SourceError(f"{text!r} is no source; name a folder, a file, a camera or a stream")
+    from edgetta.sources import arrays, images, video
+
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)
+    if text.startswith("camera:"):
+        return video.open_camera(text, size=size, resize=resize, loop=loop)
+    if scheme:
+        if scheme[1].lower() not in STREAM_SCHEMES:
+            raise SourceError(f"no source of the kind {scheme[1]}://; streams are {', '.join(STREAM_SCHEMES)}")
+        return video.open_stream(text, size=size, resize=resize, loop=loop)
+    if text.startswith("gstreamer:") or " ! " in text:
+        return video.open_pipeline(text.removeprefix("gstreamer:").strip(), size=size, resize=resize, loop=loop)
+
+    path = Path(text).expanduser()
+    key = None
+    try:
+        if not path.exists():
+            file, separator, found = text.rpartition(".npz:")
+            if separator and Path(file + ".npz").expanduser().is_file():
+                path, key = Path(file + ".npz").expanduser(), found
+            elif has_magic(text):
+                return images.open_glob(str(path), size=size, resize=resize, loop=loop)
+            else:
+                raise SourceError(f"there is no {path}{_nearest(path)}; check the path")
+        if path.is_dir():
+            return images.open_folder(path, size=size, resize=resize, loop=loop)
+    except OSError as error:
+        raise SourceError(f"cannot read {path}: {error.strerror or error}; check the path and its owner") from error
+    suffix = path.suffix.lower()
+    if suffix in ARRAY_SUFFIXES:
+        return arrays.open_array(path, key, size=size, resize=resize, loop=loop)
+    if suffix in IMAGE_SUFFIXES:
+        return images.open_image(path, size=size, resize=resize, loop=loop)
+    if suffix in VIDEO_SUFFIXES:
+        return video.open_video(path, size=size, resize=resize, loop=loop)
+    raise SourceError(
+        f"cannot tell from its suffix what {path} is; images end in {', '.join(IMAGE_SUFFIXES)}, "
+        f"arrays in {', '.join(ARRAY_SUFFIXES)}, videos in {', '.join(VIDEO_SUFFIXES)}"
+    )
+
+
+def batches(source: Source, size: int) -> Iterator[list[Frame]]:
+    """Frames in lists of `size`, the last one shorter where the source ends.
+
+    Raises:
+        UsageError: `size` is below 1.
+    """
+    if size < 1:
+        raise UsageError(f"a batch of {size} frames is none; use 1 or more")
+    return _batches(source, size)
+
+
+def _batches(source: Source, size: int) -> Iterator[list[Frame]]:
+    batch: list[Frame] = []
+    for frame in source:
+        batch.append(frame)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def printable(name: str) -> str:
+    """`name` with control characters and bytes that are no Unicode as escapes: safe to print and to write."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)
+
+
+def _nearest(path: Path) -> str:
+    """A hint at what the user may have meant by a path that does not exist."""
+    if not path.parent.is_dir():
+        return f" (nor its folder {path.parent})"
+    near = difflib.get_close_matches(path.name, sorted(entry.name for entry in path.parent.iterdir()), n=1)
+    return f"; did you mean {path.with_name(near[0])}?" if near else ""

@@ -1,0 +1,133 @@
+"""The contract of sources: what `open_source` makes of what the user wrote, batches, and repetition."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgetta.errors import UsageError
+from edgetta.sources import Frame, FrameSource, Skipped, Source, SourceError, batches, open_source
+from edgetta.sources.source import NAMED_SKIPS, printable
+
+SIZE = (2, 2)
+
+
+class Counting(FrameSource):
+    """`good` frames, each after a bad one."""
+
+    def __init__(self, good: int, *, bad: int = 0, loop: bool = False) -> None:
+        super().__init__("counting", description="counting", length=good, loop=loop)
+        self.good, self.bad, self.passes = good, bad, 0
+
+    def read(self) -> Iterator[Frame | Skipped]:
+        self.passes += 1
+        for index in range(self.bad):
+            yield Skipped(f"bad[{index}]", "bad")
+        for index in range(self.good):
+            yield Frame(f"good[{index}]", np.zeros((*SIZE, 3), np.uint8), index)
+
+
+def names(frames: list[Frame]) -> list[str]:
+    return [frame.name for frame in frames]
+
+
+def test_batches() -> None:
+    assert [len(batch) for batch in batches(Counting(7), 3)] == [3, 3, 1]
+    assert [len(batch) for batch in batches(Counting(6), 3)] == [3, 3]
+    assert list(batches(Counting(0), 3)) == []
+    assert [names(batch) for batch in batches(Counting(2, bad=2), 1)] == [["good[0]"], ["good[1]"]]
+    with pytest.raises(UsageError, match="use 1 or more"):
+        batches(Counting(1), 0)
+
+
+def test_batches_are_made_as_they_are_asked_for() -> None:
+    endless = batches(Counting(5, loop=True), 3)
+    assert [names(batch)[0] for batch in itertools.islice(endless, 3)] == ["good[0]", "good[3]", "good[1]"]
+
+
+def test_every_source_keeps_the_contract() -> None:
+    source = Counting(3, bad=1)
+    assert isinstance(source, Source)
+    with source as opened:
+        assert opened is source
+        assert len(list(source)) == 3 and source.skipped == [Skipped("bad[0]", "bad")]
+        assert len(list(source)) == 3 and source.skipped_count == 1, "a new pass counts anew"
+
+
+def test_repetition() -> None:
+    source = Counting(2, bad=1, loop=True)
+    assert source.length is None
+    assert names(list(itertools.islice(source, 5))) == ["good[0]", "good[1]", "good[0]", "good[1]", "good[0]"]
+    assert source.passes == 3 and source.skipped_count == 3
+    with pytest.raises(SourceError, match=r"no frame of counting can be used \(1 skipped; the first, bad\[0\]: bad\)"):
+        list(Counting(0, bad=1, loop=True))
+
+
+def test_repetition_of_files(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((2, 2, 2), np.uint8))
+    source = open_source(tmp_path / "x.npy", size=SIZE, loop=True)
+    assert [frame.index for frame in itertools.islice(source, 5)] == [0, 1, 0, 1, 0]
+
+
+def test_an_endless_stream_of_bad_frames_stays_in_its_memory() -> None:
+    source = Counting(1, bad=3 * NAMED_SKIPS)
+    assert len(list(source)) == 1
+    assert source.skipped_count == 3 * NAMED_SKIPS and len(source.skipped) == NAMED_SKIPS
+
+
+@pytest.mark.parametrize("size", [(0, 2), (2, -1), (2.5, 2), (2, 2, 2)])
+def test_impossible_sizes(size: tuple[int, int]) -> None:
+    with pytest.raises(UsageError, match=re.escape("is not (height, width)")):
+        open_source("x.npy", size=size)
+
+
+def test_missing_paths(tmp_path: Path) -> None:
+    np.save(tmp_path / "digits.npy", np.zeros((2, 2, 2)))
+    with pytest.raises(SourceError, match=r"there is no .*digit\.npy; did you mean .*digits\.npy\?"):
+        open_source(tmp_path / "digit.npy", size=SIZE)
+    with pytest.raises(SourceError, match=r"there is no .*; check the path"):
+        open_source(tmp_path / "something else", size=SIZE)
+    with pytest.raises(SourceError, match=r"\(nor its folder .*nowhere\)"):
+        open_source(tmp_path / "nowhere" / "x.png", size=SIZE)
+
+
+@pytest.mark.parametrize("spec", ["", "a\0b"])
+def test_names_that_are_none(spec: str) -> None:
+    with pytest.raises(SourceError, match="is no source"):
+        open_source(spec, size=SIZE)
+
+
+def test_unknown_kinds(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("text")
+    with pytest.raises(SourceError, match=r"cannot tell from its suffix what .*notes\.txt is; images end in \.jpg"):
+        open_source(tmp_path / "notes.txt", size=SIZE)
+    with pytest.raises(SourceError, match=r"no source of the kind ftp://; streams are rtsp"):
+        open_source("ftp://host/x.png", size=SIZE)
+
+
+def test_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    np.savez(tmp_path / "x.npz", fog=np.zeros((3, 2, 2), np.uint8))
+    assert len(list(open_source("~/x.npz", size=SIZE))) == 3
+    assert len(list(open_source("~/x.npz:fog", size=SIZE))) == 3
+
+
+def test_path_that_may_not_be_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*arguments: object, **options: object) -> os.stat_result:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "exists", denied)
+    with pytest.raises(SourceError, match=r"cannot read x\.npy: Permission denied"):
+        open_source("x.npy", size=SIZE)
+
+
+def test_printable() -> None:
+    assert printable("größe/猫 1.jpg") == "größe/猫 1.jpg"
+    assert printable("a\nb\x1b\udcff") == "a\\nb\\x1b\\udcff"
