@@ -164,7 +164,6 @@ _V2_ENDS = (3, 6, 13, sum(count for _, _, count, _ in V2))
 _RESNET50: dict[str, Any] = {"splits": {4: (4, 4, 4, 4), 5: (2, 2, 4, 4, 4)}, "inferred": frozenset({4, 5})}
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "wrn16_4": _wide(16, 4),
     "wrn28_10": _wide(28, 10, splits={4: (2, 2, 4, 4), 5: (2, 2, 2, 2, 4)}),
     "wrn34_10": _wide(34, 10),
     "wrn40_2": _wide(40, 2, splits={4: (3, 3, 6, 6), 5: (3, 3, 3, 3, 6)}),

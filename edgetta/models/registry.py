@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from edgetta.errors import UsageError
 from edgetta.models.architectures import Architecture, architecture
 from edgetta.models.model import Model
 from edgetta.models.normalise import with_normalisation
+from edgetta.models.probe import probe
 from edgetta.models.weights import Weights, put_weights, read_weights, without_prefixes
 
 
@@ -40,24 +42,72 @@ def load_model(
     channel, for images in [0, 1]; default what the weights file says, else what the network was published with.
     `options` go to the library or function that builds the model.
 
-    Raises UsageError for an unknown name or option, EdgettaError for weights that do not fit.
+    Raises UsageError for an unknown name or option, MissingDependencyError for a library that is not there,
+    EdgettaError for weights that do not fit and for what the model's own source raises.
     """
     if (mean is None) != (std is None):
         raise UsageError("normalisation needs both mean and std, one number of each per channel")
-    known = architecture(spec)
+    if num_classes is not None and num_classes < 2:
+        raise UsageError(f"a classifier has at least 2 classes, not {num_classes}")
+    if input_shape is not None and (len(input_shape) != 3 or min(input_shape) < 1):
+        raise UsageError(f"input_shape is channels, height, width, not {tuple(input_shape)}")
+    settings = _Settings(weights, num_classes, input_shape, None if mean is None or std is None else (mean, std))
+    if spec.startswith(("timm:", "torchvision:")) or spec.endswith((".pt2", ".py")) or ".py:" in spec:
+        if width is not None:
+            raise UsageError(f"width narrows built-in networks only, not {spec}")
+        return _foreign(spec, settings, options)
     if options:
         raise UsageError(f"{spec} takes no option {', '.join(sorted(options))}")
-    loaded = None if weights is None else read_weights(weights)
-    classes = num_classes or _classes_in(known, loaded) or known.num_classes
+    return _built_in(spec, settings, width)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    weights: str | Path | None
+    num_classes: int | None
+    input_shape: tuple[int, int, int] | None
+    constants: tuple[Sequence[float], Sequence[float]] | None  # mean and std
+
+    @property
+    def source(self) -> str | None:
+        return None if self.weights is None else str(self.weights)
+
+
+def _built_in(spec: str, settings: _Settings, width: float | None) -> Model:
+    known = architecture(spec)
+    if width is not None and not 0 < width <= 16:
+        raise UsageError(f"width multiplies every channel count: between 0 and 16, not {width}")
+    loaded = None if settings.weights is None else read_weights(settings.weights)
+    classes = settings.num_classes or _classes_in(known, loaded) or known.num_classes
     network = known.build(num_classes=classes, width=known.width * (1.0 if width is None else width))
-    constants = known.normalisation
+    published = None
     if loaded is not None:
         loaded = without_prefixes(loaded, network.state_dict())
-        spelled = Weights(loaded.source, known.spelling(network, loaded))
-        constants = put_weights(network, spelled) or constants
-    network = with_normalisation(network, *(constants if mean is None or std is None else (mean, std)))
-    source = None if weights is None else str(weights)
-    return Model(network.eval(), spec, input_shape or known.input_shape, classes, known.parts, source)
+        published = put_weights(network, Weights(loaded.source, known.spelling(network, loaded)))
+    network = with_normalisation(network, *(settings.constants or published or known.normalisation))
+    shape = settings.input_shape or known.input_shape
+    if shape != known.input_shape:
+        probe(network.eval(), spec, shape)
+    return Model(network.eval(), spec, shape, classes, known.parts, settings.source)
+
+
+def _foreign(spec: str, settings: _Settings, options: dict[str, Any]) -> Model:
+    from edgetta.models.foreign import build
+
+    built = build(spec, settings.num_classes, options)
+    network, published = built.module, None
+    if settings.weights is not None:
+        published = put_weights(network, without_prefixes(read_weights(settings.weights), network.state_dict()))
+    constants = settings.constants or published or built.constants
+    if constants is not None:
+        network = with_normalisation(network, *constants)
+    shape = settings.input_shape or built.input_shape
+    if shape is None:
+        raise UsageError(f"{spec} does not say what images it takes: give input_shape as channels, height, width")
+    classes = probe(network.eval(), spec, shape)
+    if settings.num_classes not in (None, classes):
+        raise UsageError(f"{spec} answers with {classes} classes, not {settings.num_classes}")
+    return Model(network, spec, shape, classes, built.parts, settings.source)
 
 
 def _classes_in(known: Architecture, loaded: Weights | None) -> int | None:
