@@ -182,9 +182,9 @@ def _published(name: str, corruption: str, severity: int, folder: str | Path | N
         raise UsageError(f"{name} has no severity {severity}; use 1 to 5")
     where = data_folder() / name if folder is None else Path(folder)
     images, labels = _array(where / f"{corruption}.npy"), _array(where / "labels.npy")
-    if labels.ndim != 1 or len(labels) % 5 or len(labels) != len(images):
+    if images.ndim != 4 or labels.ndim != 1 or len(labels) % 5 or len(labels) != len(images):
         raise EdgettaError(
-            f"{where}: {len(images)} images and labels {labels.shape} are not five severities of one set"
+            f"{where}: images {images.shape} and labels {labels.shape} are not 5 severities of one set; replace them"
         )
     count = len(labels) // 5
     chosen = _chosen(slice(None) if rows is None else rows, count, name) + count * (severity - 1)

@@ -33,7 +33,7 @@ def frost_textures(height: int, width: int, table: str) -> tuple[Image, ...]:
     `table` "cifar" takes the textures at a fifth of the photographs' size, "imagenet" at their full size (enlarged
     from the stored fifth, so smoother than the originals). Raises `EdgettaError` if the texture file is damaged.
     """
-    path = data_folder() / _FILE
+    path = (data_folder() / _FILE).resolve()
     return _scaled(path if path.is_file() else None, height, width, 5 if table == "imagenet" else 1)
 
 

@@ -68,6 +68,7 @@ def corrupt(
 
     Returns:
         uint8 (N, H, W, 3), fractions cut off as in the published sets.
+        Frost also depends on the ice at hand, see `frost_source`.
 
     Raises:
         UsageError: an unknown name, severity, table or index, or images of another kind.
