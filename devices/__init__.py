@@ -1,0 +1,1 @@
+"""What edgetta knows of the machine it runs on: `edgetta.devices.doctor` examines it."""
