@@ -1,0 +1,1 @@
+"""Tests of the command line. A package, because verbs share their names with files tested elsewhere."""
