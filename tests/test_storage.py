@@ -60,7 +60,7 @@ def test_the_bytes_are_on_the_disk_before_the_rename(tmp_path: Path, monkeypatch
     target = tmp_path / "state.bin"
     target.write_bytes(b"old")
     order: list[str] = []
-    fsync, replace = os.fsync, os.replace
+    fsync, replace = os.fsync, Path.replace
 
     def recorded_fsync(descriptor: int) -> None:
         kind = "folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"
@@ -68,12 +68,12 @@ def test_the_bytes_are_on_the_disk_before_the_rename(tmp_path: Path, monkeypatch
         order.append(f"fsync {kind} {size}" if kind == "file" else "fsync folder")
         fsync(descriptor)
 
-    def recorded_replace(source: str, destination: str) -> None:
+    def recorded_replace(source: Path, destination: Path) -> Path:
         order.append("rename")
-        replace(source, destination)
+        return replace(source, destination)
 
     monkeypatch.setattr(os, "fsync", recorded_fsync)
-    monkeypatch.setattr(os, "replace", recorded_replace)
+    monkeypatch.setattr(Path, "replace", recorded_replace)
     atomic_write_bytes(target, b"new!!")
     assert order == ["fsync file 5", "rename", "fsync folder"]
 
@@ -114,10 +114,10 @@ def test_interruption_leaves_the_old_file_and_no_temporary_one(tmp_path: Path) -
 
 
 def test_failing_rename_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(source: str, destination: str) -> None:
+    def refuse(source: Path, destination: Path) -> Path:
         raise PermissionError(errno.EACCES, "denied")
 
-    monkeypatch.setattr(os, "replace", refuse)
+    monkeypatch.setattr(Path, "replace", refuse)
     with pytest.raises(StorageError, match="permission denied; choose a folder"):
         atomic_write_bytes(tmp_path / "f", b"x")
     assert files_in(tmp_path) == []
