@@ -1,0 +1,211 @@
+"""The adapter: predict, then update. One `step` per batch of the stream."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from edgetta.adaptation.network import AdaptiveNetwork
+from edgetta.adaptation.objective import Objective, entropy, filtered_entropy
+from edgetta.errors import UsageError
+
+Reason = Literal["adapted", "off", "waiting", "non-finite"]
+
+
+@dataclass(frozen=True)
+class AdaptConfig:
+    """How the stream is adapted to. The same names stand in TOML files and on the command line."""
+
+    learning_rate: float = 1e-3  # of SGD
+    momentum: float = 0.9  # of SGD
+    regulariser: float = 0.5  # lambda: weight of the self-distilled regularisation
+    entropy_margin: float = 0.4  # samples with entropy above this share of ln(classes) do not count
+    passes: int = 1  # 2: the published order, a regulariser step and then an entropy step on a second forward
+    when: str = "always"  # "always", "off", or "every N" (batches)
+    window: int = 64  # batches smaller than `small_batch` are gathered: one update per this many images
+    small_batch: int = 16
+
+    def __post_init__(self) -> None:
+        checks = {
+            "learning_rate": self.learning_rate >= 0 and math.isfinite(self.learning_rate),
+            "momentum": 0 <= self.momentum < 1,
+            "regulariser": self.regulariser >= 0 and math.isfinite(self.regulariser),
+            "entropy_margin": 0 < self.entropy_margin <= 1,
+            "passes": self.passes in (1, 2),
+            "window": self.window >= 1,
+            "small_batch": self.small_batch >= 1,
+        }
+        ranges = {
+            "learning_rate": "a number of at least 0",
+            "momentum": "between 0 and 1 (1 excluded)",
+            "regulariser": "a number of at least 0",
+            "entropy_margin": "above 0 and at most 1",
+            "passes": "1 or 2",
+            "window": "at least 1",
+            "small_batch": "at least 1",
+        }
+        for name, good in checks.items():
+            if not good:
+                raise UsageError(f"{name} must be {ranges[name]}, not {getattr(self, name)!r}")
+        schedule(self.when)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> AdaptConfig:
+        """Settings by name; raises `UsageError` for a name that is not a setting."""
+        known = {field.name for field in fields(AdaptConfig)}
+        odd = sorted(set(data) - known)
+        if odd:
+            raise UsageError(f"unknown setting {odd[0]!r}; the settings are {', '.join(sorted(known))}")
+        return AdaptConfig(**data)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Predictions made before the update, and what the update did."""
+
+    logits: Tensor  # (N, classes)
+    entropy: Tensor  # (N,) in nats
+    adapted: bool
+    reason: Reason
+    objective: float  # value of the entropy objective over the samples that count, nan without an update
+    regulariser: float  # sum over parts of mean |x~_k - x_k|, nan without an update
+    kept: int  # samples that counted in the update
+
+
+class Schedule(Protocol):
+    """Decides, batch by batch, whether to adapt."""
+
+    def __call__(self, batch: int, step: int) -> bool: ...
+
+
+def schedule(when: str) -> Schedule:
+    """The schedule named `when`: "always", "off", "every N". Raises `UsageError` for another name."""
+    if when == "always":
+        return lambda batch, step: True
+    if when == "off":
+        return lambda batch, step: False
+    words = when.split()
+    if len(words) == 2 and words[0] == "every" and words[1].isdigit() and int(words[1]) > 0:
+        period = int(words[1])
+        return lambda batch, step: step % period == 0
+    raise UsageError(f"unknown schedule {when!r}; use 'always', 'off' or 'every N' with N of at least 1")
+
+
+class Adapter:
+    """Adapts a network to a stream, batch by batch.
+
+    Counters: `steps` batches seen, `updates` made, `skipped` updates refused because something was not finite,
+    `empty` updates in which no sample passed the entropy filter (only the regulariser acted).
+    """
+
+    def __init__(self, network: AdaptiveNetwork, config: AdaptConfig | None = None) -> None:
+        self.network = network
+        self.config = config or AdaptConfig()
+        self._parameters = list(network.parameters())
+        self.optimizer = torch.optim.SGD(self._parameters, self.config.learning_rate, self.config.momentum)
+        self._due = schedule(self.config.when)
+        self._recent: deque[Tensor] = deque(maxlen=self.config.window)
+        self._fresh = 0
+        self.steps = self.updates = self.skipped = self.empty = 0
+
+    def step(self, images: Tensor) -> StepResult:
+        """Predict (N, C, H, W) images in [0, 1], then update.
+
+        Small batches are predicted at once and gathered in a sliding window, which is what the update sees.
+        """
+        small = images.shape[0] < min(self.config.small_batch, self.config.window)
+        due = self._due(images.shape[0], self.steps)
+        self.steps += 1
+        if small and self.config.when != "off":
+            return self._small_step(images, due)
+        if not due:
+            return self._predict(images, "off" if self.config.when == "off" else "waiting")
+        logits, objective, distance = self._update(images)
+        return self._result(logits, objective, distance)
+
+    def counters(self) -> dict[str, int]:
+        return {"steps": self.steps, "updates": self.updates, "skipped": self.skipped, "empty": self.empty}
+
+    def momentum_buffers(self) -> dict[int, Tensor]:
+        """SGD's momentum by the number of its parameter."""
+        states = ((i, self.optimizer.state.get(p, {}).get("momentum_buffer")) for i, p in enumerate(self._parameters))
+        return {i: buffer for i, buffer in states if buffer is not None}
+
+    def restore(self, momentum: dict[int, Tensor], counters: dict[str, int]) -> None:
+        """Continue where `momentum_buffers` and `counters` were taken."""
+        for i, buffer in momentum.items():
+            if i < len(self._parameters) and buffer.shape == self._parameters[i].shape:
+                self.optimizer.state[self._parameters[i]]["momentum_buffer"] = buffer.to(self._parameters[i].device)
+        for name in self.counters():
+            setattr(self, name, int(counters.get(name, 0)))
+
+    def _small_step(self, images: Tensor, due: bool) -> StepResult:
+        self._recent.extend(images)
+        self._fresh += images.shape[0]
+        result = self._predict(images, "waiting")
+        if not due or self._fresh < self.config.window:
+            return result
+        self._fresh = 0
+        _, objective, distance = self._update(torch.stack(list(self._recent)), track=False)
+        done = self._result(result.logits, objective, distance)
+        return StepResult(
+            result.logits, result.entropy, done.adapted, done.reason, done.objective, done.regulariser, done.kept
+        )
+
+    def _predict(self, images: Tensor, reason: Reason) -> StepResult:
+        snapshot = self.network.statistics_snapshot()
+        logits, _ = self.network.forward(images, keep=False)
+        if not bool(torch.isfinite(logits).all()):
+            self.network.restore_statistics(snapshot)
+        return StepResult(logits, entropy(logits), False, reason, math.nan, math.nan, 0)
+
+    def _update(self, images: Tensor, track: bool = True) -> tuple[Tensor, Objective | None, float]:
+        """One update; the objective is None when it was refused, and then nothing has changed."""
+        snapshot = self.network.statistics_snapshot()
+        if self.config.passes == 2:
+            _, tape = self.network.forward(images, track=track)
+            self.network.backward(tape, None, self.config.regulariser)
+            if not self._apply():
+                self.network.restore_statistics(snapshot)
+                return self.network.forward(images, keep=False, track=False)[0], None, math.nan
+        logits, tape = self.network.forward(images, track=track and self.config.passes == 1)
+        objective = filtered_entropy(logits, self.config.entropy_margin)
+        distance = float(torch.stack(tape.distances).sum())
+        if not (math.isfinite(distance) and bool(torch.isfinite(logits).all())):
+            self._refuse()
+            self.network.restore_statistics(snapshot)
+            return logits, None, math.nan
+        regulariser = self.config.regulariser if self.config.passes == 1 else 0.0
+        self.network.backward(tape, objective.gradient, regulariser)
+        if not self._apply():
+            self.network.restore_statistics(snapshot)
+            return logits, None, math.nan
+        self.updates += 1
+        self.empty += objective.kept == 0
+        return logits, objective, distance
+
+    def _apply(self) -> bool:
+        """Move the parameters, unless a gradient is not finite: then nothing moves and the refusal is counted."""
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        norms = torch.stack(torch._foreach_norm(gradients)) if gradients else torch.zeros(1)
+        if not bool(torch.isfinite(norms).all()):
+            self._refuse()
+            return False
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return True
+
+    def _refuse(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.skipped += 1
+
+    def _result(self, logits: Tensor, objective: Objective | None, distance: float) -> StepResult:
+        if objective is None:
+            return StepResult(logits, entropy(logits), False, "non-finite", math.nan, math.nan, 0)
+        kept, value = objective.kept, objective.value
+        return StepResult(logits, entropy(logits), True, "adapted", value, distance, kept)

@@ -1,0 +1,81 @@
+"""`edgetta.adapt`: a torch module that adapts on every forward, without any export. For research on the workstation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgetta.adaptation.adapter import AdaptConfig, Adapter, StepResult
+from edgetta.adaptation.model import Gradient, build
+from edgetta.adaptation.network import AdaptiveNetwork, BatchNorm
+from edgetta.errors import UsageError
+from edgetta.segments.contract import GradientMode, SegmentGraphs
+from edgetta.segments.torch_engine import TorchSegment
+
+
+class AdaptedModule(nn.Module):
+    """A drop-in classifier: `module(images)` returns logits (N, classes) and adapts.
+
+    `last` is the `StepResult` of the latest forward; `reset()` goes back to the start.
+    """
+
+    def __init__(self, network: AdaptiveNetwork, config: AdaptConfig) -> None:
+        super().__init__()
+        self.metas = network.metas
+        self.network = network
+        self.config = config
+        self.adapter = Adapter(network, config)
+        self.last: StepResult | None = None
+        self._start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.last = self.adapter.step(images)
+        return self.last.logits
+
+    def reset(self) -> None:
+        """Forget everything learnt: weights, statistics, momentum and the window."""
+        self.network.load_state_dict(self._start)
+        self.adapter = Adapter(self.network, self.config)
+
+
+def adapt(
+    model: nn.Module,
+    parts: Sequence[str] | int = 4,
+    *,
+    input_shape: tuple[int, int, int] = (3, 32, 32),
+    source_images: Tensor | Iterable[Tensor] | None = None,
+    config: AdaptConfig | None = None,
+    gradient: Gradient = "auto",
+    batch_norm: BatchNorm = "auto",
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    **options: Any,
+) -> AdaptedModule:
+    """Wrap `model` (eval mode, images (N, C, H, W) in [0, 1] -> logits) so that it adapts to what it sees.
+
+    parts          module names after which the model is cut (the stem's end first), or how many parts to make
+    source_images  images (N, C, H, W), or batches of them, for the source statistics of the meta-networks; synthetic
+                   ones serve when there are none
+    options        go to `edgetta.export.derive.derive` (kernel, initialisation, adapt_bias)
+    Raises `TraceError` or `UsageError` naming what stands in the way.
+    """
+    from edgetta.export.derive import derive
+    from edgetta.offline.source_statistics import batches_of, set_source_statistics
+
+    cuts, count = (None, parts) if isinstance(parts, int) else (tuple(parts), 4)
+    if count < 1:
+        raise UsageError(f"parts must be at least 1, not {count}")
+    form = "source" if batch_norm == "source" else "adaptive"
+    derived = derive(model, input_shape, cuts, count, form, **options)
+
+    def make_segment(name: str, graphs: SegmentGraphs, mode: GradientMode) -> TorchSegment:
+        return TorchSegment(graphs, mode, device)
+
+    network = build(derived, make_segment, gradient, batch_norm, seed)
+    network.metas.to(device)
+    batches = batches_of(source_images, 64) if isinstance(source_images, Tensor) else source_images
+    set_source_statistics(network, batches, input_shape)
+    return AdaptedModule(network, config or AdaptConfig())

@@ -1,0 +1,186 @@
+"""Warm-up: train the meta-networks on labelled source data, through the very segments that will ship.
+
+Same BatchNorm policy, exact gradients, cross-entropy; the backbone stays frozen (EcoTTA, section 3.1). Resumable: a
+checkpoint after every epoch holds the network, the optimizer and the random state.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from edgetta.adaptation.network import AdaptiveNetwork
+from edgetta.adaptation.objective import cross_entropy
+from edgetta.errors import BundleError, EdgettaError, UsageError
+from edgetta.offline.augment import Augmentation, augment
+from edgetta.storage import atomic_write_bytes
+
+Progress = Callable[[int, int, float], None]  # steps done, steps in all, running loss
+
+
+@dataclass(frozen=True)
+class WarmUpConfig:
+    """The published schedule: SGD 5e-2, momentum 0.9, one epoch of linear ramp, x 0.2 after 30, 60 and 80 percent."""
+
+    epochs: int = 10
+    batch: int = 64
+    learning_rate: float = 5e-2
+    momentum: float = 0.9
+    ramp_epochs: float = 1.0
+    decay_at: tuple[float, ...] = (0.3, 0.6, 0.8)  # shares of all epochs
+    decay: float = 0.2
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    seed: int = 0
+
+    def rate(self, step: int, steps_per_epoch: int) -> float:
+        """Learning rate at a step, counted from 0."""
+        epoch = step / steps_per_epoch
+        ramp = min(self.ramp_epochs, self.epochs / 4)
+        if ramp and epoch < ramp:
+            return self.learning_rate * (step + 1) / (ramp * steps_per_epoch)
+        return self.learning_rate * self.decay ** sum(epoch >= share * self.epochs for share in self.decay_at)
+
+
+@dataclass(frozen=True)
+class WarmUpReport:
+    """Accuracy (0 to 1) on clean held-out images, adaptation off, before and after."""
+
+    accuracy_before: float
+    accuracy_after: float
+    steps: int
+    final_loss: float
+
+
+def warm_up(
+    network: AdaptiveNetwork,
+    images: Tensor,
+    labels: Tensor,
+    held_out: tuple[Tensor, Tensor],
+    config: WarmUpConfig | None = None,
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
+) -> WarmUpReport:
+    """Train the meta-networks of `network` in place.
+
+    images     (N, C, H, W), uint8 or float in [0, 1]; labels (N,) int64
+    held_out   images and labels for the accuracy before and after, not trained on
+    checkpoint a `.safetensors` path: written after every epoch, and resumed from when it is there
+    Raises `UsageError` when there are fewer images than a batch or labels out of range, `EdgettaError` when the loss stops
+    being finite (the last checkpoint stays).
+    """
+    config = config or WarmUpConfig()
+    if len(images) < config.batch:
+        raise UsageError(f"warm-up needs at least one batch of {config.batch} images, got {len(images)}")
+    optimizer = torch.optim.SGD(list(network.parameters()), config.learning_rate, config.momentum)
+    generator = torch.Generator().manual_seed(config.seed)
+    per_epoch = len(images) // config.batch
+    settings = {"config": json.loads(json.dumps(asdict(config))), "images": len(images)}
+    first, before, loss = 0, math.nan, math.nan
+    if checkpoint is not None and checkpoint.exists():
+        first, before, loss = _resume(checkpoint, network, optimizer, generator, settings)
+    else:
+        before = accuracy(network, *held_out)
+    for epoch in range(first, config.epochs):
+        order = torch.randperm(len(images), generator=generator)
+        for i in range(per_epoch):
+            step = epoch * per_epoch + i
+            chosen = order[i * config.batch : (i + 1) * config.batch]
+            batch = augment(_as_float(images[chosen]), config.augmentation, generator)
+            for group in optimizer.param_groups:
+                group["lr"] = config.rate(step, per_epoch)
+            value = warm_up_step(network, batch, labels[chosen], optimizer)
+            if not math.isfinite(value):
+                raise EdgettaError(
+                    f"warm-up loss is not finite at step {step}; lower the learning rate (now {config.learning_rate:g})"
+                )
+            loss = value if math.isnan(loss) else 0.95 * loss + 0.05 * value
+            if progress is not None:
+                progress(step + 1, config.epochs * per_epoch, loss)
+        if checkpoint is not None:
+            _save(
+                checkpoint,
+                network,
+                optimizer,
+                generator,
+                {**settings, "epoch": epoch + 1, "before": before, "loss": loss},
+            )
+    return WarmUpReport(before, accuracy(network, *held_out), config.epochs * per_epoch, loss)
+
+
+def warm_up_step(network: AdaptiveNetwork, images: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer) -> float:
+    """One supervised step; returns the loss, and moves nothing when it is not finite."""
+    logits, tape = network.forward(images)
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
+        raise UsageError(f"labels must lie in 0..{logits.shape[1] - 1}, got {int(labels.min())}..{int(labels.max())}")
+    objective = cross_entropy(logits, labels)
+    if math.isfinite(objective.value):
+        network.backward(tape, objective.gradient)
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return objective.value
+
+
+def accuracy(network: AdaptiveNetwork, images: Tensor, labels: Tensor, batch: int = 128) -> float:
+    """Share of images classified right, adaptation off, running statistics unmoved."""
+    right = 0
+    for i in range(0, len(images), batch):
+        logits, _ = network.forward(_as_float(images[i : i + batch]), keep=False, track=False)
+        right += int((logits.argmax(1) == labels[i : i + batch]).sum())
+    return right / max(1, len(images))
+
+
+def _as_float(images: Tensor) -> Tensor:
+    return images.float().div_(255) if images.dtype == torch.uint8 else images
+
+
+def _save(
+    path: Path,
+    network: AdaptiveNetwork,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    info: dict[str, Any],
+) -> None:
+    tensors = {f"network.{name}": tensor.contiguous() for name, tensor in network.state_dict().items()}
+    for i, parameter in enumerate(network.parameters()):
+        buffer = optimizer.state.get(parameter, {}).get("momentum_buffer")
+        if buffer is not None:
+            tensors[f"momentum.{i}"] = buffer
+    tensors["generator"] = generator.get_state()
+    atomic_write_bytes(path, save(tensors, {"edgetta.warm_up": json.dumps(info)}))
+
+
+def _resume(
+    path: Path,
+    network: AdaptiveNetwork,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    settings: dict[str, Any],
+) -> tuple[int, float, float]:
+    try:
+        with safe_open(path, "pt") as file:
+            info = json.loads(file.metadata()["edgetta.warm_up"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        network_tensors = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
+        if {key: info[key] for key in settings} != settings:
+            raise UsageError(f"{path} belongs to a warm-up with other settings or data; remove it to start again")
+        network.load_state_dict(network_tensors)
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise BundleError(f"{path} is not a checkpoint of this warm-up ({error}); remove it to start again") from error
+    except Exception as error:
+        if isinstance(error, EdgettaError):
+            raise
+        raise BundleError(f"{path} cannot be read ({error}); remove it to start again") from error
+    for i, parameter in enumerate(network.parameters()):
+        if f"momentum.{i}" in tensors:
+            optimizer.state[parameter]["momentum_buffer"] = tensors[f"momentum.{i}"].clone()
+    generator.set_state(tensors["generator"])
+    return int(info["epoch"]), float(info["before"]), float(info["loss"])

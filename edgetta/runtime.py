@@ -1,0 +1,152 @@
+"""The runtime: a bundle on an engine, adapting to a stream. What `edgetta.load` returns."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from edgetta.adaptation.adapter import AdaptConfig, Adapter, StepResult
+from edgetta.adaptation.model import Gradient
+from edgetta.adaptation.network import BatchNorm
+from edgetta.bundle import Bundle, build_network, read_bundle, self_test, source_program
+from edgetta.errors import BundleError, UsageError
+from edgetta.storage import atomic_write_bytes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_STATE_FORMAT = "edgetta.state"
+_STATE_VERSION = 1
+_MAX_STATE_BYTES = 1 << 30
+
+
+def load(
+    bundle: str | os.PathLike[str],
+    engine: str = "auto",
+    *,
+    config: AdaptConfig | None = None,
+    gradient: Gradient = "auto",
+    batch_norm: BatchNorm | None = None,
+    threads: int = 0,
+    check: bool = True,
+) -> Runtime:
+    """Load a bundle (a directory or a zip) and make it run.
+
+    engine      "torch", "onnxruntime", or "auto": ONNX Runtime where it is installed
+    config      adaptation settings; the bundle's own when None
+    gradient    "auto", "exact", "recompute" or "local"
+    batch_norm  "auto", "batch", "ema" or "source"; the bundle's own when None
+    threads     per engine; 0 takes torch's number
+    check       run the bundle's self-test on this engine
+    Raises `BundleError` when the bundle is damaged, unsafe, too new, or fails its self-test here.
+    """
+    return Runtime(read_bundle(Path(bundle)), engine, config, gradient, batch_norm, threads, check)
+
+
+class Runtime:
+    """Predicts and adapts. `runtime(images)` returns logits (N, classes) as predicted before the update.
+
+    Images are uint8 (N, H, W, C), float (N, C, H, W) in [0, 1], or one such image without N.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: str = "auto",
+        config: AdaptConfig | None = None,
+        gradient: Gradient = "auto",
+        batch_norm: BatchNorm | None = None,
+        threads: int = 0,
+        check: bool = True,
+    ) -> None:
+        self.bundle = bundle
+        self.config = config or bundle.config
+        self.network = build_network(bundle, engine, gradient, batch_norm, threads)
+        if check:
+            self_test(bundle, self.network)
+        self._start = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+        self._source: Any = None
+        self._engine = engine
+        self._threads = threads
+        self.adapter = Adapter(self.network, self.config)
+
+    def __call__(self, images: Tensor | NDArray[Any]) -> Tensor:
+        return self.step(images).logits
+
+    def step(self, images: Tensor | NDArray[Any]) -> StepResult:
+        """Predict and adapt; see `StepResult`. Raises `UsageError` for images of another shape or type."""
+        return self.adapter.step(self.as_input(images))
+
+    def source(self, images: Tensor | NDArray[Any]) -> Tensor:
+        """Logits (N, classes) of the unadapted backbone with the statistics of its training."""
+        if self._source is None:
+            self._source = source_program(self.bundle, self._engine, self._threads)
+        logits: Tensor = self._source(self.as_input(images))
+        return logits
+
+    def as_input(self, images: Tensor | NDArray[Any]) -> Tensor:
+        """Images as the network takes them: float32 (N, C, H, W) in [0, 1], contiguous."""
+        tensor = torch.from_numpy(np.ascontiguousarray(images)) if isinstance(images, np.ndarray) else images
+        shape = self.bundle.model.input_shape
+        if tensor.dim() == 3:
+            tensor = tensor[None]
+        if tensor.dtype == torch.uint8 and tensor.dim() == 4 and tensor.shape[3] == shape[0]:
+            tensor = tensor.permute(0, 3, 1, 2)
+        if tensor.dim() != 4 or tuple(tensor.shape[1:]) != shape or tensor.shape[0] == 0:
+            raise UsageError(
+                f"images have shape {tuple(images.shape)}; this bundle takes float (N, {', '.join(map(str, shape))}) "
+                f"in [0, 1] or uint8 (N, {shape[1]}, {shape[2]}, {shape[0]})"
+            )
+        return (tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()).contiguous()
+
+    def reset(self) -> None:
+        """Go back to the network that was shipped: weights, statistics, momentum, window and counters."""
+        self.network.load_state_dict(self._start)
+        self.adapter = Adapter(self.network, self.config)
+
+    def save_state(self, path: str | os.PathLike[str]) -> None:
+        """Write what was learnt to a file, atomically: a full disk or a crash leaves the file that was there."""
+        tensors = {f"network.{name}": tensor.cpu().contiguous() for name, tensor in self.network.state_dict().items()}
+        for i, buffer in self.adapter.momentum_buffers().items():
+            tensors[f"momentum.{i}"] = buffer.cpu().contiguous()
+        info = {"version": _STATE_VERSION, "bundle": self.bundle.identity, "counters": self.adapter.counters()}
+        atomic_write_bytes(path, save(tensors, {_STATE_FORMAT: json.dumps(info)}))
+
+    def load_state(self, path: str | os.PathLike[str]) -> None:
+        """Restore `save_state`. Raises `BundleError` when the file is damaged or belongs to another bundle;
+
+        the runtime is then as it was.
+        """
+        file = Path(path)
+        if not file.is_file():
+            raise BundleError(f"there is no state file {file}")
+        if file.stat().st_size > _MAX_STATE_BYTES:
+            raise BundleError(f"{file} is larger than any state file; check the path")
+        try:
+            with safe_open(file, "pt") as opened:
+                info = json.loads((opened.metadata() or {})[_STATE_FORMAT])
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        except Exception as error:  # safetensors raises its own kind
+            raise BundleError(f"{file} is not an edgetta state file or is damaged ({error})") from error
+        if info.get("version", 0) > _STATE_VERSION:
+            raise BundleError(f"{file} was written by a newer edgetta; update this one")
+        if info.get("bundle") != self.bundle.identity:
+            raise BundleError(f"{file} belongs to another bundle; load it with the bundle that it was saved with")
+        network = {k.removeprefix("network."): t for k, t in tensors.items() if k.startswith("network.")}
+        if not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
+            raise BundleError(f"{file} holds values that are not finite; delete it and start from the bundle")
+        try:
+            self.network.load_state_dict(network)
+        except ValueError as error:
+            raise BundleError(f"{file}: {error}") from error
+        self.adapter = Adapter(self.network, self.config)
+        momentum = {int(k.removeprefix("momentum.")): t for k, t in tensors.items() if k.startswith("momentum.")}
+        self.adapter.restore(momentum, info.get("counters", {}))

@@ -1,0 +1,93 @@
+"""From a torch model to an `AdaptableModel`: trace, cut, settle BatchNorm, differentiate, size the meta-networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import nn
+
+from edgetta.adaptation.meta_network import Initialisation, MetaSpec
+from edgetta.adaptation.model import AdaptableModel
+from edgetta.errors import UsageError
+from edgetta.export.batch_norm import fold, settle
+from edgetta.export.cut import CutModel, cut
+from edgetta.export.differentiate import differentiate
+from edgetta.export.trace import trace
+from edgetta.segments.contract import SegmentGraphs
+
+_WIDE_KERNEL_SHARE = 0.1  # 3x3 meta-networks may have this share of the backbone's weights, else 1x1
+
+
+def derive(
+    model: nn.Module | torch.export.ExportedProgram,
+    input_shape: tuple[int, int, int],
+    cuts: Sequence[str] | None = None,
+    parts: int = 4,
+    batch_norm: Literal["adaptive", "source"] = "adaptive",
+    adapt_bias: bool = False,
+    initialisation: Initialisation = "identity",
+    kernel: int | None = None,
+) -> AdaptableModel:
+    """An adaptable model for images of `input_shape` (C, H, W) and any batch.
+
+    cuts       module names: the stem's end, then the end of each part; chosen automatically when None
+    parts      how many parts when cuts are chosen automatically
+    kernel     of the meta-networks' convolutions, 3 or 1; None chooses 3 where that stays small beside the backbone
+    Raises `TraceError`, `UsageError`, `DifferentiationError` naming what stands in the way.
+    """
+    traced = trace(model, input_shape)
+    pieces = cut(traced, cuts, parts)
+    policy: Literal["ema", "source"] = "ema" if batch_norm == "adaptive" else "source"
+    stem = differentiate(settle(pieces.stem, policy), needs_gradient=False)
+    frozen = [differentiate(settle(part, policy, adapt_bias)) for part in pieces.parts]
+    classifier = differentiate(settle(pieces.classifier, policy))
+    weights = sum(tensor.numel() for tensor in traced.graph.constants.values())
+    normalised = any(node.op == "BatchNormalization" for node in traced.graph.nodes)
+    if kernel not in (None, 1, 3):
+        raise UsageError(f"the kernel of the meta-networks must be 1 or 3, not {kernel}")
+    return AdaptableModel(
+        stem,
+        tuple(frozen),
+        classifier,
+        fold(traced.graph),
+        tuple(_meta_specs(frozen, kernel, weights, normalised, initialisation)),
+        pieces.names,
+        input_shape,
+        _classes(pieces),
+        batch_norm,
+    )
+
+
+def _meta_specs(
+    parts: Sequence[SegmentGraphs], kernel: int | None, weights: int, normalised: bool, initialisation: Initialisation
+) -> list[MetaSpec]:
+    shapes = [(part.input.shape, part.output.shape) for part in parts]
+    if kernel is None:
+        wide = sum(9 * source[1] * target[1] for source, target in shapes if len(source) == 4)
+        kernel = 3 if wide <= _WIDE_KERNEL_SHARE * weights else 1
+    specs = []
+    for k, (source, target) in enumerate(shapes, 1):
+        if len(source) == 3 and len(target) == 3 and source[1] == target[1]:
+            specs.append(MetaSpec(source[2], target[2], 1, 1, True, initialisation, normalised))
+            continue
+        if (
+            len(source) != 4
+            or len(target) != 4
+            or source[2] % target[2]
+            or source[2] // target[2] != source[3] // target[3]
+        ):
+            raise UsageError(
+                f"part {k} turns {source[1:]} into {target[1:]}, which no meta-network can stand beside; "
+                "cut between feature maps (C, H, W) or token sequences (T, C) of the same length"
+            )
+        specs.append(MetaSpec(source[1], target[1], kernel, source[2] // target[2], False, initialisation, normalised))
+    return specs
+
+
+def _classes(pieces: CutModel) -> int:
+    shape = pieces.classifier.values[pieces.classifier.outputs[0]].shape
+    if len(shape) != 2:
+        raise UsageError(f"the model returns shape {shape}; a classifier returns (batch, classes)")
+    return shape[1]
