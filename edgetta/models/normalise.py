@@ -7,8 +7,8 @@ state dictionary: published checkpoints load by their own names, and exported gr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,20 +41,17 @@ class Normalise(nn.Module):
 
     def set(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Replace the constants, keeping their dtype and device."""
-        means, deviations = torch.tensor([float(m) for m in mean]), torch.tensor([float(s) for s in std])
+        means, deviations = [float(m) for m in mean], [float(s) for s in std]
         if len(means) != len(deviations) or len(means) not in (1, len(self.mean)):
             raise UsageError(
                 f"normalisation has {len(means)} means and {len(deviations)} standard deviations for "
                 f"{len(self.mean)} channels: give one of each per channel"
             )
-        if not (torch.isfinite(means).all() and torch.isfinite(deviations).all() and (deviations > 0).all()):
-            raise UsageError(
-                f"normalisation mean {list(mean)}, std {list(std)}: means must be finite and every std > 0"
-            )
-        with torch.no_grad():
-            self.mean.copy_(means.view(-1, 1, 1).expand_as(self.mean))
-            self.std.copy_(deviations.view(-1, 1, 1).expand_as(self.std))
-        self.is_identity = bool((means == 0).all() and (deviations == 1).all())
+        if not all(map(math.isfinite, means + deviations)) or min(deviations) <= 0:
+            raise UsageError(f"normalisation mean {means}, std {deviations}: means must be finite and every std > 0")
+        for buffer, values in ((self.mean, means), (self.std, deviations)):
+            buffer.copy_(torch.tensor(values, device="cpu").view(-1, 1, 1).expand_as(buffer))
+        self.is_identity = set(means) == {0.0} and set(deviations) == {1.0}
 
     def forward(self, x: Tensor) -> Tensor:
         return x if self.is_identity else (x - self.mean) / self.std
@@ -67,26 +64,48 @@ class Normalise(nn.Module):
 def with_normalisation(network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
     """The same module, normalising its input first, its own module and weight names unchanged.
 
-    A wrapper would put a prefix before every name, and cut points are module names. So the instance gets a class of
-    its own: its former class with one line before `forward`.
+    A wrapper would put a prefix before every name, and cut points are module names; a child module would become one
+    more layer of a Sequential. So the instance gets two buffers, `input_mean` and `input_std`, outside its state
+    dictionary, and a class of its own: its former class with one line before `forward`.
 
-    Raises UsageError where the module already owns something called `normalise` that is not a `Normalise`.
+    Raises UsageError where the constants are impossible or the module has other things of those names.
     """
     present = getattr(network, "normalise", None)
     if isinstance(present, Normalise):
         present.set(mean, std)
         return network
-    if present is not None:
-        raise UsageError(
-            f"{type(network).__name__} has an attribute `normalise` of its own: normalise inside the network"
-        )
-    network.add_module("normalise", Normalise(mean, std))
-    original: Any = type(network)
-
-    class NormalisedInput(original):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(self.normalise(x))
-
-    NormalisedInput.__name__ = NormalisedInput.__qualname__ = f"Normalised{original.__name__}"
-    network.__class__ = NormalisedInput
+    constants = Normalise(mean, std)
+    if not isinstance(network, _NormalisedInput):
+        if constants.is_identity:
+            return network
+        if hasattr(network, "input_mean") or hasattr(network, "input_std"):
+            raise UsageError(
+                f"{type(network).__name__} already has something called input_mean or input_std; "
+                "leave mean and std out and let the network normalise itself"
+            )
+        original = type(network)
+        network.__class__ = type(f"Normalised{original.__name__}", (_NormalisedInput, original), {})
+    device = next((tensor.device for tensor in network.state_dict().values()), torch.device("cpu"))
+    network.register_buffer("input_mean", constants.mean.to(device), persistent=False)
+    network.register_buffer("input_std", constants.std.to(device), persistent=False)
     return network
+
+
+def normalisation_of(network: nn.Module) -> Constants:
+    """The mean and std of the normalisation given here; the identity where a network has none, or does its own."""
+    own = getattr(network, "normalise", None)
+    if isinstance(own, Normalise):
+        return tuple(own.mean.flatten().tolist()), tuple(own.std.flatten().tolist())
+    if isinstance(network, _NormalisedInput):
+        return tuple(network.input_mean.flatten().tolist()), tuple(network.input_std.flatten().tolist())
+    return IDENTITY
+
+
+class _NormalisedInput(nn.Module):
+    """Put before another class, it normalises what that class's forward sees."""
+
+    input_mean: Tensor
+    input_std: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward((x - self.input_mean) / self.input_std)  # type: ignore[misc]

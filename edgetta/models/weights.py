@@ -7,6 +7,7 @@ by an explicit table. Whatever is then missing or unexpected is an error that li
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import zipfile
 from collections.abc import Collection, Mapping
@@ -26,7 +27,13 @@ SAFE_TORCH = (2, 6)
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "last")
 PREFIXES = ("module.", "model.", "net.", "_orig_mod.", "1.")
 # Input normalisation by the names that projects give it: this project's data, RobustBench, RiFT's wrapper, others.
-CONSTANTS = (("input_mean", "input_std"), ("mu", "sigma"), ("mean", "std"), ("0.mean", "0.std"))
+CONSTANTS = (
+    ("input_mean", "input_std"),
+    ("mu", "sigma"),
+    ("mean", "std"),
+    ("0.mean", "0.std"),
+    ("normalize.mean", "normalize.std"),
+)
 # Weights that published checkpoints carry and no forward pass uses (wide ResNets of TRADES, RiFT and RobustBench).
 DEAD_PREFIXES = ("sub_block1.",)
 SHOWN = 8  # names listed per kind in an error
@@ -143,7 +150,8 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
             "convert the file to .safetensors on another machine"
         )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_harmless()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise EdgettaError(
@@ -153,6 +161,14 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         raise EdgettaError(f"weights {path}: holds a {type(content).__name__}, not a dictionary of tensors")
     return dict(content)
+
+
+def _harmless() -> list[Any]:
+    """What training scripts store beside the weights and cannot run anything: their arguments, and numpy numbers."""
+    scalar = np.float64(0).__reduce__()[0]
+    numbers = [type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")]
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    return [argparse.Namespace, np.dtype, *numbers, *((scalar, name) for name in names)]
 
 
 def _unwrapped(path: Path, raw: dict[str, Any]) -> dict[str, Tensor]:
