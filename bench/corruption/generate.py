@@ -63,8 +63,8 @@ def corrupt(
         indices: the number of each image in its data set, (N,), not negative; 0 to N - 1 by default. Pass them when
             corrupting a subset, so that each image gets the same noise as within the whole set.
         parameters: "cifar" (32 pixels), "imagenet" (224 pixels), or "auto": cifar up to a height of 64.
-        workers: processes. Above 1, call it from a program whose main module can be imported (`if __name__ ==
-            "__main__"`), as the workers are started afresh.
+        workers: processes. Each takes about a second to start, so more than 1 pays from some thousand small images;
+            then call it from a program whose main module can be imported (`if __name__ == "__main__"`).
 
     Returns:
         uint8 (N, H, W, 3), fractions cut off as in the published sets.
