@@ -70,7 +70,7 @@ class ArrayFrames(FrameSource):
     ) -> None:
         height, width, channels = _sides(stored.shape, layout)
         description = (
-            f"{stored.shape[0]:,} frames of {width} x {height}, {channels} channel{'s' if channels > 1 else ''} "
+            f"{stored.shape[0]:,} frame{'s' if stored.shape[0] != 1 else ''} of {width} x {height}, {channels} channel{'s' if channels > 1 else ''} "
             f"({layout}), {scale.words}, from {stored.where}"
         )
         super().__init__(name, description=description, length=stored.shape[0], loop=loop)
@@ -115,8 +115,8 @@ def open_array(
 
     Args:
         path: an `.npy` or `.npz` file. Pickled objects are never loaded.
-        key: which array of an `.npz`; by default `images`, `x`, or else the first that is not the labels. An integer
-            array `labels` or `y` of N entries becomes `.labels`.
+        key: which array of an `.npz`; by default `images`, `x`, or else the first with 3 or 4 axes. An integer array
+            `labels` or `y` of N entries becomes `.labels`.
 
     Raises:
         SourceError: not such a file, damaged, no such key, no image shape, or values in no known range.

@@ -11,7 +11,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -129,7 +129,7 @@ def open_npz(path: Path, key: str | None) -> tuple[StoredRows, StoredRows | None
 
     Args:
         path: the archive.
-        key: the array of images; None takes the first of `IMAGE_KEYS`, or else the first that is not the labels.
+        key: the array of images; None takes one of `IMAGE_KEYS`, or else the first with 3 or 4 axes.
 
     Raises:
         SourceError: no archive, damaged, no such key, pickled objects, or fewer values than announced.
@@ -142,13 +142,23 @@ def open_npz(path: Path, key: str | None) -> tuple[StoredRows, StoredRows | None
         raise SourceError(f"{path} is no .npz archive or is damaged ({error}); copy it again") from error
     labels = next((name for name in LABEL_KEYS if name in names), None)
     if key is None:
-        candidates = [name for name in names if name != labels]
-        key = next((name for name in IMAGE_KEYS if name in names), candidates[0] if candidates else None)
+        key = next((name for name in IMAGE_KEYS if name in names), None)
+    if key is None:
+        key = _first_with_pictures(path, {name: member for name, member in names.items() if name != labels})
     if key not in names:
         held = ", ".join(printable(name) for name in names) or "nothing"
         raise SourceError(f"{path} holds no array {'of images' if key is None else repr(key)}; it holds {held}")
     images = _member(path, names[key])
     return images, None if labels is None or labels == key else _member(path, names[labels])
+
+
+def _first_with_pictures(path: Path, names: dict[str, str]) -> str | None:
+    """The first array with as many axes as pictures have; or else the first, so that an error tells of it."""
+    for name, member in names.items():
+        with suppress(SourceError):
+            if len(_member(path, member).shape) in (3, 4):
+                return name
+    return next(iter(names), None)
 
 
 def _member(path: Path, member: str) -> StoredRows:

@@ -200,8 +200,13 @@ def test_keys(tmp_path: Path) -> None:
         open_source(f"{path}:fog", size=SIZE)
     np.savez(path, labels=np.arange(COUNT), clean=images(1), x=images(3))
     assert np.array_equal(stacked(path), images(3))
-    np.savez(path, labels=np.arange(COUNT), clean=images(1), rain=images(4))
+    np.savez(
+        path, labels=np.arange(COUNT), rows=np.arange(9), names=np.array(["a"], object), clean=images(1), fog=images()
+    )
     assert np.array_equal(stacked(path), images(1))
+    np.savez(path, labels=np.arange(COUNT), rows=np.arange(9), mean=np.zeros(3))
+    with pytest.raises(SourceError, match=r"x\.npz:rows has shape \(9,\); images are"):
+        open_source(path, size=SIZE)
     np.savez(path, labels=np.arange(COUNT))
     with pytest.raises(SourceError, match=r"holds no array of images; it holds labels"):
         open_source(path, size=SIZE)
