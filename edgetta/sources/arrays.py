@@ -69,11 +69,12 @@ class ArrayFrames(FrameSource):
         loop: bool,
     ) -> None:
         height, width, channels = _sides(stored.shape, layout)
+        count = stored.shape[0]
         description = (
-            f"{stored.shape[0]:,} frame{'s' if stored.shape[0] != 1 else ''} of {width} x {height}, {channels} channel{'s' if channels > 1 else ''} "
-            f"({layout}), {scale.words}, from {stored.where}"
+            f"{count:,} {'frame' if count == 1 else 'frames'} of {width} x {height}, "
+            f"{channels} {'channel' if channels == 1 else 'channels'} ({layout}), {scale.words}, from {stored.where}"
         )
-        super().__init__(name, description=description, length=stored.shape[0], loop=loop)
+        super().__init__(name, description=description, length=count, loop=loop)
         self._title = title
         self._stored = stored
         self._layout = layout
