@@ -8,6 +8,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from edgetta.offline.curvature import LossSurface
 
+torch.set_num_threads(1)  # the networks here are too small to share among threads
+
 
 class DenseOperator:
     """A symmetric matrix in the open."""
@@ -24,10 +26,10 @@ class DenseOperator:
 
 
 def convolutional(dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Sequential:
-    """A convolution, BatchNorm with statistics that are not trivial, and a classifier; 115 parameters."""
+    """A convolution, BatchNorm with statistics that are not trivial, and a classifier; 51 parameters."""
     torch.manual_seed(seed)
     net = nn.Sequential(
-        nn.Conv2d(2, 3, 3, padding=1, stride=2), nn.BatchNorm2d(3), nn.Tanh(), nn.Flatten(), nn.Linear(12, 4)
+        nn.Conv2d(1, 2, 3, padding=1, stride=2), nn.BatchNorm2d(2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3)
     )
     net[1].running_mean.uniform_(-0.5, 0.5)
     net[1].running_var.uniform_(0.5, 2.0)
@@ -35,10 +37,10 @@ def convolutional(dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Seque
 
 
 def images(count: int = 17, dtype: torch.dtype = torch.float64, seed: int = 1) -> tuple[Tensor, Tensor]:
-    """Random pictures [N, 2, 4, 4] with four classes."""
+    """Random pictures [N, 1, 4, 4] with three classes."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(count, 2, 4, 4, generator=generator, dtype=torch.float64).to(dtype)
-    return x, torch.randint(0, 4, (count,), generator=generator)
+    x = torch.randn(count, 1, 4, 4, generator=generator, dtype=torch.float64).to(dtype)
+    return x, torch.randint(0, 3, (count,), generator=generator)
 
 
 def surface(net: nn.Module | None = None, **options: object) -> LossSurface:
