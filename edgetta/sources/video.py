@@ -43,7 +43,7 @@ class VideoFrames(FrameSource):
         self._size = size
         self._resize = resize
         self._begun = False
-        self._capture = start()
+        self._capture: Any = start()
         announced = 0 if live else _property(self._capture, "CAP_PROP_FRAME_COUNT")
         super().__init__(name, description=name, length=announced or None, loop=loop)
         self._announced = announced
