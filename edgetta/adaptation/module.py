@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +68,7 @@ def adapt(
     cuts, count = (None, parts) if isinstance(parts, int) else (tuple(parts), 4)
     if count < 1:
         raise UsageError(f"parts must be at least 1, not {count}")
-    form = "source" if batch_norm == "source" else "adaptive"
+    form: Literal["adaptive", "source"] = "source" if batch_norm == "source" else "adaptive"
     derived = derive(model, input_shape, cuts, count, form, **options)
 
     def make_segment(name: str, graphs: SegmentGraphs, mode: GradientMode) -> TorchSegment:

@@ -72,6 +72,7 @@ class AdaptiveNetwork:
         self.parts = list(parts)
         self.classifier = classifier
         self.metas = nn.ModuleList(metas)
+        self._metas = list(metas)
         self.batch_norm: BatchNorm = batch_norm
         self.ema_images = ema_images
 
@@ -94,10 +95,10 @@ class AdaptiveNetwork:
             momentum = 0.0
         tape = Tape(batch=x.shape[0])
         x, _ = self.stem.forward(x, keep=False, momentum=momentum)
-        for k, (part, meta) in enumerate(zip(self.parts, self.metas, strict=True)):
+        for k, (part, meta) in enumerate(zip(self.parts, self._metas, strict=True)):
             frozen, residuals = part.forward(x, keep=keep and self._needs_backward(k), momentum=momentum)
             out, kept = meta(x, frozen, statistics, momentum, keep)
-            if keep:
+            if kept is not None:
                 tape.residuals.append(residuals)
                 tape.kept.append(kept)
                 tape.distances.append(meta.regulariser(out, frozen))
@@ -119,7 +120,7 @@ class AdaptiveNetwork:
             grad, bias_gradients = self.classifier.input_gradient(residuals, grad_logits)
             self._accumulate(self.classifier, bias_gradients)
         for k in reversed(range(len(self.parts))):
-            part, meta = self.parts[k], self.metas[k]
+            part, meta = self.parts[k], self._metas[k]
             residuals, kept = tape.residuals.pop(), tape.kept.pop()
             to_frozen, to_input = meta.backward(kept, grad, regulariser, needs_input=self._needs_backward(k) or k > 0)
             del kept
@@ -147,8 +148,8 @@ class AdaptiveNetwork:
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Everything that adaptation updates: the meta-networks', then the biases of the frozen segments if they adapt."""
-        for meta in self.metas:
-            yield from meta.trainable()  # type: ignore[operator]
+        for meta in self._metas:
+            yield from meta.trainable()
         for segment in (*self.parts, self.classifier):
             yield from segment.biases.values()  # type: ignore[misc]
 

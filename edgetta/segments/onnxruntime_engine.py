@@ -43,8 +43,8 @@ class OnnxProgram:
         self._fetch_only.only_execute_path_to_fetches = True
         self._inputs = [entry.name for entry in self._session.get_inputs()]
 
-    def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str], into: Mapping[str, Tensor]) -> list[Tensor]:
-        """The outputs named; those in `into` are written there, the others into new tensors."""
+    def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> list[Tensor]:
+        """The outputs named, in new tensors; what only other outputs need is not computed."""
         binding = self._session.io_binding()
         batch = next((t.shape[0] for name, t in inputs.items() if self.graph.values[name].per_sample), 1)
         alive = []
@@ -55,10 +55,7 @@ class OnnxProgram:
         results = []
         for name in outputs:
             value = self.graph.values[name]
-            result = into.get(name)
-            if result is None:
-                kind = torch.bool if value.dtype == "bool" else torch.float32
-                result = torch.empty(value.with_batch(batch), dtype=kind)
+            result = torch.empty(value.with_batch(batch), dtype=torch.bool if value.dtype == "bool" else torch.float32)
             binding.bind_output(name, "cpu", 0, _numpy_type(result), tuple(result.shape), result.data_ptr())
             results.append(result)
         self._session.run_with_iobinding(binding, self._fetch_only)
@@ -97,10 +94,7 @@ class OnnxRuntimeSegment:
             inputs["ema_momentum"] = torch.full((1,), momentum)
         residuals = Residuals(batch=x.shape[0])
         made = self._made if keep and self.gradient == "exact" else []
-        scratch = _SCRATCH.masks(
-            [self._residuals[n].value.with_batch(x.shape[0]) for n in made], made, self._residuals
-        )
-        outputs = self._forward.run(inputs, [*self._plain, *made], scratch)
+        outputs = self._forward.run(inputs, [*self._plain, *made])
         for name, tensor in zip(made, outputs[len(self._plain) :], strict=True):
             residuals.kept[name] = self._residuals[name].pack(tensor)
         if keep and self.gradient == "recompute":
@@ -121,31 +115,8 @@ class OnnxRuntimeSegment:
             inputs[name] = residual.unpack(kept, residuals.batch) if residual is not None else kept
         if self.gradient == "recompute":
             inputs.update(self.biases)
-        outputs = self._backward.run(inputs, self._backward.graph.outputs, {})
+        outputs = self._backward.run(inputs, self._backward.graph.outputs)
         return outputs[0], dict(zip(self.biases, outputs[1:], strict=True))
-
-
-class _Scratch:
-    """Boolean masks leave the engine here before they are packed; one buffer serves all segments in turn."""
-
-    def __init__(self) -> None:
-        self._buffer = torch.empty(0, dtype=torch.bool)
-
-    def masks(
-        self, shapes: Sequence[tuple[int, ...]], names: Sequence[str], residuals: Mapping[str, Any]
-    ) -> dict[str, Tensor]:
-        wanted = [(n, s) for n, s in zip(names, shapes, strict=True) if residuals[n].kind == "mask"]
-        sizes = [-(-int(np.prod(shape)) // 64) * 64 for _, shape in wanted]
-        if sum(sizes) > self._buffer.numel():
-            self._buffer = torch.empty(sum(sizes), dtype=torch.bool)
-        views, start = {}, 0
-        for (name, shape), size in zip(wanted, sizes, strict=True):
-            views[name] = self._buffer[start : start + int(np.prod(shape))].view(shape)
-            start += size
-        return views
-
-
-_SCRATCH = _Scratch()
 
 
 def _options(runtime: Any, threads: int) -> Any:

@@ -1,0 +1,54 @@
+# make demo        the main job on real images, from a clean clone
+# make test        the tests
+# make lint        ruff and mypy
+# make bench       the benchmarks that back README (quiet machine, tens of minutes)
+# make test-full   long matrices; writes result files to bench/results/
+#
+# TORCH=installed  reuse the torch of the system's Python, as on a Jetson
+# TORCH=2.13.0     install this version (the default is the one in constraints.txt)
+
+PYTHON ?= python3
+TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
+CONSTRAIN := $(if $(filter installed,$(TORCH)),,-c constraints.txt)
+export EDGETTA_DATA ?= data
+
+.PHONY: demo test test-full lint format bench clean
+
+demo: $(VENV)/.demo
+	$(RUN) -m edgetta demo
+
+test: $(VENV)/.dev
+	$(RUN) -m pytest
+
+test-full: $(VENV)/.dev
+	$(RUN) -m pytest -m "full or not full"
+
+lint: $(VENV)/.dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy -p edgetta
+
+format: $(VENV)/.dev
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+bench: $(VENV)/.dev
+	$(RUN) -m edgetta bench latency --json bench/results/latency.json
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(if $(filter installed,$(TORCH)),--system-site-packages) $(VENV)
+	$(if $(filter installed,$(TORCH)),,$(PIP) torch==$(TORCH) $(CONSTRAIN))
+
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) $(CONSTRAIN) -e '.[onnxruntime,export,offline,bench]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) $(CONSTRAIN) -e '.[dev]'
+	touch $@ $(VENV)/.demo
+
+clean:
+	rm -rf $(VENV) build demo .mypy_cache .ruff_cache .pytest_cache
