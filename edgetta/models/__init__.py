@@ -2,7 +2,8 @@
 
 from edgetta.models.architectures import model_names
 from edgetta.models.model import Model
+from edgetta.models.normalise import normalisation_of
 from edgetta.models.parts import PublishedParts, cuts, published_parts
 from edgetta.models.registry import load_model
 
-__all__ = ["Model", "PublishedParts", "cuts", "load_model", "model_names", "published_parts"]
+__all__ = ["Model", "PublishedParts", "cuts", "load_model", "model_names", "normalisation_of", "published_parts"]

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from edgetta.errors import EdgettaError
+from edgetta.models.weights import require_safe_torch
 
 _OPERATORS = re.compile(
     r"torch\.ops\.(aten|prims)\.(?!from_file\b)_?[a-z][a-z0-9_]*\.[A-Za-z0-9]\w*"
@@ -74,6 +75,7 @@ def read_program(path: str | Path) -> torch.export.ExportedProgram:
     path = Path(path)
     if not path.is_file():
         raise EdgettaError(f"model {path}: no such file")
+    require_safe_torch(f"model {path}")
     content = path.read_bytes()
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:

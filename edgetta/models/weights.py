@@ -116,6 +116,15 @@ def put_weights(network: nn.Module, weights: Weights) -> Constants | None:
     return constants
 
 
+def require_safe_torch(what: str) -> None:
+    """Raise EdgettaError where this torch cannot be trusted to read a pickled file without running it."""
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < SAFE_TORCH:
+        raise EdgettaError(
+            f"{what}: torch {torch.__version__} cannot read it safely (2.6 or newer can); "
+            "convert the weights to .safetensors on another machine"
+        )
+
+
 def _read_safetensors(path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -143,12 +152,7 @@ def _read_npz(path: Path) -> tuple[dict[str, Any], dict[str, tuple[str, ...]]]:
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
-    release = tuple(int(part) for part in torch.__version__.split(".")[:2])
-    if release < SAFE_TORCH:
-        raise EdgettaError(
-            f"weights {path}: torch {torch.__version__} cannot read checkpoints safely (2.6 or newer can); "
-            "convert the file to .safetensors on another machine"
-        )
+    require_safe_torch(f"weights {path}")
     try:
         with torch.serialization.safe_globals(_harmless()):
             content = torch.load(path, map_location="cpu", weights_only=True)

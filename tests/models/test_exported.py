@@ -210,6 +210,12 @@ def test_a_hostile_program_is_refused_and_does_not_run(
     assert not made.exists()
 
 
+def test_an_old_torch_reads_no_programs(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.5.1")
+    with pytest.raises(EdgettaError, match="safely"):
+        load_model(str(program))
+
+
 def test_two_entries_of_one_name_are_refused(program: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(program) as archive:
         entries = [(name, archive.read(name)) for name in archive.namelist()]
