@@ -7,8 +7,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
 
 
 class Terminated(KeyboardInterrupt):
@@ -26,7 +27,7 @@ def held() -> Iterator[None]:
         yield
         return
     arrived: list[int] = []
-    earlier = {}
+    earlier: dict[int, Any] = {}
 
     def note(number: int, frame: FrameType | None) -> None:
         arrived.append(number)

@@ -104,7 +104,7 @@ def run_stream(
     if channels not in (1, 3):
         raise UsageError(f"the bundle takes {channels} channels; sources deliver 3, and 1 can be made of them")
     summary = Summary() if summary is None else summary
-    names = runtime.bundle.class_names
+    names = runtime.bundle.classes
     labels = source.labels
     begun = time.perf_counter()
     frames = itertools.islice(source, limit)
