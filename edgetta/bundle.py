@@ -1,0 +1,254 @@
+"""Read a bundle on the device: check every file, rebuild the graphs, put them on an engine, test them.
+
+    bundle = read_bundle("wrn40_2.bundle")
+    network = build_network(bundle, engine="onnxruntime")
+    self_test(bundle, network)
+
+Nothing here unpickles, imports onnx or imports the exporter. What is wrong with a bundle is a `BundleError`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from edgetta.adaptation.adapter import AdaptConfig
+from edgetta.adaptation.model import AdaptableModel, Gradient, build
+from edgetta.adaptation.network import AdaptiveNetwork, BatchNorm
+from edgetta.bundle_files import BundleFiles, open_bundle
+from edgetta.bundle_graphs import check_model, read_segment, read_source, read_tensors
+from edgetta.bundle_manifest import SegmentEntry
+from edgetta.bundle_onnx import MAX_ONNX_BYTES, check_onnx
+from edgetta.bundle_self_test import SelfTest, read_reference, self_test
+from edgetta.errors import BundleError, EdgettaError, UsageError
+from edgetta.segments.contract import GradientMode, Segment, SegmentGraphs
+from edgetta.segments.onnxruntime_engine import OnnxProgram, OnnxRuntimeSegment
+from edgetta.segments.torch_engine import Program, TorchSegment
+
+__all__ = ["Bundle", "SelfTest", "build_network", "read_bundle", "self_test", "source_program"]
+
+EngineName = Literal["torch", "onnxruntime"]
+ENGINES = ("auto", *get_args(EngineName))
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose every file was checked.
+
+    path           as given: a folder, or a zip
+    manifest       the content of `manifest.json`
+    model          the derived graphs, engine-independent
+    config         hyper-parameters of adaptation
+    classes        names of the classes, None where they have none
+    batch_norm     statistics policy that the meta-networks were warmed up with
+    ema_images     time constant of running statistics, in images
+    rate_law       which learning rate each batch size bears; None where it was not measured
+    identity       SHA-256 that names this very bundle; state files are tied to it
+    unlisted       files that lie in the bundle and are not part of it
+    """
+
+    path: Path
+    manifest: Mapping[str, Any]
+    model: AdaptableModel
+    config: AdaptConfig
+    classes: tuple[str, ...] | None
+    batch_norm: BatchNorm
+    ema_images: int
+    preprocessing: Mapping[str, Any]
+    rate_law: Mapping[str, Any] | None
+    provenance: Mapping[str, Any]
+    identity: str
+    unlisted: tuple[str, ...]
+    files: BundleFiles  # an extracted zip lives as long as this
+
+    @property
+    def name(self) -> str:
+        return self.files.manifest.name
+
+    def onnx_path(self, segment: str, direction: str = "forward") -> Path:
+        """The ONNX file of a segment ("stem", "part1", ..., "classifier", "source") in a direction.
+
+        Raises `UsageError` where there is none.
+        """
+        entry = self._entry(segment)
+        if direction not in entry.onnx:
+            raise UsageError(f"segment {segment!r} has no direction {direction!r}; it has {', '.join(entry.onnx)}")
+        return self.files.file(entry.onnx[direction])
+
+    def meta_tensors(self) -> dict[str, Tensor]:
+        """The shipped state of the network: meta-networks, running statistics, adaptable biases."""
+        tensors = read_tensors(self.files, self.files.manifest.meta_tensors)
+        for name, tensor in tensors.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise BundleError(
+                    f"tensor {name!r} in {self.files.manifest.meta_tensors} of bundle {self.path} holds values that "
+                    "are not finite; export the bundle again"
+                )
+        return tensors
+
+    def reference(self) -> dict[str, Tensor]:
+        """Golden "images", "source_logits", "logits", and "gradient.NAME" of some parameters."""
+        return read_reference(self.files, self.model)
+
+    def _entry(self, segment: str) -> SegmentEntry:
+        manifest = self.files.manifest
+        entries = {entry.name: entry for entry in (*manifest.segments, manifest.source)}
+        if segment not in entries:
+            raise UsageError(f"the bundle has no segment {segment!r}; it has {', '.join(entries)}")
+        return entries[segment]
+
+
+def read_bundle(path: str | os.PathLike[str]) -> Bundle:
+    """Open the bundle at `path`, a folder or a zip, and check all of it.
+
+    Raises `BundleError`, in one line that names the file and the remedy: a file that is missing, damaged, of another
+    size, a link, or of a name that leaves the bundle; a newer schema; graphs, tensors and manifest that disagree.
+    """
+    files = open_bundle(Path(path))
+    manifest = files.manifest
+    segments = {entry.name: read_segment(files, entry) for entry in manifest.segments}
+    model = AdaptableModel(
+        segments["stem"],
+        tuple(segments[f"part{k}"] for k in range(1, len(manifest.metas) + 1)),
+        segments["classifier"],
+        read_source(files, manifest.source),
+        manifest.metas,
+        manifest.cuts,
+        manifest.input_shape,
+        manifest.classes,
+        manifest.batch_norm,
+    )
+    check_model(model, files.path)
+    for entry in manifest.segments:
+        _check_onnx_files(files, entry, segments[entry.name])
+    _check_onnx_files(files, manifest.source, SegmentGraphs(model.source, None, None))
+    if manifest.batch_norm == "source" and manifest.policy not in ("auto", "source"):
+        raise BundleError(
+            f"bundle {path}: folded BatchNorms cannot follow policy {manifest.policy!r}; export it again"
+        )
+    return Bundle(
+        path=files.path,
+        manifest=manifest.data,
+        model=model,
+        config=manifest.config,
+        classes=manifest.class_names,
+        batch_norm=manifest.policy,
+        ema_images=manifest.ema_images,
+        preprocessing=manifest.preprocessing,
+        rate_law=manifest.rate_law,
+        provenance=manifest.provenance,
+        identity=manifest.identity,
+        unlisted=files.unlisted,
+        files=files,
+    )
+
+
+def build_network(
+    bundle: Bundle,
+    engine: str = "auto",
+    gradient: Gradient = "auto",
+    batch_norm: BatchNorm | None = None,
+    threads: int = 0,
+) -> AdaptiveNetwork:
+    """The bundle's network on an engine, in the state in which it was shipped.
+
+    engine      "torch", "onnxruntime", or "auto": ONNX Runtime where it is installed. Both run on the CPU
+    gradient    "auto", "exact", "recompute" or "local"
+    batch_norm  "auto", "batch", "ema" or "source"; the bundle's own when None
+    threads     of ONNX Runtime, 0 for as many as torch has; torch's own are set with `torch.set_num_threads`
+    Raises `UsageError` for options that cannot be, `MissingDependencyError` where the engine is not installed,
+    `BundleError` where the engine refuses the bundle's files.
+    """
+    name = engine_name(engine)
+    if gradient not in get_args(Gradient):
+        raise UsageError(f"unknown gradient mode {gradient!r}; choose one of {', '.join(get_args(Gradient))}")
+    policy = bundle.batch_norm if batch_norm is None else batch_norm
+    if policy not in get_args(BatchNorm):
+        raise UsageError(f"unknown BatchNorm policy {policy!r}; choose one of {', '.join(get_args(BatchNorm))}")
+
+    def make(segment: str, graphs: SegmentGraphs, mode: GradientMode) -> Segment:
+        if name == "torch":
+            return TorchSegment(graphs, mode)
+        directions = bundle._entry(segment).onnx
+        paths = {direction: str(bundle.onnx_path(segment, direction)) for direction in directions}
+        with _engine_errors(bundle, segment):
+            return OnnxRuntimeSegment(graphs, paths, mode, threads)
+
+    network = build(bundle.model, make, gradient, policy)
+    network.ema_images = bundle.ema_images
+    try:
+        network.load_state_dict(bundle.meta_tensors())
+    except ValueError as error:
+        raise BundleError(
+            f"{bundle.files.manifest.meta_tensors} in bundle {bundle.path}: {error}; export the bundle again"
+        ) from error
+    return network
+
+
+def source_program(bundle: Bundle, engine: str = "auto", threads: int = 0) -> Callable[[Tensor], Tensor]:
+    """The unadapted backbone on an engine: images (N, C, H, W) in [0, 1] -> logits (N, classes)."""
+    graph = bundle.model.source
+    if engine_name(engine) == "torch":
+        program = Program(graph)
+
+        def run_torch(images: Tensor) -> Tensor:
+            with torch.no_grad():
+                return program.run({"x": images})[0]
+
+        return run_torch
+    with _engine_errors(bundle, "source"):
+        session = OnnxProgram(str(bundle.onnx_path("source")), graph, threads)
+    return lambda images: session.run({"x": images}, graph.outputs)[0]
+
+
+def engine_name(engine: str) -> EngineName:
+    """Resolve "auto". Raises `UsageError` for an engine that edgetta does not have."""
+    if engine == "auto":
+        return "onnxruntime" if importlib.util.find_spec("onnxruntime") is not None else "torch"
+    if engine == "torch" or engine == "onnxruntime":
+        return engine  # type: ignore[return-value]
+    raise UsageError(f"unknown engine {engine!r}; choose one of {', '.join(ENGINES)}")
+
+
+def engine_of(network: AdaptiveNetwork) -> EngineName:
+    """The engine that a network of `build_network` runs on."""
+    return "onnxruntime" if isinstance(network.classifier, OnnxRuntimeSegment) else "torch"
+
+
+def _check_onnx_files(files: BundleFiles, entry: SegmentEntry, segment: SegmentGraphs) -> None:
+    """An ONNX file takes weights from the segment's tensor file alone, and has its graph's inputs and outputs."""
+    graphs = {"forward": segment.forward, "backward": segment.backward, "recompute": segment.recompute}
+    weights = files.manifest.files[entry.tensors].size
+    for direction, name in entry.onnx.items():
+        where = f"{name} in bundle {files.path}"
+        if files.manifest.files[name].size > MAX_ONNX_BYTES:
+            raise BundleError(f"{where} is larger than the {MAX_ONNX_BYTES} bytes allowed; export the bundle again")
+        if Path(name).parent != Path(entry.tensors).parent:
+            raise BundleError(f"{where} must lie beside {entry.tensors}; export the bundle again")
+        found = check_onnx(files.read(name), Path(entry.tensors).name, weights, where)
+        graph = graphs[direction]
+        if graph is None or (found.inputs, found.outputs) != (graph.inputs, graph.outputs):
+            raise BundleError(f"{where} is not the {direction} graph of {entry.graphs}; export the bundle again")
+
+
+@contextmanager
+def _engine_errors(bundle: Bundle, segment: str) -> Iterator[None]:
+    """What ONNX Runtime raises while it loads a file has no common kind; here it becomes a `BundleError`."""
+    try:
+        yield
+    except EdgettaError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BundleError(
+            f"ONNX Runtime refuses segment {segment!r} of bundle {bundle.path}: {reason}; "
+            "try --engine torch, or export the bundle again"
+        ) from error

@@ -1,0 +1,253 @@
+"""The files of a bundle, folder or zip, opened safely: nothing is used before its size and SHA-256 were checked.
+
+A folder is read where it stands. Of a zip the files that the manifest lists are extracted to a temporary folder, each
+no longer than the manifest says. No name may leave the bundle, no link is followed, only regular files are read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+import weakref
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from edgetta.bundle_manifest import MANIFEST, MAX_MANIFEST_BYTES, FileEntry, Manifest, parse_manifest
+from edgetta.errors import BundleError
+from edgetta.storage import StorageError, inside, safe_name, storage_error
+
+MAX_ENTRIES = 20_000  # files and folders that may lie in a bundle, listed or not
+MAX_RATIO = 200  # extracted bytes per byte of zip; above MIN_LIMITED only
+MIN_LIMITED = 64 << 20
+_CHUNK = 1 << 20
+_AGAIN = "copy the bundle again, or export it again"
+
+
+@dataclass(frozen=True)
+class BundleFiles:
+    """The verified files of a bundle.
+
+    folder     where they lie: the bundle itself, or the folder that a zip was extracted to
+               (an extracted folder is removed when this object goes, or when Python ends)
+    unlisted   names that lie in the bundle and are not part of it (nothing reads them)
+    """
+
+    path: Path
+    folder: Path
+    manifest: Manifest
+    unlisted: tuple[str, ...] = ()
+
+    def read(self, name: str) -> bytes:
+        """The content of a listed file, checked once more; for small files."""
+        entry = self.manifest.files[name]
+        with _open(self.folder, name, self.path) as file:
+            data = file.read(entry.size + 1)
+        if len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise BundleError(f"{name} in bundle {self.path} changed while it was read; {_AGAIN}")
+        return data
+
+    def file(self, name: str) -> Path:
+        """The path of a listed file."""
+        if name not in self.manifest.files:
+            raise BundleError(f"bundle {self.path} lists no file {name!r}; {_AGAIN}")
+        return self.folder / name
+
+
+def open_bundle(path: Path) -> BundleFiles:
+    """Find, check and, for a zip, extract a bundle. Raises `BundleError` for everything that is wrong with it."""
+    try:
+        if path.is_dir():
+            return _open_folder(path)
+        if path.is_file():
+            return _open_zip(path)
+    except OSError as error:
+        raise BundleError(
+            f"cannot read bundle {path}: {error.strerror or error}; check the path and the disk"
+        ) from error
+    kind = "is neither a folder nor a file" if path.exists() else "does not exist"
+    raise BundleError(f"bundle {path} {kind}; give the folder or zip that `edgetta export` wrote")
+
+
+def _open_folder(path: Path) -> BundleFiles:
+    folder = path.resolve()
+    if not (folder / MANIFEST).exists() and not (folder / MANIFEST).is_symlink():
+        raise BundleError(f"{path} is no bundle: it has no {MANIFEST}; give what `edgetta export` wrote")
+    with _open(folder, MANIFEST, path) as file:
+        manifest = parse_manifest(_limited(file, MAX_MANIFEST_BYTES, MANIFEST, path), path)
+    present = set(_walk(folder, path))
+    for name, entry in manifest.files.items():
+        if name not in present:
+            raise BundleError(f"{name} is missing from bundle {path}; {_AGAIN}")
+        with _open(folder, name, path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != entry.size:
+                raise _wrong_size(name, size, entry, path)
+            _verify(file, name, entry, path)
+    unlisted = tuple(sorted(present - {MANIFEST, *manifest.files}))
+    return BundleFiles(path, folder, manifest, unlisted)
+
+
+def _open_zip(path: Path) -> BundleFiles:
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise BundleError(f"{path} is neither a folder nor a readable zip ({error}); {_AGAIN}") from error
+    extracted: list[Path] = []
+    try:
+        with archive:
+            members = _members(archive, path)
+            if MANIFEST not in members:
+                raise BundleError(
+                    f"{path} is no bundle: it has no {MANIFEST}; give the zip that `edgetta export` wrote"
+                )
+            with archive.open(members[MANIFEST]) as file:
+                manifest = parse_manifest(_limited(file, MAX_MANIFEST_BYTES, MANIFEST, path), path)
+            total = sum(entry.size for entry in manifest.files.values())
+            if total > max(MIN_LIMITED, MAX_RATIO * path.stat().st_size):
+                raise BundleError(f"{path} would grow to {total} bytes when extracted, as no bundle does; {_AGAIN}")
+            folder = _temporary_folder()
+            extracted.append(folder)
+            for name, entry in manifest.files.items():
+                if name not in members:
+                    raise BundleError(f"{name} is missing from bundle {path}; {_AGAIN}")
+                if members[name].file_size != entry.size:
+                    raise _wrong_size(name, members[name].file_size, entry, path)
+                with archive.open(members[name]) as file:
+                    _extract(file, folder, name, entry, path)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        _discard(extracted)
+        raise BundleError(f"zip {path} is damaged ({error}); {_AGAIN}") from error
+    except BaseException:
+        _discard(extracted)
+        raise
+    unlisted = tuple(sorted(set(members) - {MANIFEST, *manifest.files}))
+    files = BundleFiles(path, folder, manifest, unlisted)
+    weakref.finalize(files, shutil.rmtree, folder, ignore_errors=True)
+    return files
+
+
+def _members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
+    """Files by name, folders left out. A single folder around the bundle, as file managers make it, is taken off."""
+    entries = archive.infolist()
+    if len(entries) > MAX_ENTRIES:
+        raise BundleError(f"{path} holds {len(entries)} entries, more than the {MAX_ENTRIES} allowed; {_AGAIN}")
+    members: dict[str, zipfile.ZipInfo] = {}
+    for info in entries:
+        kind = stat.S_IFMT(info.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise BundleError(f"{info.filename!r} in {path} is a link or a device; a bundle holds plain files only")
+        name = info.filename.rstrip("/") if info.is_dir() else info.filename
+        parts = name.split("/")
+        if name.startswith("/") or "\\" in name or ":" in parts[0] or ".." in parts or "" in parts or "." in parts:
+            raise BundleError(
+                f"unsafe file name {info.filename!r} in {path}: it leads out of the bundle; do not use it"
+            )
+        if info.is_dir():
+            continue
+        if info.flag_bits & 1:
+            raise BundleError(f"{info.filename!r} in {path} is encrypted; zip the bundle without a password")
+        if name in members:
+            raise BundleError(f"{info.filename!r} occurs twice in {path}; {_AGAIN}")
+        members[name] = info
+    tops = {name.split("/")[0] for name in members if not name.startswith("__MACOSX/")}
+    if MANIFEST not in members and len(tops) == 1:
+        prefix = tops.pop() + "/"
+        members = {name.removeprefix(prefix): info for name, info in members.items() if name.startswith(prefix)}
+    return members
+
+
+def _extract(file: IO[bytes], folder: Path, name: str, entry: FileEntry, path: Path) -> None:
+    target = folder.joinpath(*safe_name(name).parts)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("xb") as out:
+            _verify(file, name, entry, path, out)
+    except OSError as error:
+        raise storage_error(error, target) from error
+
+
+def _verify(file: IO[bytes], name: str, entry: FileEntry, path: Path, copy: IO[bytes] | None = None) -> None:
+    """Hash `file`, never reading past the size that the manifest gives, and copy it on the way where asked."""
+    digest = hashlib.sha256()
+    left = entry.size
+    while left >= 0:
+        chunk = file.read(min(_CHUNK, left + 1))
+        if not chunk:
+            break
+        left -= len(chunk)
+        digest.update(chunk)
+        if copy is not None and left >= 0:
+            copy.write(chunk)
+    if left:
+        size = "more" if left < 0 else str(entry.size - left)
+        raise BundleError(f"{name} in bundle {path} has {size} bytes where the manifest says {entry.size}; {_AGAIN}")
+    if digest.hexdigest() != entry.sha256:
+        raise BundleError(f"{name} in bundle {path} is damaged (its SHA-256 is not the manifest's); {_AGAIN}")
+
+
+def _wrong_size(name: str, size: int, entry: FileEntry, path: Path) -> BundleError:
+    return BundleError(f"{name} in bundle {path} has {size} bytes where the manifest says {entry.size}; {_AGAIN}")
+
+
+def _open(folder: Path, name: str, path: Path) -> IO[bytes]:
+    """Open a regular file inside `folder` without following a link."""
+    try:
+        target = inside(folder, name)
+    except StorageError as error:
+        raise BundleError(f"bundle {path}: {error}") from error
+    try:
+        # Opening a pipe would wait for its other end.
+        descriptor = os.open(target, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError as error:
+        raise BundleError(f"cannot read {name} in bundle {path}: {error.strerror}; {_AGAIN}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise BundleError(f"{name} in bundle {path} is not a regular file; {_AGAIN}")
+    return os.fdopen(descriptor, "rb")
+
+
+def _limited(file: IO[bytes], limit: int, name: str, path: Path) -> bytes:
+    data = file.read(limit + 1)
+    if len(data) > limit:
+        raise BundleError(f"{name} of bundle {path} is larger than the {limit} bytes allowed; {_AGAIN}")
+    return data
+
+
+def _walk(folder: Path, path: Path) -> Iterator[str]:
+    """Names of all files in the bundle; a link or a device anywhere in it is refused, listed or not."""
+    count = 0
+    waiting = [folder]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                count += 1
+                name = Path(entry.path).relative_to(folder).as_posix()
+                if count > MAX_ENTRIES:
+                    raise BundleError(f"bundle {path} holds more than {MAX_ENTRIES} files and folders; {_AGAIN}")
+                if entry.is_symlink():
+                    raise BundleError(f"{name} in bundle {path} is a link; a bundle holds plain files only: remove it")
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(Path(entry.path))
+                elif entry.is_file(follow_symlinks=False):
+                    yield name
+                else:
+                    raise BundleError(f"{name} in bundle {path} is not a regular file; remove it")
+
+
+def _temporary_folder() -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix="edgetta-bundle-")).resolve()
+    except OSError as error:
+        raise storage_error(error, Path(tempfile.gettempdir()) / "edgetta-bundle") from error
+
+
+def _discard(folders: list[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)

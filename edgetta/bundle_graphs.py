@@ -1,0 +1,226 @@
+"""From the files of a segment to its graphs: parsed, and every declared shape checked against what the operators give.
+
+Engines trust the shapes in a graph when they reserve memory, so nothing runs before each node was computed once on
+tensors without data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from edgetta.adaptation.meta_network import MetaSpec
+from edgetta.adaptation.model import AdaptableModel
+from edgetta.bundle_files import BundleFiles
+from edgetta.bundle_manifest import SegmentEntry, describe_segment, parse_json
+from edgetta.errors import BundleError
+from edgetta.segments.contract import Residual, ResidualKind, SegmentGraphs
+from edgetta.segments.graph import BATCH, Graph
+from edgetta.segments.operators import OPERATORS
+
+MAX_GRAPH_BYTES = 64 << 20
+MAX_ELEMENTS = 1 << 28  # of one value, per image
+_BATCH = 7919  # a prime larger than layers are wide, so that a size that depends on the batch shows
+_AGAIN = "export the bundle again"
+
+
+def read_segment(files: BundleFiles, entry: SegmentEntry) -> SegmentGraphs:
+    """The graphs of a segment. Raises `BundleError` naming the file that is malformed or disagrees with another."""
+    where = f"{entry.graphs} in bundle {files.path}"
+    tensors = read_tensors(files, entry.tensors)
+    data = _load(files, entry.graphs)
+    graphs = {d: _graph(data.get(d), tensors, f"{where} ({d})") for d in ("forward", "backward", "recompute")}
+    try:
+        forward = graphs["forward"]
+        if forward is None:
+            raise ValueError("it has no forward graph")
+        segment = SegmentGraphs(
+            forward,
+            graphs["backward"],
+            graphs["recompute"],
+            tuple(_residual(item, forward) for item in data["residuals"]),
+            {str(name): str(output) for name, output in data["state"].items()},
+            {str(name): tensors[tensor] for name, tensor in data["initial_state"].items()},
+            {str(name): tensors[tensor] for name, tensor in data["initial_biases"].items()},
+        )
+        _check_segment(segment)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(f"{where} is malformed: {_what(error)}; {_AGAIN}") from error
+    _check_description(segment, entry, where)
+    return segment
+
+
+def read_source(files: BundleFiles, entry: SegmentEntry) -> Graph:
+    """The graph of the whole unadapted backbone. Raises `BundleError` as `read_segment`."""
+    where = f"{entry.graphs} in bundle {files.path}"
+    graph = _graph(_load(files, entry.graphs).get("forward"), read_tensors(files, entry.tensors), where)
+    if graph is None or graph.inputs != ("x",) or len(graph.outputs) != 1:
+        raise BundleError(f"{where} is malformed: it must have one input and one output; {_AGAIN}")
+    _check_description(SegmentGraphs(graph, None, None), entry, where)
+    return graph
+
+
+def read_tensors(files: BundleFiles, name: str) -> dict[str, Tensor]:
+    """The float32 tensors of a `.safetensors` file, mapped into memory rather than read."""
+    try:
+        with safe_open(files.file(name), "pt") as opened:
+            kinds = {key: opened.get_slice(key).get_dtype() for key in opened.keys()}  # noqa: SIM118
+            odd = [key for key, kind in kinds.items() if kind != "F32"]
+            if odd:
+                raise BundleError(
+                    f"tensor {odd[0]!r} in {name} of bundle {files.path} is {kinds[odd[0]]}, not float32; {_AGAIN}"
+                )
+            return {key: opened.get_tensor(key) for key in kinds}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise BundleError(f"{name} in bundle {files.path} is no safetensors file ({error}); {_AGAIN}") from error
+
+
+def check_model(model: AdaptableModel, path: Path) -> None:
+    """Segments follow on each other, meta-networks fit beside the parts. Raises `BundleError`."""
+    shapes: list[tuple[int, ...]] = [(BATCH, *model.input_shape)]
+    for name, graphs in model.segments().items():
+        if graphs.input.shape != shapes[-1] or graphs.input.dtype != "float" or graphs.output.dtype != "float":
+            raise BundleError(
+                f"bundle {path}: segment {name} takes {graphs.input.shape} where {shapes[-1]} comes; {_AGAIN}"
+            )
+        if (graphs.backward is None) != (name == "stem") or (graphs.recompute is None) != (name == "stem"):
+            raise BundleError(f"bundle {path}: segment {name} lacks a gradient, or has one that it must not; {_AGAIN}")
+        shapes.append(graphs.output.shape)
+    logits = (BATCH, model.classes)
+    source = model.source
+    entry, result = source.values["x"], source.values[source.outputs[0]]
+    if shapes[-1] != logits or (entry.shape, result.shape) != (shapes[0], logits):
+        raise BundleError(f"bundle {path}: the network returns {shapes[-1]} or its source differs; {_AGAIN}")
+    for k, (spec, part) in enumerate(zip(model.metas, model.parts, strict=True), 1):
+        if not _fits(spec, part.input.shape, part.output.shape):
+            raise BundleError(f"bundle {path}: meta-network {k} does not fit beside part {k}; {_AGAIN}")
+
+
+def _fits(spec: MetaSpec, source: Sequence[int], target: Sequence[int]) -> bool:
+    if spec.tokens:
+        same = len(source) == len(target) == 3 and source[1] == target[1]
+        return (
+            same
+            and (spec.kernel, spec.stride) == (1, 1)
+            and (source[2], target[2])
+            == (
+                spec.in_channels,
+                spec.out_channels,
+            )
+        )
+    if len(source) != 4 or len(target) != 4 or (source[1], target[1]) != (spec.in_channels, spec.out_channels):
+        return False
+    return all((size - 1) // spec.stride + 1 == out for size, out in zip(source[2:], target[2:], strict=True))
+
+
+def _load(files: BundleFiles, name: str) -> dict[str, Any]:
+    where = f"{name} in bundle {files.path}"
+    if files.manifest.files[name].size > MAX_GRAPH_BYTES:
+        raise BundleError(f"{where} is larger than the {MAX_GRAPH_BYTES} bytes allowed; {_AGAIN}")
+    data = parse_json(files.read(name), where)
+    if not isinstance(data, dict):
+        raise BundleError(f"{where} holds no graphs; {_AGAIN}")
+    return data
+
+
+def _graph(data: Any, tensors: Mapping[str, Tensor], where: str) -> Graph | None:
+    if data is None:
+        return None
+    try:
+        graph = Graph.from_json(data, tensors)
+        _check_shapes(graph)
+    except BundleError as error:
+        raise BundleError(f"{where}: {error}") from error
+    except Exception as error:  # attributes of the wrong kind fail in the operator, each in its own way
+        raise BundleError(f"{where} is malformed: {_what(error)}; {_AGAIN}") from error
+    return graph
+
+
+def _check_shapes(graph: Graph) -> None:
+    for value in graph.values.values():
+        sizes = value.shape[1:] if value.per_sample else value.shape
+        if value.dtype not in ("float", "bool") or len(value.shape) > 8 or not all(s >= 1 for s in sizes):
+            raise ValueError(f"value {value.name!r} has shape {value.shape} and dtype {value.dtype!r}")
+        if value.elements(1) > MAX_ELEMENTS:
+            raise ValueError(f"value {value.name!r} has more than {MAX_ELEMENTS} elements per image")
+    values: dict[str, Tensor | None] = {name: tensor.to("meta") for name, tensor in graph.constants.items()}
+    values[""] = None
+    for name in graph.inputs:
+        values[name] = _without_data(graph, name)
+    for node in graph.nodes:
+        result = OPERATORS[node.op](*[values[name] for name in node.inputs], **node.attributes)
+        declared = _without_data(graph, node.output)
+        if result.shape != declared.shape or result.dtype != declared.dtype:
+            raise ValueError(
+                f"{node.op} gives {tuple(result.shape)} where {node.output!r} is declared as {tuple(declared.shape)}"
+            )
+        values[node.output] = declared
+
+
+def _without_data(graph: Graph, name: str) -> Tensor:
+    value = graph.values[name]
+    kind = torch.bool if value.dtype == "bool" else torch.float32
+    return torch.empty(value.with_batch(_BATCH), dtype=kind, device="meta")
+
+
+def _residual(item: Mapping[str, Any], forward: Graph) -> Residual:
+    name, kind, low, high = item["name"], item["kind"], float(item["low"]), float(item["high"])
+    value = forward.values[name]
+    if kind not in get_args(ResidualKind) or not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"residual {name!r} has kind {kind!r} and range {low} to {high}")
+    if (kind == "mask") != (value.dtype == "bool"):
+        raise ValueError(f"residual {name!r} of kind {kind} has dtype {value.dtype}")
+    return Residual(value, kind, low, high)
+
+
+def _check_segment(segment: SegmentGraphs) -> None:
+    """Engines give inputs by name and take outputs by position: names, order and shapes are those of the contract."""
+    forward = segment.forward
+    biases, residuals = tuple(segment.initial_biases), tuple(r.value.name for r in segment.residuals)
+    momentum = ("ema_momentum",) if segment.state else ()
+    _among("inputs of forward", forward.inputs, ("x", *segment.state, *momentum, *biases))
+    _same("outputs of forward", forward.outputs[1:], (*segment.state.values(), *residuals))
+    _same("state", tuple(segment.initial_state), tuple(segment.state))
+    if momentum:
+        _same("shape of ema_momentum", forward.values["ema_momentum"].shape, (1,))
+    for name, tensor in {**segment.initial_state, **segment.initial_biases}.items():
+        _same(f"shape of {name!r}", forward.values[name].shape, tuple(tensor.shape))
+    for name, output in segment.state.items():
+        _same(f"shape of the new {name!r}", forward.values[output].shape, forward.values[name].shape)
+    gradients = [segment.input.shape, *(forward.values[name].shape for name in biases)]
+    for graph, inputs in ((segment.backward, residuals), (segment.recompute, forward.inputs)):
+        if graph is None:
+            continue
+        _among("inputs of a gradient graph", graph.inputs, (*inputs, "grad_y"))
+        _same("outputs of a gradient graph", [graph.values[n].shape for n in graph.outputs], gradients)
+        _same("shape of grad_y", graph.values["grad_y"].shape, segment.output.shape)
+        for name in set(inputs).intersection(graph.inputs):
+            _same(f"value {name!r}", graph.values[name], forward.values[name])
+
+
+def _among(what: str, found: Sequence[str], expected: Sequence[str]) -> None:
+    odd = sorted(set(found) - set(expected))
+    if odd or len(set(found)) != len(found):
+        raise ValueError(f"{what}: {', '.join(odd)[:120] or 'a name occurs twice'}")
+
+
+def _same(what: str, found: Any, expected: Any) -> None:
+    if found != expected:
+        raise ValueError(f"{what}: {str(found)[:120]} where {str(expected)[:120]} is expected")
+
+
+def _check_description(segment: SegmentGraphs, entry: SegmentEntry, where: str) -> None:
+    described = describe_segment(segment)
+    if described != entry.described or set(described["signatures"]) != set(entry.onnx):
+        raise BundleError(f"{where} is not the segment {entry.name!r} that the manifest describes; {_AGAIN}")
+
+
+def _what(error: Exception) -> str:
+    text = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(text.split())[:200] or type(error).__name__

@@ -1,0 +1,306 @@
+"""The manifest of a bundle: schema version 1, parsed strictly, and the description of a segment that it holds.
+
+`manifest.json` ends with a line that holds the SHA-256 of everything before it, so that a damaged manifest is noticed
+too. The hash guards against damage, not against a forger, who can compute it as well: whatever the manifest says is
+checked against limits and against the files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from edgetta.adaptation.adapter import AdaptConfig
+from edgetta.adaptation.meta_network import Initialisation, MetaSpec
+from edgetta.adaptation.network import BatchNorm
+from edgetta.errors import BundleError, EdgettaError
+from edgetta.segments.contract import SegmentGraphs, describe
+from edgetta.segments.graph import BATCH, Graph
+from edgetta.storage import StorageError, safe_name
+
+FORMAT = "edgetta.bundle"
+SCHEMA = 1
+MANIFEST = "manifest.json"
+DIRECTIONS = ("forward", "backward", "recompute")
+
+MAX_MANIFEST_BYTES = 16 << 20
+MAX_FILES = 4096
+MAX_TOTAL_BYTES = 16 << 30
+MAX_SEGMENTS = 128
+MAX_SIDE = 1 << 16
+
+BatchNormForm = Literal["adaptive", "source"]
+
+_SEAL = re.compile(rb',\n  "manifest_sha256": "([0-9a-f]{64})"\n}\n')
+_SEAL_BYTES = len(',\n  "manifest_sha256": ""\n}\n') + 64
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_AGAIN = "copy the bundle again, or export it again"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """What the manifest promises about one file."""
+
+    size: int  # bytes
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SegmentEntry:
+    """The files of one segment; `onnx` maps a direction to its file, where the segment has that direction."""
+
+    name: str
+    graphs: str
+    tensors: str
+    onnx: Mapping[str, str]
+    described: Any  # what `describe_segment` said at export
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of `manifest.json`, each field with the type that it must have.
+
+    `data` is the whole of it as read, `identity` the SHA-256 that names this very bundle.
+    """
+
+    data: Mapping[str, Any]
+    identity: str
+    name: str
+    edgetta: str
+    torch: str
+    input_shape: tuple[int, int, int]
+    classes: int
+    class_names: tuple[str, ...] | None
+    preprocessing: Mapping[str, Any]
+    segments: tuple[SegmentEntry, ...]
+    source: SegmentEntry
+    metas: tuple[MetaSpec, ...]
+    cuts: tuple[str, ...]
+    batch_norm: BatchNormForm
+    policy: BatchNorm
+    ema_images: int
+    config: AdaptConfig
+    rate_law: Mapping[str, Any] | None
+    memory: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    meta_tensors: str
+    reference: str
+    files: Mapping[str, FileEntry]
+
+
+def seal(data: Mapping[str, Any]) -> bytes:
+    """The bytes of `manifest.json` for its content. Raises `ValueError` for what JSON cannot hold (NaN, infinity)."""
+    body = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False).encode()[: -len("\n}")]
+    return body + f',\n  "manifest_sha256": "{hashlib.sha256(body).hexdigest()}"\n}}\n'.encode()
+
+
+def parse_manifest(raw: bytes, bundle: Path) -> Manifest:
+    """Check the bytes of `manifest.json` of the bundle at `bundle` and give its fields types.
+
+    Raises `BundleError`: not JSON, damaged, not a bundle's, of a newer schema, or a field that is missing or wrong.
+    """
+    where = f"{MANIFEST} of bundle {bundle}"
+    data = parse_json(raw, where)
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise BundleError(f"{where} is not a manifest of edgetta; give the path of a bundle made by `edgetta export`")
+    found = _SEAL.fullmatch(raw[-_SEAL_BYTES:])
+    intact = found is not None and hashlib.sha256(raw[:-_SEAL_BYTES]).hexdigest().encode() == found[1]
+    schema = data.get("schema")
+    if type(schema) is int and schema > SCHEMA and (intact or found is None):
+        raise BundleError(
+            f"bundle {bundle} has schema version {schema}, and this edgetta reads up to {SCHEMA}; "
+            "update edgetta on this machine, or export the bundle with this version"
+        )
+    if found is None or not intact:
+        raise BundleError(f"{where} is damaged or was edited (its SHA-256 differs); {_AGAIN}")
+    if schema != SCHEMA or type(schema) is not int:
+        raise BundleError(f"{where} has no known schema version ({schema!r}); export the bundle again")
+    try:
+        return _typed(data, found[1].decode())
+    except (KeyError, TypeError, ValueError, EdgettaError) as error:
+        what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+        raise BundleError(f"{where}: {what}; export the bundle again") from error
+
+
+def parse_json(raw: bytes, where: str) -> Any:
+    """JSON without NaN, repeated names and bottomless nesting; raises `BundleError` naming `where`."""
+    try:
+        return json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{where} is not JSON ({_short(error)}); {_AGAIN}") from error
+
+
+def describe_segment(graphs: SegmentGraphs) -> dict[str, Any]:
+    """Inputs and outputs of each direction, with "batch" in place of the batch, and residuals: JSON-compatible."""
+    directions = {"forward": graphs.forward, "backward": graphs.backward, "recompute": graphs.recompute}
+    return {
+        "signatures": {name: _signature(graph) for name, graph in directions.items() if graph is not None},
+        "residuals": describe(graphs.residuals),
+    }
+
+
+def _signature(graph: Graph) -> dict[str, list[dict[str, Any]]]:
+    def value(name: str) -> dict[str, Any]:
+        v = graph.values[name]
+        return {"name": name, "shape": ["batch" if s == BATCH else s for s in v.shape], "dtype": v.dtype}
+
+    return {"inputs": [value(n) for n in graph.inputs], "outputs": [value(n) for n in graph.outputs]}
+
+
+def _typed(data: dict[str, Any], identity: str) -> Manifest:
+    image, classes = _get(data, "input", dict), _get(data, "classes", dict)
+    shape = tuple(_integer(size, "input.shape", 1, MAX_SIDE) for size in _get(image, "shape", list))
+    if len(shape) != 3:
+        raise ValueError(f"input.shape must be (C, H, W), not {list(shape)}")
+    count = _integer(classes.get("count"), "classes.count", 1, 1 << 24)
+    names = classes.get("names")
+    if names is not None:
+        names = _texts(names, "classes.names")
+        if len(names) != count:
+            raise ValueError(f"classes.names has {len(names)} names for {count} classes")
+    norm = _get(data, "batch_norm", dict)
+    files = _files(_get(data, "files", dict))
+    segments = tuple(_segment(entry, files) for entry in _get(data, "segments", list))
+    metas = tuple(_meta(entry) for entry in _get(data, "metas", list))
+    expected = ("stem", *(f"part{k}" for k in range(1, len(metas) + 1)), "classifier")
+    if tuple(s.name for s in segments) != expected or not 1 <= len(metas) <= MAX_SEGMENTS:
+        raise ValueError(f"{len(metas)} meta-networks need the segments {', '.join(expected[:3])}, ... in that order")
+    rate_law = data["rate_law"]
+    if rate_law is not None and not isinstance(rate_law, dict):
+        raise ValueError("rate_law must be an object or null")
+    versions = _get(data, "versions", dict)
+    return Manifest(
+        data=data,
+        identity=identity,
+        name=_get(data, "name", str),
+        edgetta=_get(versions, "edgetta", str),
+        torch=_get(versions, "torch", str),
+        input_shape=(shape[0], shape[1], shape[2]),
+        classes=count,
+        class_names=names,
+        preprocessing=_get(data, "preprocessing", dict),
+        segments=segments,
+        source=_segment(_get(data, "source", dict), files),
+        metas=metas,
+        cuts=_texts(data["cuts"], "cuts"),
+        batch_norm=_one_of(norm["form"], get_args(BatchNormForm), "batch_norm.form"),
+        policy=_one_of(norm["policy"], get_args(BatchNorm), "batch_norm.policy"),
+        ema_images=_integer(norm["ema_images"], "batch_norm.ema_images", 1, 1 << 31),
+        config=AdaptConfig.from_json(_get(data, "adaptation", dict)),
+        rate_law=rate_law,
+        memory=_get(data, "memory", dict),
+        provenance=_get(data, "provenance", dict),
+        meta_tensors=_listed(data["meta_tensors"], files, ".safetensors"),
+        reference=_listed(data["reference"], files, ".npz"),
+        files=files,
+    )
+
+
+def _files(table: dict[str, Any]) -> dict[str, FileEntry]:
+    if len(table) > MAX_FILES:
+        raise ValueError(f"it lists {len(table)} files, more than the {MAX_FILES} allowed")
+    entries: dict[str, FileEntry] = {}
+    for name, entry in table.items():
+        try:
+            safe_name(name)
+        except StorageError as error:
+            raise ValueError(str(error)) from error
+        if name == MANIFEST or not isinstance(entry, dict):
+            raise ValueError(f"files: the entry of {name!r} is not allowed")
+        digest = _get(entry, "sha256", str)
+        if not _SHA256.fullmatch(digest):
+            raise ValueError(f"files: the SHA-256 of {name!r} is not one")
+        entries[name] = FileEntry(_integer(entry["bytes"], f"size of {name!r}", 0, MAX_TOTAL_BYTES), digest)
+    if len({name.lower() for name in entries}) != len(entries):
+        raise ValueError("files: two names differ in upper and lower case only")
+    total = sum(entry.size for entry in entries.values())
+    if total > MAX_TOTAL_BYTES:
+        raise ValueError(f"its files add up to {total} bytes, more than the {MAX_TOTAL_BYTES} allowed")
+    return entries
+
+
+def _segment(entry: Any, files: Mapping[str, FileEntry]) -> SegmentEntry:
+    if not isinstance(entry, dict):
+        raise ValueError("segments: an entry is not an object")
+    onnx = _get(entry, "onnx", dict)
+    if "forward" not in onnx or not set(onnx) <= set(DIRECTIONS):
+        raise ValueError(f"segments: onnx must name forward and may name {', '.join(DIRECTIONS[1:])}")
+    return SegmentEntry(
+        _get(entry, "name", str),
+        _listed(entry["graphs"], files, ".json"),
+        _listed(entry["tensors"], files, ".safetensors"),
+        {direction: _listed(name, files, ".onnx") for direction, name in onnx.items()},
+        {"signatures": entry["signatures"], "residuals": entry["residuals"]},
+    )
+
+
+def _meta(entry: Any) -> MetaSpec:
+    if not isinstance(entry, dict):
+        raise ValueError("metas: an entry is not an object")
+    spec = MetaSpec(
+        _integer(entry["in_channels"], "metas.in_channels", 1, MAX_SIDE),
+        _integer(entry["out_channels"], "metas.out_channels", 1, MAX_SIDE),
+        _one_of(entry["kernel"], (1, 3), "metas.kernel"),
+        _integer(entry["stride"], "metas.stride", 1, MAX_SIDE),
+        _get(entry, "tokens", bool),
+        _one_of(entry["initialisation"], get_args(Initialisation), "metas.initialisation"),
+        _get(entry, "normalised", bool),
+    )
+    if spec.to_json() != entry:
+        raise ValueError(f"metas: unknown field {sorted(set(entry) - set(spec.to_json()))[:1]}")
+    return spec
+
+
+def _listed(name: Any, files: Mapping[str, FileEntry], suffix: str) -> str:
+    if not isinstance(name, str) or name not in files:
+        raise ValueError(f"it uses the file {name!r}, which its list of files does not have")
+    if not name.endswith(suffix):
+        raise ValueError(f"it uses the file {name!r} where one that ends in {suffix} belongs")
+    return name
+
+
+def _get(data: Mapping[str, Any], key: str, kind: type[T]) -> T:
+    value = data[key]
+    if not isinstance(value, kind):
+        raise ValueError(f"{key!r} must be {kind.__name__}, not {type(value).__name__}")
+    return value
+
+
+def _integer(value: Any, what: str, low: int, high: int) -> int:
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(f"{what} must be a whole number from {low} to {high}, not {str(value)[:40]!r}")
+    return value
+
+
+def _one_of(value: Any, choices: tuple[Any, ...], what: str) -> Any:
+    if value not in choices or isinstance(value, bool):
+        raise ValueError(f"{what} must be one of {', '.join(map(str, choices))}, not {str(value)[:40]!r}")
+    return value
+
+
+def _texts(value: Any, what: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ValueError(f"{what} must be a list of texts")
+    return tuple(value)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name occurs twice in one object")
+    return found
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not allowed")
+
+
+def _short(error: BaseException) -> str:
+    return str(error)[:120]

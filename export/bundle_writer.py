@@ -1,0 +1,282 @@
+"""Write an adaptable model and its warmed-up network as a bundle: a folder, or a zip of it, all of it or nothing.
+
+The files are described in `edgetta.bundle_manifest`. Weights are stored once per segment, as safetensors: the ONNX
+files point into them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import secrets
+import shutil
+import zipfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from edgetta import __version__
+from edgetta.adaptation.adapter import AdaptConfig
+from edgetta.adaptation.model import AdaptableModel, build
+from edgetta.adaptation.network import AdaptiveNetwork
+from edgetta.bundle_manifest import FORMAT, MANIFEST, SCHEMA, describe_segment, seal
+from edgetta.bundle_self_test import golden_run
+from edgetta.errors import EdgettaError, UsageError
+from edgetta.export.kept_bytes import kept_bytes
+from edgetta.export.onnx_writer import OPSET, to_onnx
+from edgetta.offline.source_statistics import synthetic_images
+from edgetta.segments.contract import SegmentGraphs, describe
+from edgetta.segments.graph import Graph
+from edgetta.segments.torch_engine import Program, TorchSegment
+from edgetta.storage import storage_error
+
+GOLDEN_IMAGES = 8
+PREPROCESSING = {"layout": "NCHW", "channels": "RGB", "range": [0, 1], "normalisation": "in the model"}
+META_TENSORS = "meta.safetensors"
+REFERENCE = "reference.npz"
+
+
+def write_bundle(
+    path: str | os.PathLike[str],
+    model: AdaptableModel,
+    network: AdaptiveNetwork,
+    *,
+    name: str,
+    config: AdaptConfig,
+    classes: Sequence[str] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    rate_law: Mapping[str, Any] | None = None,
+    golden: Tensor | None = None,
+    opset: int = OPSET,
+    overwrite: bool = False,
+) -> None:
+    """Write the bundle at `path`: a zip where the name ends in `.zip`, else a folder.
+
+    model, network  the derived graphs, and the network on any engine whose state (meta-networks, running statistics,
+                    biases) is shipped, with its BatchNorm policy
+    name            of the model, for people
+    config          hyper-parameters of adaptation on the device
+    classes         names of the classes, in the order of the logits
+    preprocessing   what must happen to a frame before it is an image in [0, 1]; added to `PREPROCESSING`
+    provenance      where model, weights and warm-up came from; JSON-compatible
+    rate_law        learning rate by batch size; JSON-compatible
+    golden          images (N, C, H, W) in [0, 1] for the self-test; synthetic ones when None. They are shipped
+    overwrite       replace a bundle that is there; anything else that is there is never replaced
+
+    It is built beside `path` and renamed: after a failure `path` is as it was.
+    Raises `UsageError` for arguments that do not fit together or a path that is taken, `StorageError` when the disk is
+    full and the like, `MissingDependencyError` where onnx is not installed.
+    """
+    if classes is not None and len(classes) != model.classes:
+        raise UsageError(f"{len(classes)} class names were given for a model with {model.classes} classes")
+    target = Path(os.path.realpath(path))
+    zipped = target.suffix.lower() == ".zip"
+    _check_target(target, zipped, overwrite)
+    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.mkdir()
+        writer = _Writer(temporary, opset)
+        segments = [
+            writer.segment(f"{index:02d}", segment, graphs)
+            for index, (segment, graphs) in enumerate(model.segments().items())
+        ]
+        source = writer.segment("source", "source", SegmentGraphs(model.source, None, None))
+        writer.write(META_TENSORS, save(_owned(network.state_dict())))
+        writer.write(REFERENCE, _reference(model, network, golden))
+        manifest = {
+            "format": FORMAT,
+            "schema": SCHEMA,
+            "name": name,
+            "versions": {"edgetta": __version__, "torch": str(torch.__version__), "opset": opset},
+            "input": {"shape": list(model.input_shape), "dtype": "float32"},
+            "classes": {"count": model.classes, "names": None if classes is None else list(classes)},
+            "preprocessing": {**PREPROCESSING, **(preprocessing or {})},
+            "cuts": list(model.cuts),
+            "batch_norm": {
+                "form": model.batch_norm,
+                "policy": network.batch_norm,
+                "ema_images": network.ema_images,
+            },
+            "adaptation": asdict(config),
+            "rate_law": None if rate_law is None else dict(rate_law),
+            "memory": kept_bytes(model),
+            "metas": [spec.to_json() for spec in model.metas],
+            "segments": segments,
+            "source": source,
+            "meta_tensors": META_TENSORS,
+            "reference": REFERENCE,
+            "provenance": dict(provenance or {}),
+            "files": writer.files,
+        }
+        writer.finish(manifest)
+        _put_in_place(temporary, target, zipped)
+    except OSError as error:
+        raise storage_error(error, target) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+class _Writer:
+    """Writes files into a folder and remembers size and SHA-256 of each."""
+
+    def __init__(self, folder: Path, opset: int) -> None:
+        self.folder = folder
+        self.opset = opset
+        self.files: dict[str, dict[str, Any]] = {}
+        (folder / "segments").mkdir()
+
+    def write(self, name: str, data: bytes) -> None:
+        _write(self.folder / name, data)
+        self.files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+    def segment(self, stem: str, name: str, graphs: SegmentGraphs) -> dict[str, Any]:
+        """Write the files of one segment and return its entry in the manifest."""
+        directions: dict[str, Graph] = {"forward": graphs.forward}
+        if graphs.backward is not None and graphs.recompute is not None:
+            directions |= {"backward": graphs.backward, "recompute": graphs.recompute}
+        tensors: dict[str, Tensor] = {}
+        for graph in directions.values():
+            for constant, tensor in graph.constants.items():
+                if not _same(tensors.setdefault(constant, tensor), tensor):
+                    raise EdgettaError(f"segment {name}: two graphs give {constant!r} different values; report this")
+        state = _add(tensors, graphs.initial_state)
+        biases = _add(tensors, graphs.initial_biases)
+        weights = f"segments/{stem}.safetensors"
+        self.write(weights, save(_owned(tensors)))
+        structure = {
+            **{direction: graph.to_json() for direction, graph in directions.items()},
+            "residuals": describe(graphs.residuals),
+            "state": dict(graphs.state),
+            "initial_state": state,
+            "initial_biases": biases,
+        }
+        self.write(f"segments/{stem}.json", _json(structure))
+        for direction, graph in directions.items():
+            onnx = to_onnx(graph, f"{name}_{direction}", self.folder / weights, self.opset)
+            self.write(f"segments/{stem}.{direction}.onnx", onnx.SerializeToString(deterministic=True))
+        return {
+            "name": name,
+            "graphs": f"segments/{stem}.json",
+            "tensors": weights,
+            "onnx": {direction: f"segments/{stem}.{direction}.onnx" for direction in directions},
+            **describe_segment(graphs),
+        }
+
+    def finish(self, manifest: Mapping[str, Any]) -> None:
+        try:
+            data = seal(manifest)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"provenance, preprocessing or rate law is not JSON: {error}") from error
+        _write(self.folder / MANIFEST, data)
+
+
+def _reference(model: AdaptableModel, network: AdaptiveNetwork, golden: Tensor | None) -> bytes:
+    """Golden images, logits and gradients, in float64 on the torch engine, as the bytes of `reference.npz`."""
+    if golden is None:
+        golden = next(synthetic_images(model.input_shape, count=GOLDEN_IMAGES, batch=GOLDEN_IMAGES))
+    if golden.dim() != 4 or tuple(golden.shape[1:]) != model.input_shape or golden.shape[0] < 1:
+        raise UsageError(f"golden images have shape {tuple(golden.shape)}, not (N, {model.input_shape})")
+    images = golden.detach().cpu().float()
+    exact = build(
+        model, lambda _, graphs, mode: TorchSegment(graphs, mode, dtype=torch.float64, pack=False), batch_norm="auto"
+    )
+    exact.metas.double()
+    start = {key: tensor.detach().cpu().double() for key, tensor in network.state_dict().items()}
+    try:
+        found = golden_run(model, exact, start, images.double())
+    except ValueError as error:
+        raise UsageError(f"the network does not belong to the model: {error}") from error
+    with torch.no_grad():
+        found["source_logits"] = Program(model.source, dtype=torch.float64).run({"x": images.double()})[0]
+    for key, tensor in found.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise UsageError(f"the network's {key} is not finite on the golden images; it cannot be shipped")
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, images=images.numpy(), **{k: t.float().numpy() for k, t in found.items()})
+    return buffer.getvalue()
+
+
+def _add(tensors: dict[str, Tensor], more: Mapping[str, Tensor]) -> dict[str, str]:
+    """Add tensors under names of their own, and return which name each got."""
+    names: dict[str, str] = {}
+    for key, tensor in more.items():
+        name = key
+        while name in tensors:
+            name += "_"
+        names[key] = name
+        tensors[name] = tensor
+    return names
+
+
+def _owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Float32 copies that share no memory, as safetensors wants them."""
+    return {k: t.detach().cpu().to(torch.float32, copy=True).contiguous() for k, t in tensors.items()}
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a is b or torch.equal(a, b)
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _check_target(target: Path, zipped: bool, overwrite: bool) -> None:
+    if not target.exists():
+        return
+    if not overwrite:
+        raise UsageError(f"{target} exists already; choose another path, or overwrite it explicitly")
+    if zipped and not target.is_file():
+        raise UsageError(f"{target} is a folder; choose another path for the zip")
+    if not zipped and not (target.is_dir() and ((target / MANIFEST).is_file() or not any(target.iterdir()))):
+        raise UsageError(f"{target} is not a bundle and will not be overwritten; choose another path")
+
+
+def _put_in_place(temporary: Path, target: Path, zipped: bool) -> None:
+    """Rename the finished folder, or a zip of it, to `target`; an earlier bundle is put back if that fails."""
+    if zipped:
+        archive = temporary / "bundle.zip"
+        _zip(temporary, archive)
+        archive.replace(target)
+        return
+    if not target.exists():
+        temporary.rename(target)
+        return
+    earlier = target.with_name(f"{temporary.name}.old")
+    target.rename(earlier)
+    try:
+        temporary.rename(target)
+    except BaseException:
+        with suppress(OSError):
+            earlier.rename(target)
+        raise
+    shutil.rmtree(earlier, ignore_errors=True)
+
+
+def _zip(folder: Path, archive: Path) -> None:
+    """Stored, not compressed (weights hardly shrink), in sorted order and without dates: same content, same bytes."""
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    names.sort(key=lambda name: name != MANIFEST)
+    with archive.open("xb") as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as out:
+            for name in names:
+                out.writestr(zipfile.ZipInfo(name), (folder / name).read_bytes())
+        file.flush()
+        os.fsync(file.fileno())
