@@ -32,20 +32,31 @@ class Moments:
 
 
 def moments(x: Tensor, statistics: Statistics, mean: Tensor, variance: Tensor, momentum: float) -> Moments:
-    """The moments that normalise x (N, C, ...) under a policy; `mean` and `variance` are updated in place by `momentum`.
+    """The moments that normalise x (N, C, ...) under a policy; moves `mean` and `variance` in place by `momentum`.
 
     Under "ema" momentum 1 forgets everything but this batch and momentum 0 changes nothing.
     """
     if statistics == "none":
         return Moments(torch.zeros_like(mean), torch.ones_like(mean), False)
-    axes = [axis for axis in range(x.dim()) if axis != 1]
-    batch_variance, batch_mean = torch.var_mean(x, axes, correction=0)
     if statistics == "batch":
+        batch_mean, batch_variance = mean_and_variance(x)
         return Moments(batch_mean, torch.rsqrt(batch_variance + EPSILON), True)
     if momentum > 0:
+        batch_mean, batch_variance = mean_and_variance(x)
         mean.lerp_(batch_mean, momentum)
         variance.lerp_(batch_variance, momentum)
     return Moments(mean.clone(), torch.rsqrt(variance + EPSILON), False)
+
+
+def mean_and_variance(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Per-channel mean and biased variance of (N, C, ...).
+
+    Two passes, mean first; several times faster on a CPU than torch.var_mean over these axes, and as accurate.
+    """
+    count = x.numel() // x.shape[1]
+    mean = channel_sum(x) / count
+    centred = x - column(mean, x)
+    return mean, channel_dot(centred, centred) / count
 
 
 def normalise(x: Tensor, m: Moments, weight: Tensor, bias: Tensor) -> Tensor:
@@ -85,7 +96,7 @@ def channel_sum(x: Tensor) -> Tensor:
 
 
 def channel_dot(a: Tensor, b: Tensor) -> Tensor:
-    """sum of a * b over everything but the channel, without the product in memory where there is a batch to loop over."""
+    """Sum of a * b over everything but the channel, (C,), without the product in memory."""
     if a.dim() == 2:
         return torch.linalg.vecdot(a.t(), b.t())
     n, c = a.shape[:2]

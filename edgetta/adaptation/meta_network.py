@@ -2,9 +2,10 @@
 
     x~_k = norm_k(x_k) + scale * ReLU(branch_norm_k(conv_k(x~_{k-1})))
 
-x_k is the frozen part's output on x~_{k-1}. `norm`, `branch_norm`, `conv` and `scale` train. Writing the backward out
-lets two gradients pass in one sweep (the entropy's, which goes on to earlier parts, and the regulariser's, which trains this
-meta-network alone) and decides what is kept: x~_{k-1}, x_k and the convolution's output as floats, masks and signs as bits.
+x_k is the frozen part's output on x~_{k-1}. `norm`, `branch_norm`, `conv` and `scale` train. Writing the backward
+out lets two gradients pass in one sweep (the entropy's, which goes on to earlier parts, and the regulariser's, which
+trains this meta-network alone) and decides what is kept: x~_{k-1}, x_k and the convolution's output. The ReLU's mask
+and the signs of the regulariser follow from these and are rebuilt, which is quicker than keeping them.
 
 For token tensors (N, T, C) the convolution is a linear map per token, and the normalisations see (N * T, C).
 """
@@ -29,7 +30,6 @@ from edgetta.adaptation.channel_norm import (
     normalise,
     parameter_gradients,
 )
-from edgetta.segments.packing import pack_mask, unpack_mask
 
 Initialisation = Literal["identity", "published"]
 
@@ -57,21 +57,11 @@ class Kept:
     x_in: Tensor  # x~_{k-1}
     x_frozen: Tensor  # x_k
     convolved: Tensor  # conv_k(x~_{k-1})
-    branch_active: Tensor  # bits: where the ReLU passes
-    above: Tensor  # bits: x~_k > x_k
-    below: Tensor | None  # bits: x~_k < x_k, only where some are equal
     norm_moments: Moments
     branch_moments: Moments
 
     def tensors(self) -> dict[str, Tensor]:
-        named = {
-            "x_in": self.x_in,
-            "x_frozen": self.x_frozen,
-            "convolved": self.convolved,
-            "branch_active": self.branch_active,
-            "above": self.above,
-        }
-        return named if self.below is None else {**named, "below": self.below}
+        return {"x_in": self.x_in, "x_frozen": self.x_frozen, "convolved": self.convolved}
 
     def kept_bytes(self) -> int:
         held = sum(t.numel() * t.element_size() for t in self.tensors().values())
@@ -144,62 +134,51 @@ class MetaNetwork(nn.Module):
         convolved = self.convolve(x_in)
         norm = moments(frozen, norm_statistics, self.norm_mean, self.norm_variance, momentum)
         branch = moments(convolved, statistics, self.branch_mean, self.branch_variance, momentum)
-        active = normalise(convolved, branch, self.branch_weight, self.branch_bias).relu_()
-        mask = pack_mask(active > 0) if keep else None
-        out = normalise(frozen, norm, self.norm_weight, self.norm_bias)
-        out.addcmul_(active, column(self.scale, active))
-        kept = None
-        if keep and mask is not None:
-            above, below = out > frozen, out < frozen
-            distinct = bool((above ^ below).all())
-            kept = Kept(
-                x_in, x_frozen, convolved, mask, pack_mask(above), None if distinct else pack_mask(below), norm, branch
-            )
-        return out.view(shape), kept
+        out = self._combine(frozen, self._active(convolved, branch), norm)
+        return out.view(shape), Kept(x_in, x_frozen, convolved, norm, branch) if keep else None
 
     @torch.no_grad()
     def backward(
         self, kept: Kept, grad: Tensor | None, regulariser: float = 0.0, needs_input: bool = True
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Add to the parameters' gradients; return those of x_k and x~_{k-1} for `grad`, the objective's gradient of x~_k.
+        """Add to the parameters' gradients; return those of x_k and x~_{k-1}.
 
-        The gradient of `regulariser * mean |x~_k - x_k|` reaches the parameters only (its inputs are detached).
+        `grad` is the objective's gradient of x~_k, of its shape, or None. The gradient of `regulariser * mean |x~_k - x_k|` reaches the parameters only (its inputs are detached).
         """
-        frozen = self._flat(kept.x_frozen)
+        frozen, convolved = self._flat(kept.x_frozen), kept.convolved
         objective = None if grad is None else self._flat(grad)
+        if objective is None and not regulariser:
+            return None, None
+        active = self._active(convolved, kept.branch_moments)
         total = objective
         if regulariser:
-            pull = self._signs(kept, frozen).mul_(regulariser / frozen.numel())
+            pull = (
+                self._combine(frozen, active, kept.norm_moments)
+                .sub_(frozen)
+                .sign_()
+                .mul_(regulariser / frozen.numel())
+            )
             total = pull if objective is None else pull.add_(objective)
-        if total is None:
-            return None, None
+        assert total is not None
         self._accumulate(("norm_weight", "norm_bias"), parameter_gradients(total, frozen, kept.norm_moments))
-
-        mask = unpack_mask(kept.branch_active, tuple(kept.convolved.shape))
         if self.spec.initialisation == "identity":
-            active = normalise(kept.convolved, kept.branch_moments, self.branch_weight, self.branch_bias).relu_()
             self._accumulate(("scale",), (channel_dot(total, active),))
-            del active
-        through = (total * column(self.scale, total)).mul_(mask)
-        same = total is objective
-        del total
-        self._accumulate(
-            ("branch_weight", "branch_bias"), parameter_gradients(through, kept.convolved, kept.branch_moments)
-        )
-        to_convolved = input_gradient(through, kept.convolved, kept.branch_moments, self.branch_weight)
+
+        to_convolved = self._through_branch(total, active, kept, accumulate=True)
         self._accumulate(("conv",), (self._conv_weight_gradient(kept.x_in, to_convolved),))
         if objective is None or not needs_input:
             return None, None
-        if not same:
-            through = torch.mul(objective, column(self.scale, objective), out=through).mul_(mask)
-            to_convolved = input_gradient(through, kept.convolved, kept.branch_moments, self.branch_weight)
+        if total is not objective:
+            del total
+            to_convolved = self._through_branch(objective, active, kept, accumulate=False)
+        del active
         to_input = self._conv_input_gradient(kept.x_in, to_convolved)
         to_frozen = input_gradient(objective, frozen, kept.norm_moments, self.norm_weight)
         return to_frozen.view(kept.x_frozen.shape), to_input
 
     def regulariser(self, out: Tensor, x_frozen: Tensor) -> Tensor:
         """R_k = mean |x~_k - x_k| (the self-distilled regularisation, equation 3)."""
-        return (out - x_frozen).abs_().mean()
+        return torch.linalg.vector_norm(out - x_frozen, 1) / out.numel()
 
     def convolve(self, x_in: Tensor) -> Tensor:
         """conv_k(x~_{k-1}): (N, C, H, W), or (N * T, C) for tokens."""
@@ -210,12 +189,22 @@ class MetaNetwork(nn.Module):
     def _flat(self, x: Tensor) -> Tensor:
         return x.reshape(-1, x.shape[-1]) if self.spec.tokens else x
 
-    def _signs(self, kept: Kept, frozen: Tensor) -> Tensor:
-        """sign(x~_k - x_k) as floats."""
-        above = unpack_mask(kept.above, tuple(frozen.shape))
-        if kept.below is None:
-            return above.to(frozen.dtype).mul_(2).sub_(1)
-        return above.to(frozen.dtype).sub_(unpack_mask(kept.below, tuple(frozen.shape)).to(frozen.dtype))
+    def _active(self, convolved: Tensor, branch: Moments) -> Tensor:
+        """ReLU(branch_norm(conv(x~_{k-1})))"""
+        return normalise(convolved, branch, self.branch_weight, self.branch_bias).relu_()
+
+    def _combine(self, frozen: Tensor, active: Tensor, norm: Moments) -> Tensor:
+        """norm(x_k) + scale * active"""
+        return normalise(frozen, norm, self.norm_weight, self.norm_bias).addcmul_(active, column(self.scale, active))
+
+    def _through_branch(self, grad: Tensor, active: Tensor, kept: Kept, accumulate: bool) -> Tensor:
+        """The gradient of the convolution's output for a gradient of x~_k."""
+        through = torch.ops.aten.threshold_backward(grad * column(self.scale, grad), active, 0.0)
+        if accumulate:
+            gradients = parameter_gradients(through, kept.convolved, kept.branch_moments)
+            self._accumulate(("branch_weight", "branch_bias"), gradients)
+        result: Tensor = input_gradient(through, kept.convolved, kept.branch_moments, self.branch_weight)
+        return result
 
     def _conv_weight_gradient(self, x_in: Tensor, grad: Tensor) -> Tensor:
         if self.spec.tokens:

@@ -1,4 +1,4 @@
-"""`edgetta.adapt`: a torch module that adapts on every forward, without any export. For research on the workstation."""
+"""`edgetta.adapt`: a torch module that adapts on every forward, without any export. For research."""
 
 from __future__ import annotations
 

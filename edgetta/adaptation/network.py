@@ -4,7 +4,7 @@ One batch flows forward and back:
 
     x~_0 = stem(x);  x_k = part_k(x~_{k-1});  x~_k = meta_k(x~_{k-1}, x_k);  logits = classifier(x~_K)
 
-Nothing before the first meta-network trains, so the stem and, unless its biases adapt, the first part need no backward.
+Nothing before the first meta-network trains, so the stem needs no backward, nor the first part unless its biases adapt.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class AdaptiveNetwork:
     """Frozen segments and trainable meta-networks as one model.
 
     batch_norm   statistics of the frozen BatchNorms and of the meta-networks' own:
-                 batch (of each batch), ema (running), source (as trained; the meta-networks' stay `ema` at momentum 0),
+                 batch (of each batch), ema (running), source (as trained; running ones that do not move),
                  auto (batch from 16 images up, ema below)
     ema_images   time constant of the running statistics, in images
     """
@@ -147,7 +147,7 @@ class AdaptiveNetwork:
                 buffer.copy_(buffers[name])
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Everything that adaptation updates: the meta-networks', then the biases of the frozen segments if they adapt."""
+        """Everything that adaptation updates: the meta-networks', then the biases of frozen segments that adapt."""
         for meta in self._metas:
             yield from meta.trainable()
         for segment in (*self.parts, self.classifier):

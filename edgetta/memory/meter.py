@@ -2,11 +2,12 @@
 
 `contract`  what the tape says it keeps, tensor by tensor
 `alive`     what the interpreter can still reach when the backward would start and could not before the forward:
-            storages of torch tensors and memory of numpy arrays. Engine outputs are bound to torch tensors, so they are in it.
+            storages of torch tensors and memory of numpy arrays; engine outputs are bound to torch tensors
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ def measure_kept(network: AdaptiveNetwork, images: Tensor) -> Kept:
 
 
 def stock_saved_bytes(forward: Callable[[], Tensor], ignore: Iterable[Tensor] = ()) -> int:
-    """Bytes that autograd saves for the backward of `forward`, each storage once; `ignore` are parameters and inputs."""
+    """Bytes that autograd saves for the backward of `forward`, each storage once, without those of `ignore`."""
     ignored = {tensor.untyped_storage().data_ptr() for tensor in ignore}
     saved: dict[int, int] = {}
     held: list[Tensor] = []  # so that no address is reused
@@ -70,7 +71,7 @@ def reachable_memory() -> dict[int, int]:
     objects = gc.get_objects()
     for item in _arrays_and_tensors(objects):
         if isinstance(item, Tensor):
-            if item.layout == torch.strided and item.device.type != "meta":
+            with contextlib.suppress(RuntimeError):  # fake and sparse tensors have no memory of their own
                 storage = item.untyped_storage()
                 found[storage.data_ptr()] = storage.nbytes()
         else:
@@ -85,10 +86,10 @@ def reachable_memory() -> dict[int, int]:
 
 def _arrays_and_tensors(objects: list[Any]) -> Iterable[Any]:
     for item in objects:
-        kind = type(item)
+        kind = type(item)  # not isinstance, which wakes lazy proxies
         if issubclass(kind, Tensor):
             yield item
         elif kind in (list, tuple, dict, set):
             for inner in item.values() if kind is dict else item:
-                if isinstance(inner, np.ndarray):
+                if issubclass(type(inner), np.ndarray):
                     yield inner

@@ -74,8 +74,8 @@ def warm_up(
     images     (N, C, H, W), uint8 or float in [0, 1]; labels (N,) int64
     held_out   images and labels for the accuracy before and after, not trained on
     checkpoint a `.safetensors` path: written after every epoch, and resumed from when it is there
-    Raises `UsageError` when there are fewer images than a batch or labels out of range, `EdgettaError` when the loss stops
-    being finite (the last checkpoint stays).
+    Raises `UsageError` when there are fewer images than a batch or labels out of range, `EdgettaError` when the loss
+    stops being finite (the last checkpoint stays).
     """
     config = config or WarmUpConfig()
     if len(images) < config.batch:
@@ -100,7 +100,7 @@ def warm_up(
             value = warm_up_step(network, batch, labels[chosen], optimizer)
             if not math.isfinite(value):
                 raise EdgettaError(
-                    f"warm-up loss is not finite at step {step}; lower the learning rate (now {config.learning_rate:g})"
+                    f"warm-up loss is not finite at step {step}; lower the rate (now {config.learning_rate:g})"
                 )
             loss = value if math.isnan(loss) else 0.95 * loss + 0.05 * value
             if progress is not None:
