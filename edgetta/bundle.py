@@ -9,10 +9,9 @@ Nothing here unpickles, imports onnx or imports the exporter. What is wrong with
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -25,12 +24,13 @@ from edgetta.adaptation.model import AdaptableModel, Gradient, build
 from edgetta.adaptation.network import AdaptiveNetwork, BatchNorm
 from edgetta.bundle_files import BundleFiles, open_bundle
 from edgetta.bundle_graphs import check_model, read_segment, read_source, read_tensors
-from edgetta.bundle_manifest import SegmentEntry
+from edgetta.bundle_manifest import KeptBytes, SegmentEntry
 from edgetta.bundle_onnx import MAX_ONNX_BYTES, check_onnx
 from edgetta.bundle_self_test import SelfTest, read_reference, self_test
-from edgetta.errors import BundleError, EdgettaError, UsageError
+from edgetta.errors import BundleError, EdgettaError, MissingDependencyError, UsageError
+from edgetta.rate_law import RateLaw
 from edgetta.segments.contract import GradientMode, Segment, SegmentGraphs
-from edgetta.segments.onnxruntime_engine import OnnxProgram, OnnxRuntimeSegment
+from edgetta.segments.onnxruntime_engine import OnnxProgram, OnnxRuntimeSegment, import_onnxruntime
 from edgetta.segments.torch_engine import Program, TorchSegment
 
 __all__ = ["Bundle", "SelfTest", "build_network", "read_bundle", "self_test", "source_program"]
@@ -51,6 +51,7 @@ class Bundle:
     batch_norm     statistics policy that the meta-networks were warmed up with
     ema_images     time constant of running statistics, in images
     rate_law       which learning rate each batch size bears; None where it was not measured
+    memory         by gradient mode: bytes kept between forward and backward
     identity       SHA-256 that names this very bundle; state files are tied to it
     unlisted       files that lie in the bundle and are not part of it
     """
@@ -63,7 +64,8 @@ class Bundle:
     batch_norm: BatchNorm
     ema_images: int
     preprocessing: Mapping[str, Any]
-    rate_law: Mapping[str, Any] | None
+    rate_law: RateLaw | None
+    memory: Mapping[Gradient, KeptBytes]
     provenance: Mapping[str, Any]
     identity: str
     unlisted: tuple[str, ...]
@@ -144,6 +146,7 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
         ema_images=manifest.ema_images,
         preprocessing=manifest.preprocessing,
         rate_law=manifest.rate_law,
+        memory=manifest.memory,
         provenance=manifest.provenance,
         identity=manifest.identity,
         unlisted=files.unlisted,
@@ -170,6 +173,8 @@ def build_network(
     name = engine_name(engine)
     if gradient not in get_args(Gradient):
         raise UsageError(f"unknown gradient mode {gradient!r}; choose one of {', '.join(get_args(Gradient))}")
+    if threads < 0:
+        raise UsageError(f"{threads} threads are none; use 1 or more, or 0 for as many as torch has")
     policy = bundle.batch_norm if batch_norm is None else batch_norm
     if policy not in get_args(BatchNorm):
         raise UsageError(f"unknown BatchNorm policy {policy!r}; choose one of {', '.join(get_args(BatchNorm))}")
@@ -212,7 +217,10 @@ def source_program(bundle: Bundle, engine: str = "auto", threads: int = 0) -> Ca
 def engine_name(engine: str) -> EngineName:
     """Resolve "auto". Raises `UsageError` for an engine that edgetta does not have."""
     if engine == "auto":
-        return "onnxruntime" if importlib.util.find_spec("onnxruntime") is not None else "torch"
+        with suppress(MissingDependencyError):
+            import_onnxruntime()
+            return "onnxruntime"
+        return "torch"
     if engine == "torch" or engine == "onnxruntime":
         return engine  # type: ignore[return-value]
     raise UsageError(f"unknown engine {engine!r}; choose one of {', '.join(ENGINES)}")

@@ -27,6 +27,9 @@ MAX_ENTRIES = 20_000  # files and folders that may lie in a bundle, listed or no
 MAX_RATIO = 200  # extracted bytes per byte of zip; above MIN_LIMITED only
 MIN_LIMITED = 64 << 20
 _CHUNK = 1 << 20
+_READ = os.O_RDONLY
+for _flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY", "O_CLOEXEC"):  # each exists on some systems only
+    _READ |= getattr(os, _flag, 0)
 _AGAIN = "copy the bundle again, or export it again"
 
 
@@ -204,7 +207,7 @@ def _open(folder: Path, name: str, path: Path) -> IO[bytes]:
         raise BundleError(f"bundle {path}: {error}") from error
     try:
         # Opening a pipe would wait for its other end.
-        descriptor = os.open(target, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        descriptor = os.open(target, _READ)
     except OSError as error:
         raise BundleError(f"cannot read {name} in bundle {path}: {error.strerror}; {_AGAIN}") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

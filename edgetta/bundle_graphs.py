@@ -1,7 +1,7 @@
-"""From the files of a segment to its graphs: parsed, and every declared shape checked against what the operators give.
+"""From the files of a segment to its graphs, checked: sizes, the contract between graphs, the fit between segments.
 
-Engines trust the shapes in a graph when they reserve memory, so nothing runs before each node was computed once on
-tensors without data.
+That each operator gives the shape that a graph declares is checked by `Graph.from_json`; engines trust those shapes
+when they reserve memory.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -22,11 +21,9 @@ from edgetta.bundle_manifest import SegmentEntry, describe_segment, parse_json
 from edgetta.errors import BundleError
 from edgetta.segments.contract import Residual, ResidualKind, SegmentGraphs
 from edgetta.segments.graph import BATCH, Graph
-from edgetta.segments.operators import OPERATORS
 
 MAX_GRAPH_BYTES = 64 << 20
 MAX_ELEMENTS = 1 << 28  # of one value, per image
-_BATCH = 7919  # a prime larger than layers are wide, so that a size that depends on the batch shows
 _AGAIN = "export the bundle again"
 
 
@@ -134,7 +131,7 @@ def _graph(data: Any, tensors: Mapping[str, Tensor], where: str) -> Graph | None
         return None
     try:
         graph = Graph.from_json(data, tensors)
-        _check_shapes(graph)
+        _check_sizes(graph)
     except BundleError as error:
         raise BundleError(f"{where}: {error}") from error
     except Exception as error:  # attributes of the wrong kind fail in the operator, each in its own way
@@ -142,31 +139,11 @@ def _graph(data: Any, tensors: Mapping[str, Tensor], where: str) -> Graph | None
     return graph
 
 
-def _check_shapes(graph: Graph) -> None:
+def _check_sizes(graph: Graph) -> None:
     for value in graph.values.values():
         sizes = value.shape[1:] if value.per_sample else value.shape
-        if value.dtype not in ("float", "bool") or len(value.shape) > 8 or not all(s >= 1 for s in sizes):
-            raise ValueError(f"value {value.name!r} has shape {value.shape} and dtype {value.dtype!r}")
-        if value.elements(1) > MAX_ELEMENTS:
-            raise ValueError(f"value {value.name!r} has more than {MAX_ELEMENTS} elements per image")
-    values: dict[str, Tensor | None] = {name: tensor.to("meta") for name, tensor in graph.constants.items()}
-    values[""] = None
-    for name in graph.inputs:
-        values[name] = _without_data(graph, name)
-    for node in graph.nodes:
-        result = OPERATORS[node.op](*[values[name] for name in node.inputs], **node.attributes)
-        declared = _without_data(graph, node.output)
-        if result.shape != declared.shape or result.dtype != declared.dtype:
-            raise ValueError(
-                f"{node.op} gives {tuple(result.shape)} where {node.output!r} is declared as {tuple(declared.shape)}"
-            )
-        values[node.output] = declared
-
-
-def _without_data(graph: Graph, name: str) -> Tensor:
-    value = graph.values[name]
-    kind = torch.bool if value.dtype == "bool" else torch.float32
-    return torch.empty(value.with_batch(_BATCH), dtype=kind, device="meta")
+        if len(value.shape) > 8 or not all(size >= 1 for size in sizes) or value.elements(1) > MAX_ELEMENTS:
+            raise ValueError(f"value {value.name!r} has shape {value.shape}")
 
 
 def _residual(item: Mapping[str, Any], forward: Graph) -> Residual:

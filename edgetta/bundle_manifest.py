@@ -12,13 +12,15 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar, get_args
 
 from edgetta.adaptation.adapter import AdaptConfig
 from edgetta.adaptation.meta_network import Initialisation, MetaSpec
+from edgetta.adaptation.model import Gradient
 from edgetta.adaptation.network import BatchNorm
 from edgetta.errors import BundleError, EdgettaError
+from edgetta.rate_law import RateLaw
 from edgetta.segments.contract import SegmentGraphs, describe
 from edgetta.segments.graph import BATCH, Graph
 from edgetta.storage import StorageError, safe_name
@@ -64,6 +66,19 @@ class SegmentEntry:
 
 
 @dataclass(frozen=True)
+class KeptBytes:
+    """Bytes kept between forward and backward in one gradient mode: `per_image` times the batch, and `fixed`."""
+
+    per_image: int  # meta-networks and frozen segments
+    frozen_per_image: int  # of it the frozen segments
+    fixed: int
+
+    def at(self, batch: int) -> int:
+        """Bytes for a batch."""
+        return self.per_image * batch + self.fixed
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The content of `manifest.json`, each field with the type that it must have.
 
@@ -87,8 +102,8 @@ class Manifest:
     policy: BatchNorm
     ema_images: int
     config: AdaptConfig
-    rate_law: Mapping[str, Any] | None
-    memory: Mapping[str, Any]
+    rate_law: RateLaw | None
+    memory: Mapping[Gradient, KeptBytes]
     provenance: Mapping[str, Any]
     meta_tensors: str
     reference: str
@@ -172,9 +187,7 @@ def _typed(data: dict[str, Any], identity: str) -> Manifest:
     expected = ("stem", *(f"part{k}" for k in range(1, len(metas) + 1)), "classifier")
     if tuple(s.name for s in segments) != expected or not 1 <= len(metas) <= MAX_SEGMENTS:
         raise ValueError(f"{len(metas)} meta-networks need the segments {', '.join(expected[:3])}, ... in that order")
-    rate_law = data["rate_law"]
-    if rate_law is not None and not isinstance(rate_law, dict):
-        raise ValueError("rate_law must be an object or null")
+    rate_law = None if data["rate_law"] is None else RateLaw.from_json(data["rate_law"])
     versions = _get(data, "versions", dict)
     return Manifest(
         data=data,
@@ -195,7 +208,7 @@ def _typed(data: dict[str, Any], identity: str) -> Manifest:
         ema_images=_integer(norm["ema_images"], "batch_norm.ema_images", 1, 1 << 31),
         config=AdaptConfig.from_json(_get(data, "adaptation", dict)),
         rate_law=rate_law,
-        memory=_get(data, "memory", dict),
+        memory={mode: _kept(_get(data["memory"], mode, dict)) for mode in get_args(Gradient)},
         provenance=_get(data, "provenance", dict),
         meta_tensors=_listed(data["meta_tensors"], files, ".safetensors"),
         reference=_listed(data["reference"], files, ".npz"),
@@ -220,6 +233,9 @@ def _files(table: dict[str, Any]) -> dict[str, FileEntry]:
         entries[name] = FileEntry(_integer(entry["bytes"], f"size of {name!r}", 0, MAX_TOTAL_BYTES), digest)
     if len({name.lower() for name in entries}) != len(entries):
         raise ValueError("files: two names differ in upper and lower case only")
+    folders = {parent.as_posix() for name in entries for parent in PurePosixPath(name).parents}
+    if folders.intersection(entries):
+        raise ValueError(f"files: {sorted(folders.intersection(entries))[0]!r} is both a file and a folder")
     total = sum(entry.size for entry in entries.values())
     if total > MAX_TOTAL_BYTES:
         raise ValueError(f"its files add up to {total} bytes, more than the {MAX_TOTAL_BYTES} allowed")
@@ -239,6 +255,11 @@ def _segment(entry: Any, files: Mapping[str, FileEntry]) -> SegmentEntry:
         {direction: _listed(name, files, ".onnx") for direction, name in onnx.items()},
         {"signatures": entry["signatures"], "residuals": entry["residuals"]},
     )
+
+
+def _kept(entry: dict[str, Any]) -> KeptBytes:
+    fields = ("per_image", "frozen_per_image", "fixed")
+    return KeptBytes(*(_integer(entry[name], f"memory.{name}", 0, 1 << 62) for name in fields))
 
 
 def _meta(entry: Any) -> MetaSpec:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from edgetta.errors import BundleError
 
-MAX_ONNX_BYTES = 1 << 30
+MAX_ONNX_BYTES = 64 << 20  # weights lie elsewhere
 _EXTERNAL = 1
 
 # Field numbers of onnx.proto.

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -28,16 +28,18 @@ from edgetta import __version__
 from edgetta.adaptation.adapter import AdaptConfig
 from edgetta.adaptation.model import AdaptableModel, build
 from edgetta.adaptation.network import AdaptiveNetwork
+from edgetta.bundle import build_network, engine_name, read_bundle
 from edgetta.bundle_manifest import FORMAT, MANIFEST, SCHEMA, describe_segment, seal
-from edgetta.bundle_self_test import golden_run
-from edgetta.errors import EdgettaError, UsageError
+from edgetta.bundle_self_test import golden_run, self_test
+from edgetta.errors import BundleError, EdgettaError, UsageError
 from edgetta.export.kept_bytes import kept_bytes
 from edgetta.export.onnx_writer import OPSET, to_onnx
 from edgetta.offline.source_statistics import synthetic_images
+from edgetta.rate_law import RateLaw
 from edgetta.segments.contract import SegmentGraphs, describe
 from edgetta.segments.graph import Graph
 from edgetta.segments.torch_engine import Program, TorchSegment
-from edgetta.storage import storage_error
+from edgetta.storage import atomic_write, storage_error
 
 GOLDEN_IMAGES = 8
 PREPROCESSING = {"layout": "NCHW", "channels": "RGB", "range": [0, 1], "normalisation": "in the model"}
@@ -55,7 +57,7 @@ def write_bundle(
     classes: Sequence[str] | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
-    rate_law: Mapping[str, Any] | None = None,
+    rate_law: RateLaw | Mapping[str, Any] | None = None,
     golden: Tensor | None = None,
     opset: int = OPSET,
     overwrite: bool = False,
@@ -69,13 +71,14 @@ def write_bundle(
     classes         names of the classes, in the order of the logits
     preprocessing   what must happen to a frame before it is an image in [0, 1]; added to `PREPROCESSING`
     provenance      where model, weights and warm-up came from; JSON-compatible
-    rate_law        learning rate by batch size; JSON-compatible
+    rate_law        learning rate by batch size, or `to_json` of it
     golden          images (N, C, H, W) in [0, 1] for the self-test; synthetic ones when None. They are shipped
     overwrite       replace a bundle that is there; anything else that is there is never replaced
 
-    It is built beside `path` and renamed: after a failure `path` is as it was.
+    It is built beside `path`, read back, self-tested on the engines that are here, and renamed: after a failure `path`
+    is as it was.
     Raises `UsageError` for arguments that do not fit together or a path that is taken, `StorageError` when the disk is
-    full and the like, `MissingDependencyError` where onnx is not installed.
+    full and the like, `BundleError` when what was written fails its checks, `MissingDependencyError` without onnx.
     """
     if classes is not None and len(classes) != model.classes:
         raise UsageError(f"{len(classes)} class names were given for a model with {model.classes} classes")
@@ -108,7 +111,7 @@ def write_bundle(
                 "ema_images": network.ema_images,
             },
             "adaptation": asdict(config),
-            "rate_law": None if rate_law is None else dict(rate_law),
+            "rate_law": rate_law.to_json() if isinstance(rate_law, RateLaw) else rate_law,
             "memory": kept_bytes(model),
             "metas": [spec.to_json() for spec in model.metas],
             "segments": segments,
@@ -119,7 +122,11 @@ def write_bundle(
             "files": writer.files,
         }
         writer.finish(manifest)
-        _put_in_place(temporary, target, zipped)
+        _check_what_was_written(temporary, target)
+        if zipped:
+            atomic_write(target, lambda file: _zip(temporary, file))
+        else:
+            _put_in_place(temporary, target)
     except OSError as error:
         raise storage_error(error, target) from error
     finally:
@@ -224,7 +231,7 @@ def _owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return a is b or torch.equal(a, b)
+    return a is b or torch.equal(a.float(), b.float())
 
 
 def _json(value: Any) -> bytes:
@@ -249,13 +256,18 @@ def _check_target(target: Path, zipped: bool, overwrite: bool) -> None:
         raise UsageError(f"{target} is not a bundle and will not be overwritten; choose another path")
 
 
-def _put_in_place(temporary: Path, target: Path, zipped: bool) -> None:
-    """Rename the finished folder, or a zip of it, to `target`; an earlier bundle is put back if that fails."""
-    if zipped:
-        archive = temporary / "bundle.zip"
-        _zip(temporary, archive)
-        archive.replace(target)
-        return
+def _check_what_was_written(temporary: Path, target: Path) -> None:
+    """A bundle that fails on the machine that wrote it would fail on every device."""
+    try:
+        bundle = read_bundle(temporary)
+        for engine in dict.fromkeys(("torch", engine_name("auto"))):
+            self_test(bundle, build_network(bundle, engine))
+    except BundleError as error:
+        raise BundleError(str(error).replace(str(temporary), str(target))) from error
+
+
+def _put_in_place(temporary: Path, target: Path) -> None:
+    """Rename the finished folder to `target`; an earlier bundle is put back if that fails."""
     if not target.exists():
         temporary.rename(target)
         return
@@ -270,13 +282,10 @@ def _put_in_place(temporary: Path, target: Path, zipped: bool) -> None:
     shutil.rmtree(earlier, ignore_errors=True)
 
 
-def _zip(folder: Path, archive: Path) -> None:
+def _zip(folder: Path, file: BinaryIO) -> None:
     """Stored, not compressed (weights hardly shrink), in sorted order and without dates: same content, same bytes."""
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     names.sort(key=lambda name: name != MANIFEST)
-    with archive.open("xb") as file:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as out:
-            for name in names:
-                out.writestr(zipfile.ZipInfo(name), (folder / name).read_bytes())
-        file.flush()
-        os.fsync(file.fileno())
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as out:
+        for name in names:
+            out.writestr(zipfile.ZipInfo(name), (folder / name).read_bytes())

@@ -16,10 +16,10 @@ _BATCH = 8  # bits of eight images fill whole bytes
 
 
 def kept_bytes(model: AdaptableModel) -> dict[str, dict[str, Any]]:
-    """Gradient mode -> {"per_image", "fixed", "frozen_per_image", "mode_of"}, in bytes, float32.
+    """Gradient mode -> {"per_image", "frozen_per_image", "fixed", "mode_of"}, in bytes, float32.
 
     `per_image` counts meta-networks and frozen segments, `frozen_per_image` the segments alone; `mode_of` says which
-    mode each segment runs in. Bytes that depend on the data (a second sign mask where some x~_k equals x_k) count.
+    mode each segment runs in, null where it has no backward. Bytes that depend on the data (a second sign mask where some x~_k equals x_k) count.
     """
     return {gradient: _kept(model, gradient) for gradient in get_args(Gradient)}
 
@@ -44,8 +44,8 @@ def _kept(model: AdaptableModel, gradient: Gradient) -> dict[str, Any]:
         fixed += _moments(spec)
     return {
         "per_image": math.ceil(frozen + metas),
-        "fixed": math.ceil(fixed),
         "frozen_per_image": math.ceil(frozen),
+        "fixed": math.ceil(fixed),
         "mode_of": modes,
     }
 

@@ -1,0 +1,151 @@
+"""`edgetta inspect`: what is in a bundle, after all of it was checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from edgetta.bundle import Bundle, SelfTest
+    from edgetta.segments.contract import SegmentGraphs
+
+_KINDS = ("mask", "code", "scale", "float")
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--test", is_flag=True, help="Also run the bundle's self-test on every engine that is here.")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON, for programs.")
+def command(bundle: Path, test: bool, as_json: bool) -> None:
+    """Show what BUNDLE, a folder or a zip, consists of: model, parts, what is kept per image, settings, files.
+
+    Every file is checked first, against its size and SHA-256; the exit code is 4 where something is wrong.
+    """
+    from edgetta.bundle import read_bundle
+
+    opened = read_bundle(bundle)
+    results = _self_tests(opened) if test else {}
+    if as_json:
+        click.echo(json.dumps(as_data(opened, results), indent=2, ensure_ascii=False))
+    else:
+        _show(opened, results)
+
+
+def as_data(bundle: Bundle, results: dict[str, SelfTest]) -> dict[str, Any]:
+    """All of the manifest, and what only the look at the files gives."""
+    return {
+        "path": str(bundle.path),
+        "identity": bundle.identity,
+        "bytes": sum(entry.size for entry in bundle.files.manifest.files.values()),
+        "unlisted": list(bundle.unlisted),
+        "self_test": {
+            engine: {
+                "source_error": result.source_error,
+                "logits_error": result.logits_error,
+                "gradient_error": result.gradient_error,
+            }
+            for engine, result in results.items()
+        },
+        "manifest": bundle.manifest,
+    }
+
+
+def _self_tests(bundle: Bundle) -> dict[str, SelfTest]:
+    from edgetta.bundle import build_network, engine_name, self_test
+
+    engines = dict.fromkeys(("torch", engine_name("auto")))
+    return {engine: self_test(bundle, build_network(bundle, engine)) for engine in engines}
+
+
+def _show(bundle: Bundle, results: dict[str, SelfTest]) -> None:
+    from edgetta.cli.tables import bytes_text, print_facts, print_line, print_table
+
+    print_facts(_facts(bundle))
+    print_table(
+        ("part", "takes", "gives", "nodes", "residuals", "adapting biases"),
+        [_row(name, graphs) for name, graphs in bundle.model.segments().items()],
+        left=("part", "takes", "gives", "residuals"),
+    )
+    print_table(
+        ("kept between forward and backward", "per image", "of it frozen parts", "whatever the batch", "batch 64"),
+        [
+            (mode, *map(bytes_text, (kept.per_image, kept.frozen_per_image, kept.fixed, kept.at(64))))
+            for mode, kept in bundle.memory.items()
+        ],
+        left=("kept between forward and backward",),
+    )
+    files = bundle.files.manifest.files
+    print_table(("file", "size"), [(name, bytes_text(entry.size)) for name, entry in files.items()], left=("file",))
+    if bundle.unlisted:
+        print_line(f"not part of the bundle, and not read: {', '.join(bundle.unlisted)}", style="yellow")
+    total = bytes_text(sum(entry.size for entry in files.values()))
+    print_line(f"{len(files)} files, {total}: size and SHA-256 of each are those of the manifest.", style="green")
+    for engine, result in results.items():
+        print_line(
+            f"self-test on {engine}: passed (errors: source {result.source_error:.1e}, logits "
+            f"{result.logits_error:.1e}, gradients {result.gradient_error:.1e}).",
+            style="green",
+        )
+
+
+def _facts(bundle: Bundle) -> Iterator[tuple[str, str]]:
+    manifest = bundle.files.manifest
+    channels, height, width = bundle.model.input_shape
+    yield "bundle", str(bundle.path)
+    yield "model", bundle.name
+    yield "input", f"images of {channels} x {height} x {width}; {_pairs(bundle.preprocessing)}"
+    yield "classes", _classes(bundle.model.classes, bundle.classes)
+    yield "cuts", ", ".join(bundle.model.cuts)
+    yield (
+        "meta-networks",
+        "\n".join(
+            f"{k}: {spec.in_channels} -> {spec.out_channels} channels, kernel {spec.kernel}, stride {spec.stride}, "
+            f"{spec.initialisation}{', tokens' if spec.tokens else ''}{'' if spec.normalised else ', no normalisation'}"
+            for k, spec in enumerate(bundle.model.metas, 1)
+        ),
+    )
+    form = "follow the stream" if bundle.model.batch_norm == "adaptive" else "are folded into the convolutions"
+    yield "BatchNorm", f"frozen ones {form}; policy {bundle.batch_norm}, running over {bundle.ema_images} images"
+    yield "adaptation", _pairs(manifest.data["adaptation"])
+    yield "rate law", _rate_law(bundle)
+    yield "provenance", "\n".join(f"{key}: {_plain(value)}" for key, value in bundle.provenance.items()) or "not given"
+    yield "written by", f"edgetta {manifest.edgetta}, torch {manifest.torch}"
+    yield "identity", bundle.identity
+
+
+def _row(name: str, graphs: SegmentGraphs) -> Sequence[str]:
+    kinds = [residual.kind for residual in graphs.residuals]
+    residuals = ", ".join(
+        f"{kinds.count(kind)} {kind}{'s' * (kinds.count(kind) > 1)}" for kind in _KINDS if kind in kinds
+    )
+    directions = (graphs.forward, graphs.backward)
+    nodes = " + ".join(str(len(graph.nodes)) for graph in directions if graph is not None)
+    takes, gives = (" x ".join(map(str, value.shape[1:])) for value in (graphs.input, graphs.output))
+    return name, takes, gives, nodes, residuals or "none", str(len(graphs.initial_biases))
+
+
+def _classes(count: int, names: Sequence[str] | None) -> str:
+    if names is None:
+        return f"{count}, without names"
+    shown = ", ".join(names[:10])
+    return f"{count}: {shown}{', ...' if count > 10 else ''}"
+
+
+def _rate_law(bundle: Bundle) -> str:
+    law = bundle.rate_law
+    if law is None:
+        return "not measured; the learning rate above holds for every batch size"
+    rates = ", ".join(f"{law.rate(batch):.2g} at batch {batch}" for batch in law.batch_sizes)
+    return f"{law.optimizer}, {law.form}: {rates}"
+
+
+def _pairs(data: Any) -> str:
+    return ", ".join(f"{key} {_plain(value)}" for key, value in data.items())
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,83 @@
+"""A small bundle for the tests, written once per session, and ways to damage a copy of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgetta.adaptation.adapter import AdaptConfig
+from edgetta.adaptation.model import AdaptableModel
+from edgetta.adaptation.network import AdaptiveNetwork
+from edgetta.bundle_manifest import seal
+from edgetta.export.bundle_writer import write_bundle
+from edgetta.offline.source_statistics import set_source_statistics
+from tests.adaptation.backbones import network_of, small_model
+
+NAMES = ("zero", "one", "two", "three", "four")
+
+
+def small_network(model: AdaptableModel, policy: str = "auto") -> AdaptiveNetwork:
+    """A network away from its initialisation, as after warm-up."""
+    network = network_of(model, policy, dtype=torch.float32)  # type: ignore[arg-type]
+    set_source_statistics(network, None, model.input_shape)
+    generator = torch.Generator().manual_seed(3)
+    for parameter in network.metas.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return network
+
+
+def write_small(path: Path, model: AdaptableModel | None = None, **options: Any) -> Path:
+    """Write the small bundle at `path`."""
+    model = model or small_model()
+    arguments: dict[str, Any] = {
+        "name": "small",
+        "config": AdaptConfig(learning_rate=3e-3, when="every 2"),
+        "classes": NAMES,
+        "provenance": {"weights": "seeded"},
+        **options,
+    }
+    network = arguments.pop("network", None) or small_network(model)
+    write_bundle(path, model, network, **arguments)
+    return path
+
+
+def edit_manifest(bundle: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    """Change the manifest as a forger would: sealed again."""
+    manifest = json.loads((bundle / "manifest.json").read_bytes())
+    del manifest["manifest_sha256"]
+    edit(manifest)
+    (bundle / "manifest.json").write_bytes(seal(manifest))
+
+
+def replace_file(bundle: Path, name: str, data: bytes) -> None:
+    """Change a file as a forger would: with its size and hash in the manifest."""
+    (bundle / name).write_bytes(data)
+    entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    edit_manifest(bundle, lambda manifest: manifest["files"].update({name: entry}))
+
+
+def edit_graphs(bundle: Path, name: str, edit: Callable[[dict[str, Any]], object]) -> None:
+    """Change the JSON of a segment's graphs as a forger would."""
+    graphs = json.loads((bundle / name).read_bytes())
+    edit(graphs)
+    replace_file(bundle, name, json.dumps(graphs).encode())
+
+
+def zipped(bundle: Path, path: Path, prefix: str = "", compression: int = zipfile.ZIP_STORED) -> Path:
+    """A zip of the bundle, as a file manager makes it."""
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for file in sorted(bundle.rglob("*")):
+            if file.is_file():
+                archive.write(file, prefix + file.relative_to(bundle).as_posix())
+    return path
+
+
+def copied(bundle: Path, path: Path) -> Path:
+    return Path(shutil.copytree(bundle, path))
