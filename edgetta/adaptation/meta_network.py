@@ -143,7 +143,8 @@ class MetaNetwork(nn.Module):
     ) -> tuple[Tensor | None, Tensor | None]:
         """Add to the parameters' gradients; return those of x_k and x~_{k-1}.
 
-        `grad` is the objective's gradient of x~_k, of its shape, or None. The gradient of `regulariser * mean |x~_k - x_k|` reaches the parameters only (its inputs are detached).
+        `grad` is the objective's gradient of x~_k, of its shape, or None. The gradient of
+        `regulariser * mean |x~_k - x_k|` reaches the parameters only (its inputs are detached).
         """
         frozen, convolved = self._flat(kept.x_frozen), kept.convolved
         objective = None if grad is None else self._flat(grad)

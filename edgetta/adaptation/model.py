@@ -1,6 +1,6 @@
 """An adaptable model: the derived graphs of a backbone and the shapes of its meta-networks, whatever the engine.
 
-`edgetta.export.derive` makes one from a torch model, a bundle stores one, and `build` makes an `AdaptiveNetwork` of it.
+`edgetta.export.derive` makes one from a torch model, a bundle stores one, `build` makes an `AdaptiveNetwork` of it.
 """
 
 from __future__ import annotations

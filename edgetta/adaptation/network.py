@@ -4,7 +4,7 @@ One batch flows forward and back:
 
     x~_0 = stem(x);  x_k = part_k(x~_{k-1});  x~_k = meta_k(x~_{k-1}, x_k);  logits = classifier(x~_K)
 
-Nothing before the first meta-network trains, so the stem needs no backward, nor the first part unless its biases adapt.
+Nothing before the first meta-network trains: the stem needs no backward, nor the first part unless its biases adapt.
 """
 
 from __future__ import annotations

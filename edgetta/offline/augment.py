@@ -18,8 +18,8 @@ _LUMA = (0.299, 0.587, 0.114)
 class Augmentation:
     """Probability and strength of each transform; the defaults are those of the published warm-up.
 
-    Brightness, contrast and saturation are scaled by a factor in [1 - s, 1 + s]; hue turns by at most `hue` of a circle;
-    blur is a 3x3 Gaussian with sigma in `blur_sigma` pixels.
+    Brightness, contrast and saturation are scaled by a factor in [1 - s, 1 + s]; hue turns by at most `hue` of a
+    circle; blur is a 3x3 Gaussian with sigma in `blur_sigma` pixels.
     """
 
     jitter: float = 0.4  # probability

@@ -29,11 +29,9 @@ def set_source_statistics(
         x, _ = network.stem.forward(images, keep=False, momentum=momentum)
         for k, (part, meta) in enumerate(zip(network.parts, network.metas, strict=True)):
             frozen, _ = part.forward(x, keep=False, momentum=momentum)
-            values = [meta._flat(frozen), meta.convolve(x)]  # type: ignore[operator]
-            axes = [axis for axis in range(values[0].dim()) if axis != 1]
-            moments = [f(v.double()) for v in values for f in (lambda t: t.sum(axes), lambda t: (t * t).sum(axes))]
+            moments = [*_sums(meta._flat(frozen)), *_sums(meta.convolve(x))]  # type: ignore[operator]
             sums[k] = moments if not sums[k] else [a + b for a, b in zip(sums[k], moments, strict=True)]
-            counts[k] += values[0].numel() // values[0].shape[1]
+            counts[k] += frozen.numel() // len(moments[0])
             x = frozen
         for segment, state in zip((network.stem, *network.parts), states, strict=True):
             segment.state.update(state)
@@ -42,6 +40,13 @@ def set_source_statistics(
         variance = (square / count - mean * mean).clamp_min(0)
         branch_variance = (branch_square / count - branch_mean * branch_mean).clamp_min(0)
         meta.set_source_statistics(*(t.float() for t in (mean, variance, branch_mean, branch_variance)))  # type: ignore[operator]
+
+
+def _sums(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Per-channel sums (C,) of x and x^2 in float64."""
+    axes = [axis for axis in range(x.dim()) if axis != 1]
+    x = x.double()
+    return x.sum(axes), (x * x).sum(axes)
 
 
 def synthetic_images(

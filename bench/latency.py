@@ -1,0 +1,205 @@
+"""How long a step takes beside plain inference: `edgetta bench latency`.
+
+Plain inference is the whole backbone as ONE graph with its BatchNorms folded, on the same engine and threads.
+Prediction is the adapted network with adaptation off. A step predicts and updates. All kinds are measured in turn,
+round after round, in one process, so that what slows the machine slows them alike; medians are reported.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgetta.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgetta.bundle import Bundle
+    from edgetta.models import Model
+
+ENGINES = ("torch", "onnxruntime")
+GRADIENTS = ("exact", "recompute", "local")
+POLICIES = ("source", "batch", "ema")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: what runs how."""
+
+    engine: str
+    gradient: str
+    batch_norm: str
+
+
+@click.command(
+    epilog="Example: edgetta bench latency --model wrn40_2 --batch 64 --engine onnxruntime --gradient exact,local "
+    "--bn source,batch --json latency.json"
+)
+@click.option("--model", "models", default="wrn40_2", show_default=True, help="Networks, comma-separated.")
+@click.option("--batch", default=64, show_default=True, type=click.IntRange(1), help="Images per step.")
+@click.option("--engine", "engines", default="torch,onnxruntime", show_default=True, help="Engines, comma-separated.")
+@click.option("--gradient", "gradients", default="exact,local,recompute", show_default=True, help="Gradient modes.")
+@click.option("--bn", "policies", default="source,batch", show_default=True, help="BatchNorm policies.")
+@click.option("--repetitions", default=9, show_default=True, type=click.IntRange(1), help="Rounds; medians are shown.")
+@click.option("--threads", default=0, type=click.IntRange(0), help="Threads per engine; 0: as many as torch takes.")
+@click.option("--parts", default=4, show_default=True, type=click.IntRange(1), help="Meta-networks (K).")
+@click.option("--json", "path", type=click.Path(path_type=Path), help="Write the result file here.")
+def command(
+    models: str,
+    batch: int,
+    engines: str,
+    gradients: str,
+    policies: str,
+    repetitions: int,
+    threads: int,
+    parts: int,
+    path: Path | None,
+) -> None:
+    """Time of a step beside plain inference, per engine, gradient mode and BatchNorm policy.
+
+    The ratio to inference is what to read: seconds belong to the machine, ratios travel better. Run it on a machine
+    that does nothing else.
+    """
+    from edgetta.bench.result_file import write_results
+
+    cases = [
+        Case(engine, gradient, policy)
+        for policy in _chosen(policies, POLICIES, "--bn")
+        for engine in _chosen(engines, ENGINES, "--engine")
+        for gradient in _chosen(gradients, GRADIENTS, "--gradient")
+    ]
+    rows: list[dict[str, Any]] = []
+    for name in models.split(","):
+        rows += measure(name.strip(), batch, cases, repetitions, threads, parts)
+    _print(rows)
+    if path is not None:
+        settings = {"batch": batch, "repetitions": repetitions, "parts": parts, "entropy_margin": 1.0, "passes": 1}
+        write_results(path, rows, settings)
+        click.echo(f"wrote {path}")
+
+
+def measure(
+    name: str, batch: int, cases: Sequence[Case], repetitions: int = 9, threads: int = 0, parts: int = 4
+) -> list[dict[str, Any]]:
+    """Rows of the result file for one network: seconds of inference, prediction and step, medians over rounds.
+
+    Every sample counts in the objective (entropy margin 1), so that a step always has its full backward.
+    """
+    import torch
+
+    from edgetta.adaptation.adapter import AdaptConfig, Adapter
+    from edgetta.bundle import build_network, source_program
+    from edgetta.models import load_model
+
+    if threads:
+        torch.set_num_threads(threads)
+    model = load_model(name)
+    images = torch.rand(batch, *model.input_shape, generator=torch.Generator().manual_seed(0))
+    config = AdaptConfig(entropy_margin=1.0, small_batch=1)
+    with tempfile.TemporaryDirectory() as folder:
+        bundles = {
+            form: _bundle(model, parts, form, Path(folder))
+            for form in dict.fromkeys("source" if case.batch_norm == "source" else "adaptive" for case in cases)
+        }
+        plain = next(iter(bundles.values()))
+        runs: dict[tuple[Case | str, str], Callable[[], object]] = {}
+        for engine in dict.fromkeys(case.engine for case in cases):
+            runs[engine, "inference"] = partial(source_program(plain, engine, threads), images)
+        for case in cases:
+            form = "source" if case.batch_norm == "source" else "adaptive"
+            network = build_network(bundles[form], case.engine, case.gradient, case.batch_norm, threads)  # type: ignore[arg-type]
+            adapter = Adapter(network, config)
+            runs[case, "predict"] = partial(network.forward, images, keep=False)
+            runs[case, "step"] = partial(adapter.step, images)
+        seconds = _medians(runs, repetitions)
+    return [
+        {
+            "model": name,
+            "batch": batch,
+            "engine": case.engine,
+            "gradient": case.gradient,
+            "bn": case.batch_norm,
+            "inference_seconds": seconds[case.engine, "inference"],
+            "predict_seconds": seconds[case, "predict"],
+            "step_seconds": seconds[case, "step"],
+            "repetitions": repetitions,
+        }
+        for case in cases
+    ]
+
+
+def _bundle(model: Model, parts: int, form: str, folder: Path) -> Bundle:
+    from edgetta.adaptation.adapter import AdaptConfig
+    from edgetta.adaptation.model import build
+    from edgetta.bundle import read_bundle
+    from edgetta.export.bundle_writer import write_bundle
+    from edgetta.export.derive import derive
+    from edgetta.offline.source_statistics import set_source_statistics
+    from edgetta.segments.torch_engine import TorchSegment
+
+    published = model.parts
+    cuts = published.cuts(parts) if published is not None else None
+    derived = derive(
+        model.module,
+        model.input_shape,
+        cuts,
+        parts,
+        form,  # type: ignore[arg-type]
+        kernel=published.kernel if published is not None else None,
+    )
+    network = build(derived, lambda _, graphs, mode: TorchSegment(graphs, mode), "auto", "auto")
+    set_source_statistics(network, None, model.input_shape)
+    path = folder / form
+    write_bundle(path, derived, network, name=model.name, config=AdaptConfig())
+    return read_bundle(path)
+
+
+def _medians(runs: dict[tuple[Case | str, str], Callable[[], object]], repetitions: int) -> dict[Any, float]:
+    """Seconds of each run: the median over rounds, after one round that does not count."""
+    samples: dict[Any, list[float]] = {key: [] for key in runs}
+    for round_number in _progress(repetitions + 1):
+        for key, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if round_number:
+                samples[key].append(time.perf_counter() - start)
+    return {key: statistics.median(values) for key, values in samples.items()}
+
+
+def _progress(count: int) -> Iterator[int]:
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    yield from track(range(count), "measuring", console=console, disable=not console.is_terminal)
+
+
+def _chosen(text: str, known: Sequence[str], option: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"{option} {name!r} is unknown; choose from {', '.join(known)}")
+    return names
+
+
+def _print(rows: Sequence[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Seconds per batch, and how many times plain inference")
+    names = ("model", "engine", "gradient", "bn", "inference", "off", "", "step", "")
+    for i, name in enumerate(names):
+        table.add_column(name, justify="left" if i < 4 else "right", no_wrap=True)
+    for row in rows:
+        inference, predict, step = row["inference_seconds"], row["predict_seconds"], row["step_seconds"]
+        times = [f"{inference:.3f}", f"{predict:.3f}", f"x{predict / inference:.2f}"]
+        times += [f"{step:.3f}", f"x{step / inference:.2f}"]
+        table.add_row(row["model"], row["engine"], row["gradient"], row["bn"], *times)
+    Console().print(table)
