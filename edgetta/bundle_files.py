@@ -107,9 +107,7 @@ def _open_zip(path: Path) -> BundleFiles:
         with archive:
             members = _members(archive, path)
             if MANIFEST not in members:
-                raise BundleError(
-                    f"{path} is no bundle: it has no {MANIFEST}; give the zip that `edgetta export` wrote"
-                )
+                raise BundleError(f"{path} is no bundle, or is cut short: it has no {MANIFEST}; {_AGAIN}")
             with archive.open(members[MANIFEST]) as file:
                 manifest = parse_manifest(_limited(file, MAX_MANIFEST_BYTES, MANIFEST, path), path)
             total = sum(entry.size for entry in manifest.files.values())

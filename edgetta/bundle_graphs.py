@@ -133,7 +133,7 @@ def _graph(data: Any, tensors: Mapping[str, Tensor], where: str) -> Graph | None
         graph = Graph.from_json(data, tensors)
         _check_sizes(graph)
     except BundleError as error:
-        raise BundleError(f"{where}: {error}") from error
+        raise BundleError(f"{where}: {_line(str(error))}") from error
     except Exception as error:  # attributes of the wrong kind fail in the operator, each in its own way
         raise BundleError(f"{where} is malformed: {_what(error)}; {_AGAIN}") from error
     return graph
@@ -200,4 +200,10 @@ def _check_description(segment: SegmentGraphs, entry: SegmentEntry, where: str) 
 
 def _what(error: Exception) -> str:
     text = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(text.split())[:200] or type(error).__name__
+    return _line(text) or type(error).__name__
+
+
+def _line(text: str) -> str:
+    """One line of bounded length: torch explains itself in many."""
+    words = " ".join(text.split())
+    return words if len(words) <= 400 else f"{words[:200]} ... {words[-200:]}"

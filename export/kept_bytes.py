@@ -19,7 +19,8 @@ def kept_bytes(model: AdaptableModel) -> dict[str, dict[str, Any]]:
     """Gradient mode -> {"per_image", "frozen_per_image", "fixed", "mode_of"}, in bytes, float32.
 
     `per_image` counts meta-networks and frozen segments, `frozen_per_image` the segments alone; `mode_of` says which
-    mode each segment runs in, null where it has no backward. Bytes that depend on the data (a second sign mask where some x~_k equals x_k) count.
+    mode each segment runs in, null where it has no backward. Bytes that depend on the data (a second sign mask where
+    some x~_k equals x_k) count.
     """
     return {gradient: _kept(model, gradient) for gradient in get_args(Gradient)}
 

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import hashlib
 import json
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from edgetta.adaptation.adapter import AdaptConfig
 from edgetta.adaptation.model import AdaptableModel
 from edgetta.adaptation.network import AdaptiveNetwork
+from edgetta.bundle import read_bundle
 from edgetta.bundle_manifest import seal
+from edgetta.errors import BundleError
 from edgetta.export.bundle_writer import write_bundle
 from edgetta.offline.source_statistics import set_source_statistics
 from tests.adaptation.backbones import network_of, small_model
 
+ENGINES = ("torch", "onnxruntime")
 NAMES = ("zero", "one", "two", "three", "four")
 
 
@@ -46,6 +53,35 @@ def write_small(path: Path, model: AdaptableModel | None = None, **options: Any)
     network = arguments.pop("network", None) or small_network(model)
     write_bundle(path, model, network, **arguments)
     return path
+
+
+@functools.cache
+def whole_bundle() -> Path:
+    """A small bundle that no test changes, written once and removed when the tests end."""
+    folder = tempfile.mkdtemp(prefix="edgetta-tests-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return write_small(Path(folder) / "small")
+
+
+def copy_of_it(path: Path) -> Path:
+    """A copy to damage, at `path`."""
+    return Path(shutil.copytree(whole_bundle(), path))
+
+
+def refused(path: Path, *words: str) -> str:
+    """The one line with which reading `path` fails; it must hold all of `words`."""
+    with pytest.raises(BundleError) as error:
+        read_bundle(path)
+    line = str(error.value)
+    assert "\n" not in line and len(line) < 1000
+    for word in words:
+        assert word in line, f"{word!r} is not in: {line}"
+    return line
+
+
+def names(bundle: Path) -> list[str]:
+    """All files of a bundle that is a folder."""
+    return sorted(file.relative_to(bundle).as_posix() for file in bundle.rglob("*") if file.is_file())
 
 
 def edit_manifest(bundle: Path, edit: Callable[[dict[str, Any]], object]) -> None:
@@ -77,7 +113,3 @@ def zipped(bundle: Path, path: Path, prefix: str = "", compression: int = zipfil
             if file.is_file():
                 archive.write(file, prefix + file.relative_to(bundle).as_posix())
     return path
-
-
-def copied(bundle: Path, path: Path) -> Path:
-    return Path(shutil.copytree(bundle, path))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from edgetta.adaptation.meta_network import MetaSpec
     from edgetta.bundle import Bundle, SelfTest
     from edgetta.segments.contract import SegmentGraphs
 
@@ -100,14 +101,7 @@ def _facts(bundle: Bundle) -> Iterator[tuple[str, str]]:
     yield "input", f"images of {channels} x {height} x {width}; {_pairs(bundle.preprocessing)}"
     yield "classes", _classes(bundle.model.classes, bundle.classes)
     yield "cuts", ", ".join(bundle.model.cuts)
-    yield (
-        "meta-networks",
-        "\n".join(
-            f"{k}: {spec.in_channels} -> {spec.out_channels} channels, kernel {spec.kernel}, stride {spec.stride}, "
-            f"{spec.initialisation}{', tokens' if spec.tokens else ''}{'' if spec.normalised else ', no normalisation'}"
-            for k, spec in enumerate(bundle.model.metas, 1)
-        ),
-    )
+    yield "meta-networks", "\n".join(_meta(k, spec) for k, spec in enumerate(bundle.model.metas, 1))
     form = "follow the stream" if bundle.model.batch_norm == "adaptive" else "are folded into the convolutions"
     yield "BatchNorm", f"frozen ones {form}; policy {bundle.batch_norm}, running over {bundle.ema_images} images"
     yield "adaptation", _pairs(manifest.data["adaptation"])
@@ -115,6 +109,12 @@ def _facts(bundle: Bundle) -> Iterator[tuple[str, str]]:
     yield "provenance", "\n".join(f"{key}: {_plain(value)}" for key, value in bundle.provenance.items()) or "not given"
     yield "written by", f"edgetta {manifest.edgetta}, torch {manifest.torch}"
     yield "identity", bundle.identity
+
+
+def _meta(k: int, spec: MetaSpec) -> str:
+    text = f"{k}: {spec.in_channels} -> {spec.out_channels} channels, kernel {spec.kernel}, stride {spec.stride}, "
+    text += spec.initialisation + (", tokens" if spec.tokens else "")
+    return text if spec.normalised else f"{text}, no normalisation"
 
 
 def _row(name: str, graphs: SegmentGraphs) -> Sequence[str]:

@@ -1,0 +1,262 @@
+"""The files of a bundle, folder or zip: no damage, no link and no attack gets through."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgetta import bundle_files
+from edgetta.bundle import Bundle, build_network, read_bundle, self_test
+from edgetta.errors import BundleError, EdgettaError
+from tests.small_bundle import (
+    copy_of_it,
+    edit_manifest,
+    names,
+    refused,
+    whole_bundle,
+    zipped,
+)
+
+
+@pytest.fixture(scope="module")
+def whole() -> Path:
+    """A bundle that no test changes."""
+    return whole_bundle()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A bundle to damage."""
+    return copy_of_it(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("prefix", ["", "small/"])
+def test_zips(whole: Path, tmp_path: Path, prefix: str, compression: int) -> None:
+    bundle = read_bundle(zipped(whole, tmp_path / "small.zip", prefix, compression))
+    assert bundle.identity == read_bundle(whole).identity
+    self_test(bundle, build_network(bundle, "onnxruntime"))
+
+
+def test_an_extracted_zip_lives_as_long_as_the_bundle(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    path = zipped(whole, tmp_path / "small.zip")
+    bundle: Bundle | None = read_bundle(path)
+    assert bundle is not None
+    (extracted,) = tmp_path.glob("edgetta-bundle-*")
+    assert stat.S_IMODE(extracted.stat().st_mode) == 0o700
+    assert bundle.onnx_path("stem").is_relative_to(extracted)
+    del bundle
+    assert not extracted.exists()
+    shutil.copy(path, tmp_path / "broken.zip")
+    _rewrite(tmp_path / "broken.zip", {"segments/03.json": b"{}"})
+    refused(tmp_path / "broken.zip", "segments/03.json")
+    assert not list(tmp_path.glob("edgetta-bundle-*"))
+
+
+def test_no_room_to_extract(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = zipped(whole, tmp_path / "small.zip")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(EdgettaError, match="there is no folder"):
+        read_bundle(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil", "/evil", "segments/../../evil", "segments\\..\\evil", "C:evil", "./evil", "a//evil"]
+)
+def test_zip_names_that_leave_it(whole: Path, tmp_path: Path, name: str) -> None:
+    path = zipped(whole, tmp_path / "small.zip")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(zipfile.ZipInfo(name), b"evil")
+    refused(path, "unsafe file name", "leads out of the bundle")
+    assert not list(tmp_path.rglob("evil"))
+
+
+def test_links_and_devices_in_a_zip(whole: Path, tmp_path: Path) -> None:
+    for kind in (stat.S_IFLNK, stat.S_IFIFO, stat.S_IFBLK):
+        path = zipped(whole, tmp_path / "small.zip")
+        info = zipfile.ZipInfo("segments/extra")
+        info.external_attr = (kind | 0o777) << 16
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(info, b"/etc/passwd")
+        refused(path, "segments/extra", "link or a device")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_other_attacks_by_zip(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = zipped(whole, tmp_path / "small.zip")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("meta.safetensors", b"another")
+    refused(path, "meta.safetensors", "occurs twice")
+
+    path = zipped(whole, tmp_path / "encrypted.zip")
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(bytes(raw))
+    refused(path, "encrypted")
+
+    monkeypatch.setattr(bundle_files, "MAX_ENTRIES", 10)
+    refused(zipped(whole, tmp_path / "many.zip"), "more than the 10 allowed")
+
+
+def test_zip_bombs(folder: Path, tmp_path: Path) -> None:
+    size = 256 << 20
+    path = tmp_path / "bomb.zip"
+    zipped(folder, path, compression=zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive, archive.open("bomb.onnx", "w") as file:
+        for _ in range(size >> 20):
+            file.write(bytes(1 << 20))
+    assert path.stat().st_size < 1 << 20
+    assert read_bundle(path).unlisted == ("bomb.onnx",), "what is not listed is never extracted"
+    # Listed, with the size that it has: it grows too much. With a smaller one: it is not read past that.
+    for declared, words in ((size, "as no bundle does"), (1000, f"has {size} bytes where the manifest says 1000")):
+        edit_manifest(folder, lambda m, n=declared: m["files"].update({"bomb.onnx": {"bytes": n, "sha256": "0" * 64}}))
+        _rewrite(path, {"manifest.json": (folder / "manifest.json").read_bytes()})
+        refused(path, words)
+
+
+def test_a_zip_that_lies_about_its_sizes(folder: Path, tmp_path: Path) -> None:
+    """The directory of the zip, and the manifest, say 1,000 bytes; the stream goes on for longer."""
+    edit_manifest(folder, lambda m: m["files"].update({"long.onnx": {"bytes": 1000, "sha256": "0" * 64}}))
+    path = zipped(folder, tmp_path / "lying.zip", compression=zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("long.onnx", bytes(5_000_000))
+    raw = bytearray(path.read_bytes())
+    at = raw.rindex(b"long.onnx") - 46 + 24
+    assert int.from_bytes(raw[at : at + 4], "little") == 5_000_000
+    raw[at : at + 4] = (1000).to_bytes(4, "little")
+    path.write_bytes(bytes(raw))
+    refused(path, "lying.zip")
+
+
+def test_flipped_bits_anywhere_in_a_zip(whole: Path, tmp_path: Path) -> None:
+    good = zipped(whole, tmp_path / "small.zip", compression=zipfile.ZIP_DEFLATED).read_bytes()
+    identity = read_bundle(tmp_path / "small.zip").identity
+    generator = np.random.default_rng(0)
+    caught = 0
+    # The last bytes are the directory of the zip, where a flip is most varied in its effects.
+    for at in (*generator.integers(0, len(good), 12), *(len(good) - 1 - generator.integers(0, 2000, 12))):
+        raw = bytearray(good)
+        raw[at] ^= 1 << generator.integers(0, 8)
+        path = tmp_path / "flipped.zip"
+        path.write_bytes(bytes(raw))
+        try:
+            assert read_bundle(path).identity == identity, "a date or a comment"
+        except BundleError as error:
+            assert "\n" not in str(error)
+            caught += 1
+    assert caught >= 10
+
+
+def _rewrite(path: Path, changed: dict[str, bytes]) -> None:
+    """Change members of a zip, keeping the compressed bytes of none."""
+    with zipfile.ZipFile(path) as archive:
+        content = {i.filename: b"" if i.file_size > 1 << 24 else archive.read(i) for i in archive.infolist()}
+        large = [i for i in archive.infolist() if i.file_size > 1 << 24]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in {**content, **changed}.items():
+            if name in [i.filename for i in large]:
+                with archive.open(name, "w") as file:
+                    for _ in range(large[0].file_size >> 20):
+                        file.write(bytes(1 << 20))
+            else:
+                archive.writestr(name, data)
+
+
+def test_one_flipped_byte_in_each_file(whole: Path, folder: Path) -> None:
+    assert len(names(folder)) == 29
+    for position in (0.0, 0.37, 0.999):
+        for name in names(folder):
+            raw = bytearray((whole / name).read_bytes())
+            raw[int(len(raw) * position)] ^= 4
+            (folder / name).write_bytes(bytes(raw))
+            refused(folder, name, str(folder))
+            shutil.copy(whole / name, folder / name)
+    read_bundle(folder)
+
+
+def test_truncated_longer_and_missing_files(whole: Path, folder: Path) -> None:
+    for name in names(folder):
+        raw = (whole / name).read_bytes()
+        for damaged in (raw[:-1], raw[: len(raw) // 2], b"", raw + b"\0"):
+            (folder / name).write_bytes(damaged)
+            refused(folder, name)
+        (folder / name).unlink()
+        refused(folder, name, "no bundle" if name == "manifest.json" else "missing")
+        shutil.copy(whole / name, folder / name)
+
+
+def test_damage_in_a_zip_is_named(folder: Path, tmp_path: Path) -> None:
+    for name in ("segments/02.backward.onnx", "meta.safetensors", "manifest.json"):
+        raw = (folder / name).read_bytes()
+        for damaged in (raw[:-1], raw[:-3] + bytes([raw[-3] ^ 1]) + raw[-2:]):
+            (folder / name).write_bytes(damaged)
+            refused(zipped(folder, tmp_path / "damaged.zip"), name, "damaged.zip")
+        (folder / name).unlink()
+        refused(zipped(folder, tmp_path / "damaged.zip"), name)
+        (folder / name).write_bytes(raw)
+    raw = zipped(folder, tmp_path / "cut.zip").read_bytes()
+    (tmp_path / "cut.zip").write_bytes(raw[: len(raw) // 2])
+    refused(tmp_path / "cut.zip", "cut short")
+
+
+def test_paths_that_are_no_bundle(tmp_path: Path) -> None:
+    refused(tmp_path / "missing", "does not exist", "edgetta export")
+    refused(tmp_path, "no manifest.json")
+    (tmp_path / "file").write_bytes(b"text")
+    refused(tmp_path / "file", "neither a folder nor a readable zip")
+    with zipfile.ZipFile(tmp_path / "empty.zip", "w") as archive:
+        archive.writestr("readme", "nothing")
+    refused(tmp_path / "empty.zip", "it has no manifest.json")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX files")
+def test_links_and_pipes_in_a_folder(folder: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for name in ("reference.npz", "segments/00.safetensors", "manifest.json"):
+        shutil.move(folder / name, outside / "file")
+        (folder / name).symlink_to(outside / "file")
+        refused(folder, name, "link")
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        refused(folder, name, "not a regular file")
+        (folder / name).unlink()
+        (folder / name).mkdir()
+        refused(folder, name)
+        (folder / name).rmdir()
+        shutil.move(outside / "file", folder / name)
+    for link, target in (("extra", "/etc/passwd"), ("segments/05.onnx", "00.forward.onnx"), ("more", str(outside))):
+        (folder / link).symlink_to(target)
+        refused(folder, link, "link")
+        (folder / link).unlink()
+    shutil.move(folder / "segments", outside / "segments")
+    (folder / "segments").symlink_to(outside / "segments")
+    refused(folder, "segments", "link")
+
+
+def test_a_link_to_a_bundle_and_files_beside_it_are_fine(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "current").symlink_to(folder)
+    (folder / "notes.txt").write_text("mine")
+    (folder / ".DS_Store").write_bytes(b"x")
+    assert read_bundle(tmp_path / "current").unlisted == (".DS_Store", "notes.txt")
+
+
+def test_too_many_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle_files, "MAX_ENTRIES", 20)
+    refused(folder, "more than 20 files")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_files_that_may_not_be_read(folder: Path) -> None:
+    (folder / "reference.npz").chmod(0)
+    refused(folder, "reference.npz", "Permission denied")

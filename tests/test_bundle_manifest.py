@@ -1,0 +1,133 @@
+"""Manifests that are damaged, newer, or forged and sealed again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgetta import bundle_manifest
+from edgetta.bundle import read_bundle
+from edgetta.errors import BundleError
+from tests.small_bundle import (
+    copy_of_it,
+    edit_manifest,
+    refused,
+    whole_bundle,
+    zipped,
+)
+
+
+@pytest.fixture(scope="module")
+def whole() -> Path:
+    """A bundle that no test changes."""
+    return whole_bundle()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A bundle to damage."""
+    return copy_of_it(tmp_path / "copy")
+
+
+def test_manifests_that_are_not(folder: Path) -> None:
+    path = folder / "manifest.json"
+    deep = b"[" * 200_000
+    for raw in (b"", b"{", b"\xff\xfe", deep, b'{"a": NaN}', b'{"schema": 1, "schema": 1}'):
+        path.write_bytes(raw)
+        refused(folder, "manifest.json", "not JSON")
+    for raw in (b"[]", b"7", b'"text"', b"{}", b'{"format": "other"}'):
+        path.write_bytes(raw)
+        refused(folder, "manifest.json", "not a manifest of edgetta")
+    path.write_bytes(b" " * ((16 << 20) + 1))
+    refused(folder, "manifest.json", "larger than")
+
+
+def test_an_edited_manifest(folder: Path) -> None:
+    path = folder / "manifest.json"
+    raw = path.read_bytes()
+    for edited in (raw.replace(b'"seeded"', b'"Seeded"'), raw + b"\n", raw.replace(b'"manifest_sha256"', b'"sha256"')):
+        assert edited != raw
+        path.write_bytes(edited)
+        refused(folder, "manifest.json", "damaged or was edited")
+
+
+def test_a_newer_schema(folder: Path, tmp_path: Path) -> None:
+    edit_manifest(folder, lambda manifest: manifest.update(schema=2, segments="in another form"))
+    refused(folder, "schema version 2", "reads up to 1", "update edgetta")
+    refused(zipped(folder, tmp_path / "newer.zip"), "schema version 2", "update edgetta")
+    for odd in (0, -1, "1", None, True, 1.0):
+        edit_manifest(folder, lambda manifest, odd=odd: manifest.update(schema=odd))
+        refused(folder, "schema version")
+    (folder / "manifest.json").write_text(json.dumps({"format": "edgetta.bundle", "schema": 3, "seal": "another"}))
+    refused(folder, "schema version 3", "update edgetta")
+
+
+HASH = "0" * 64
+FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "no field": (lambda m: m.pop("metas"), "'metas' is missing"),
+    "name": (lambda m: m.update(name=7), "'name' must be str"),
+    "shape": (lambda m: m["input"].update(shape=[3, 16]), "input.shape"),
+    "size": (lambda m: m["input"].update(shape=[3, 16, 10**9]), "input.shape"),
+    "truth": (lambda m: m["classes"].update(count=True), "classes.count"),
+    "classes": (lambda m: m["classes"].update(names=["a"]), "1 names for 5 classes"),
+    "segments": (lambda m: m["segments"].reverse(), "in that order"),
+    "segment": (lambda m: m["segments"].append(7), "not an object"),
+    "few segments": (lambda m: m["segments"].pop(1), "in that order"),
+    "policy": (lambda m: m["batch_norm"].update(policy="never"), "batch_norm.policy"),
+    "ema": (lambda m: m["batch_norm"].update(ema_images=0), "batch_norm.ema_images"),
+    "setting": (lambda m: m["adaptation"].update(unheard=1), "unknown setting 'unheard'"),
+    "rate": (lambda m: m["adaptation"].update(learning_rate=-1), "learning_rate"),
+    "rate text": (lambda m: m["adaptation"].update(learning_rate="fast"), "manifest.json"),
+    "rate law": (lambda m: m.update(rate_law={"version": 1}), "rate law"),
+    "memory": (lambda m: m["memory"]["exact"].update(per_image="all"), "memory.per_image"),
+    "meta": (lambda m: m["metas"][0].update(kernel=5), "metas.kernel"),
+    "meta field": (lambda m: m["metas"][0].update(more=5), "unknown field"),
+    "meta fit": (lambda m: m["metas"][1].update(in_channels=7), "meta-network 2 does not fit"),
+    "direction": (lambda m: m["segments"][1]["onnx"].update(sideways="reference.npz"), "onnx must name forward"),
+    "description": (lambda m: m["segments"][1].update(residuals=[]), "is not the segment 'part1'"),
+    "not listed": (lambda m: m.update(meta_tensors="other.safetensors"), "'other.safetensors', which its list"),
+    "pickle": (lambda m: m.update(meta_tensors="reference.npz"), "ends in .safetensors"),
+    "traversal": (lambda m: m["files"].update({"../evil": {"bytes": 1, "sha256": HASH}}), "unsafe file name"),
+    "absolute": (lambda m: m["files"].update({"/etc/passwd": {"bytes": 1, "sha256": HASH}}), "unsafe file name"),
+    "inner": (lambda m: m["files"].update({"a/../../b": {"bytes": 1, "sha256": HASH}}), "unsafe file name"),
+    "backslash": (lambda m: m["files"].update({"a\\b": {"bytes": 1, "sha256": HASH}}), "unsafe file name"),
+    "drive": (lambda m: m["files"].update({"C:x": {"bytes": 1, "sha256": HASH}}), "unsafe file name"),
+    "hidden": (lambda m: m["files"].update({".ssh/x": {"bytes": 1, "sha256": HASH}}), "unsafe file name"),
+    "itself": (lambda m: m["files"].update({"manifest.json": {"bytes": 1, "sha256": HASH}}), "is not allowed"),
+    "file and folder": (lambda m: m["files"].update({"segments": {"bytes": 1, "sha256": HASH}}), "both a file and"),
+    "two cases": (lambda m: m["files"].update({"Reference.npz": m["files"]["reference.npz"]}), "upper and lower"),
+    "huge": (lambda m: m["files"]["reference.npz"].update(bytes=10**18), "size of 'reference.npz'"),
+    "negative": (lambda m: m["files"]["reference.npz"].update(bytes=-1), "size of 'reference.npz'"),
+    "sum": (lambda m: [e.update(bytes=(16 << 30) - 1) for e in m["files"].values()], "add up to"),
+    "no hash": (lambda m: m["files"]["reference.npz"].update(sha256="abc"), "the SHA-256 of"),
+    "many": (lambda m: m["files"].update({f"f{i}": {} for i in range(5000)}), "more than the 4096 allowed"),
+    "entry": (lambda m: m["files"].update({"f": 7}), "is not allowed"),
+    "folded": (lambda m: m["batch_norm"].update(form="source", policy="batch"), "cannot follow"),
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_forged_manifests(folder: Path, tmp_path: Path, name: str) -> None:
+    edit, words = FORGERIES[name]
+    edit_manifest(folder, edit)
+    refused(folder, words)
+    refused(zipped(folder, tmp_path / "forged.zip"), words)
+
+
+def test_every_field_may_be_of_another_type(whole: Path, folder: Path) -> None:
+    """Whatever stands in place of a field, the answer is a line and no traceback."""
+    manifest = json.loads((whole / "manifest.json").read_bytes())
+    del manifest["manifest_sha256"]
+    for key in manifest:
+        for odd in (None, 7, "text", [], {}, [[]], {"a": {}}, -1.5):
+            (folder / "manifest.json").write_bytes(bundle_manifest.seal({**manifest, key: odd}))
+            try:
+                read_bundle(folder)
+            except BundleError as error:
+                assert "\n" not in str(error)
+            else:
+                assert key in ("provenance", "preprocessing", "rate_law", "cuts", "name", "adaptation")
