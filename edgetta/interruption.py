@@ -47,16 +47,20 @@ def held() -> Iterator[None]:
 
 @contextmanager
 def termination_raises() -> Iterator[None]:
-    """Within the block SIGTERM raises `Terminated` instead of ending the process at once. Only in the main thread."""
-    if threading.current_thread() is not threading.main_thread():
+    """Within the block SIGTERM raises `Terminated` instead of ending the process at once.
+
+    Only in the main thread, and only where the signal was not set to be ignored or handled.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
 
     def terminate(number: int, frame: FrameType | None) -> None:
         raise Terminated
 
-    earlier = signal.signal(signal.SIGTERM, terminate)
+    signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, earlier if earlier is not None else signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -16,6 +16,7 @@ import click
 
 from edgetta import __version__
 from edgetta.errors import EdgettaError, MissingDependencyError
+from edgetta.interruption import Terminated, termination_raises
 
 # name: (module whose `command` is the verb, help). Static, so that `edgetta --help` imports neither torch nor a verb.
 VERBS: dict[str, tuple[str, str]] = {
@@ -43,6 +44,9 @@ EXTRAS = {
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 and the number of the signal, as shells have it."""
+
+TERMINATED = 143
+"""Exit code after SIGTERM, in the same way."""
 
 BROKEN_PIPE = 141
 """Exit code when the reader of the output has gone, as for a program that the signal ends."""
@@ -159,18 +163,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
     0: done. 1: bad input. 2: wrong usage. 3: a missing dependency. 4: a bundle or state that failed its checks.
-    70: a mistake of edgetta's own. 130: interrupted. 141: the reader of the output has gone.
+    70: a mistake of edgetta's own. 130: interrupted. 141: the reader of the output has gone. 143: terminated.
 
     Args:
         arguments: without the program's name; by default those of the process.
     """
     invocation = Invocation(debug=os.environ.get("EDGETTA_DEBUG", "") not in ("", "0"))
     try:
-        result = group.main(
-            None if arguments is None else list(arguments), prog_name="edgetta", standalone_mode=False, obj=invocation
-        )
+        given = None if arguments is None else list(arguments)
+        with termination_raises():
+            result = group.main(given, prog_name="edgetta", standalone_mode=False, obj=invocation)
         return result if isinstance(result, int) else 0
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as error:
+        # Click turns the one into the other.
+        if isinstance(error, Terminated) or isinstance(error.__cause__, Terminated):
+            return _fail("terminated", TERMINATED, invocation)
         return _fail("interrupted", INTERRUPTED, invocation)
     except ReaderGoneError:
         # What is still in the buffer must not fail again when the interpreter closes standard output.
