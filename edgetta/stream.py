@@ -15,20 +15,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from edgetta.errors import UsageError
 from edgetta.interruption import held
 from edgetta.predictions import Prediction, PredictionWriter
 from edgetta.sources import Frame, Skipped, Source
+from edgetta.sources.tensors import images_of
 
 if TYPE_CHECKING:
     from edgetta.adaptation.adapter import StepResult
     from edgetta.runtime import Runtime
-
-_LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclass
@@ -40,10 +37,11 @@ class Summary:
     errors: int | None = None  # wrong predictions among the labelled; None where the source has no labels
     steps: int = 0  # batches
     adapted: int = 0  # batches after which the weights moved
+    empty: int = 0  # of these, how many found no confident frame, so that only the regulariser acted
     refused: int = 0  # updates refused because something was not finite
     not_finite: int = 0  # frames whose logits were not finite
     skipped: int = 0  # frames that could not be used
-    skipped_frames: tuple[Skipped, ...] = ()  # the first of them, with reasons
+    skipped_frames: Sequence[Skipped] = ()  # the first of them, with reasons
     classes: dict[int, int] = field(default_factory=dict)  # class index -> predictions
     entropy_sum: float = 0.0  # in nats, over the frames with finite logits
     seconds: float = 0.0  # in all, reading and writing included
@@ -79,6 +77,7 @@ def run_stream(
     writer: PredictionWriter | None = None,
     on_batch: Callable[[BatchReport], None] | None = None,
     limit: int | None = None,
+    label_of: Callable[[Frame], int | None] | None = None,
     summary: Summary | None = None,
 ) -> Summary:
     """Predict and adapt, batch by batch, to the end of the source.
@@ -90,6 +89,7 @@ def run_stream(
         writer: receives one row per frame, in order, as soon as its step is done.
         on_batch: called after each step, when its rows are written; may raise to end the stream.
         limit: end after so many frames.
+        label_of: a frame's class, None where it has none; by default what the source's labels say.
         summary: filled as the stream goes and returned, so that it is at hand when the stream ends with an exception.
 
     Raises:
@@ -105,7 +105,7 @@ def run_stream(
         raise UsageError(f"the bundle takes {channels} channels; sources deliver 3, and 1 can be made of them")
     summary = Summary() if summary is None else summary
     names = runtime.bundle.classes
-    labels = source.labels
+    label_of = _labels_of(source) if label_of is None else label_of
     begun = time.perf_counter()
     frames = itertools.islice(source, limit)
     try:
@@ -116,7 +116,7 @@ def run_stream(
                 result = runtime.step(images)
                 summary.step_seconds += time.perf_counter() - started
                 confidence, predicted = (t.tolist() for t in torch.softmax(result.logits, 1).max(1))
-                _count(summary, chosen, predicted, result, labels)
+                _count(summary, predicted, [label_of(frame) for frame in chosen], result)
                 if writer is not None:
                     writer.write(_rows(summary.frames - len(chosen), chosen, predicted, confidence, result, names))
             summary.seconds = time.perf_counter() - begun
@@ -129,42 +129,33 @@ def run_stream(
     return summary
 
 
-def images_of(frames: Sequence[Frame], channels: int = 3) -> Tensor:
-    """Frames as one tensor: uint8 (N, H, W, 3), or float32 (N, C, H, W) in [0, 1] where one holds floats or C is 1.
-
-    Grey is the luma of ITU-R 601, as image libraries compute it.
-    """
-    if all(frame.image.dtype == np.uint8 for frame in frames) and channels == 3:
-        return torch.from_numpy(np.stack([frame.image for frame in frames]))
-    pictures = [frame.image / np.float32(255) if frame.image.dtype == np.uint8 else frame.image for frame in frames]
-    images = torch.from_numpy(np.stack(pictures).astype(np.float32, copy=False)).permute(0, 3, 1, 2)
-    if channels == 1:
-        images = (images * torch.tensor(_LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
-    return images.contiguous()
+def _labels_of(source: Source) -> Callable[[Frame], int | None]:
+    labels = source.labels
+    if labels is None:
+        return lambda frame: None
+    return lambda frame: int(labels[frame.index]) if frame.index < len(labels) else None
 
 
-def _count(
-    summary: Summary, frames: Sequence[Frame], predicted: Sequence[int], result: StepResult, labels: np.ndarray | None
-) -> None:
+def _count(summary: Summary, predicted: Sequence[int], labels: Sequence[int | None], result: StepResult) -> None:
     finite = torch.isfinite(result.logits).all(1)
-    summary.frames += len(frames)
+    summary.frames += len(predicted)
     summary.steps += 1
     summary.adapted += result.adapted
+    summary.empty += result.adapted and result.kept == 0
     summary.refused += result.reason == "non-finite"
-    summary.not_finite += len(frames) - int(finite.sum())
+    summary.not_finite += len(predicted) - int(finite.sum())
     summary.entropy_sum += float(result.entropy[finite].sum())
-    for label in predicted:
-        summary.classes[label] = summary.classes.get(label, 0) + 1
-    if labels is not None:
-        pairs = zip(frames, predicted, strict=True)
-        wrong = [int(labels[frame.index]) != guess for frame, guess in pairs if frame.index < len(labels)]
+    for guess in predicted:
+        summary.classes[guess] = summary.classes.get(guess, 0) + 1
+    wrong = [label != guess for label, guess in zip(labels, predicted, strict=True) if label is not None]
+    if wrong:
         summary.labelled += len(wrong)
         summary.errors = (summary.errors or 0) + sum(wrong)
 
 
 def _count_skipped(summary: Summary, source: Source) -> None:
     summary.skipped = source.skipped_count
-    summary.skipped_frames = tuple(source.skipped)
+    summary.skipped_frames = source.skipped
 
 
 def _rows(

@@ -60,6 +60,11 @@ class ImageFiles(FrameSource):
         self._resize = resize
         self._unreadable = unreadable
 
+    def subset(self, numbers: Sequence[int]) -> ImageFiles:
+        """The files with these numbers as a source of their own: a sample that decodes nothing else."""
+        files = [self._files[number] for number in numbers]
+        return ImageFiles(self.name, files, size=self._size, resize=self._resize, loop=self._loop)
+
     def read(self) -> Iterator[Frame | Skipped]:
         yield from self._unreadable
         for index, (name, path) in enumerate(self._files):

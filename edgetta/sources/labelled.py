@@ -1,0 +1,200 @@
+"""Images in memory with their classes: from a folder with one sub-folder per class, or an array with labels.
+
+Frames are read exactly as on the device (the same decoding, the same resizing), so that what is trained and measured
+offline is what the stream will deliver. Frames that cannot be used are skipped and named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgetta.errors import UsageError
+from edgetta.sources.images import ImageFiles
+from edgetta.sources.source import Frame, FrameSource, Skipped, SourceError, open_source
+from edgetta.sources.tensors import images_of
+
+_CHUNK = 256  # frames that are turned into one tensor at a time
+Progress = Callable[[int, int], None]  # images read, images in all
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Images of one size in memory, and which frames they were."""
+
+    images: Tensor  # (N, C, H, W): uint8, or float32 in [0, 1] where the source holds floats
+    names: tuple[str, ...]  # of the frames
+    indices: tuple[int, ...]  # place of each in the source
+    skipped: tuple[Skipped, ...]
+    skipped_count: int
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def floats(self, count: int | None = None) -> Tensor:
+        """The first `count` images as float32 in [0, 1]."""
+        images = self.images[:count]
+        return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Images with their classes."""
+
+    images: Tensor  # as in `Pictures`
+    labels: Tensor  # (N,) int64
+    classes: tuple[str, ...] | None  # names in the order of the labels, where they are known
+    name: str
+    skipped: tuple[Skipped, ...] = ()
+    skipped_count: int = 0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, chosen: Sequence[int] | Tensor | np.ndarray) -> Labelled:
+        """The images with these numbers, in this order."""
+        rows = torch.as_tensor(chosen, dtype=torch.int64)
+        return Labelled(self.images[rows], self.labels[rows], self.classes, self.name)
+
+
+def read_pictures(
+    spec: str, input_shape: tuple[int, int, int], limit: int | None = None, progress: Progress | None = None
+) -> Pictures:
+    """Images of any source that ends, at most `limit` of them, spread evenly over it.
+
+    Raises:
+        SourceError: the source cannot be opened, or no frame of it can be used.
+        UsageError: a live source, or a model that takes neither 3 channels nor 1.
+    """
+    with open_source(spec, size=input_shape[1:]) as source:
+        return _read(source, spec, input_shape, limit, progress)
+
+
+def read_labelled(
+    spec: str,
+    input_shape: tuple[int, int, int],
+    classes: Sequence[str] | None = None,
+    limit: int | None = None,
+    progress: Progress | None = None,
+) -> Labelled:
+    """Images with classes: sub-folders named after them, or an `.npz` with `images` and `labels`.
+
+    Args:
+        spec: the folder or the file.
+        input_shape: (C, H, W) that the model takes; frames are brought to it.
+        classes: names in the order of the model's outputs; by default the sub-folders in alphabetical order.
+        limit: at most so many images, spread evenly over the source.
+        progress: told how many images are read.
+
+    Raises:
+        SourceError: the source cannot be opened, no frame can be used, or it has no labels.
+        UsageError: a sub-folder that `classes` does not name.
+    """
+    with open_source(spec, size=input_shape[1:]) as source:
+        if source.labels is None and not Path(spec).expanduser().is_dir():
+            raise SourceError(
+                f"{spec} has no labels; give a folder with one sub-folder per class, or an .npz with images and labels"
+            )
+        pictures = _read(source, spec, input_shape, limit, progress)
+        labels = source.labels
+    if labels is not None:
+        chosen = torch.from_numpy(np.asarray(labels)[list(pictures.indices)])
+        return _labelled(pictures, chosen, None if classes is None else tuple(classes), spec)
+    return _by_folder(pictures, classes, spec)
+
+
+def split(data: Labelled, share: float, seed: int = 0) -> tuple[Labelled, Labelled]:
+    """Keep a share of every class apart, drawn at random from `seed`: (the rest, what was kept apart).
+
+    Raises:
+        UsageError: a share that is not between 0 and 1, or that leaves either side empty.
+    """
+    if not 0 < share < 1:
+        raise UsageError(f"the share to keep apart must be above 0 and below 1, not {share:g}")
+    generator = torch.Generator().manual_seed(seed)
+    apart = torch.zeros(len(data), dtype=torch.bool)
+    for label in data.labels.unique():
+        members = (data.labels == label).nonzero()[:, 0]
+        shuffled = members[torch.randperm(len(members), generator=generator)]
+        apart[shuffled[: round(share * len(members))]] = True
+    if not apart.any() or apart.all():
+        raise UsageError(f"{len(data)} images cannot be split with {share:g} kept apart; give more images")
+    return data.subset((~apart).nonzero()[:, 0]), data.subset(apart.nonzero()[:, 0])
+
+
+def _read(
+    source: FrameSource,
+    spec: str,
+    input_shape: tuple[int, int, int],
+    limit: int | None,
+    progress: Progress | None,
+) -> Pictures:
+    channels = input_shape[0]
+    if channels not in (1, 3):
+        raise UsageError(f"the model takes {channels} channels; sources deliver 3, and 1 can be made of them")
+    if source.length is None:
+        raise UsageError(f"{spec} has no end that is known; give a folder, a file or an array")
+    wanted: Sequence[int] = range(source.length)
+    if limit is not None and limit < source.length:
+        wanted = [number * source.length // limit for number in range(limit)]
+        if isinstance(source, ImageFiles):
+            source, wanted = source.subset(wanted), range(limit)
+    chosen = wanted if isinstance(wanted, range) else frozenset(wanted)
+    tensors: list[Tensor] = []
+    waiting: list[Frame] = []
+    names: list[str] = []
+    indices: list[int] = []
+    for frame in source:
+        if frame.index not in chosen:
+            continue
+        waiting.append(frame)
+        names.append(frame.name)
+        indices.append(frame.index)
+        if len(waiting) == _CHUNK:
+            tensors.append(_channels_first(images_of(waiting, channels)))
+            waiting = []
+        if progress is not None:
+            progress(len(names), len(wanted))
+    if waiting:
+        tensors.append(_channels_first(images_of(waiting, channels)))
+    if not names:
+        first = f"; the first, {source.skipped[0].name}: {source.skipped[0].reason}" if source.skipped else ""
+        raise SourceError(f"no frame of {spec} can be used ({source.skipped_count:,} skipped{first})")
+    if len({tensor.dtype for tensor in tensors}) > 1:
+        tensors = [t.float() / 255 if t.dtype == torch.uint8 else t for t in tensors]
+    images = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
+    return Pictures(images, tuple(names), tuple(indices), tuple(source.skipped), source.skipped_count)
+
+
+def _channels_first(images: Tensor) -> Tensor:
+    return images.permute(0, 3, 1, 2).contiguous() if images.dtype == torch.uint8 else images
+
+
+def _by_folder(pictures: Pictures, classes: Sequence[str] | None, spec: str) -> Labelled:
+    folders = [name.partition("/")[0] if "/" in name else "" for name in pictures.names]
+    loose = [pictures.names[i] for i, folder in enumerate(folders) if not folder]
+    names = tuple(sorted(set(folders) - {""})) if classes is None else tuple(classes)
+    if not names or set(folders) == {""}:
+        raise SourceError(f"{spec} holds images but no sub-folders; give one sub-folder per class, named after it")
+    numbers = {name: number for number, name in enumerate(names)}
+    unknown = next((folder for folder in folders if folder and folder not in numbers), None)
+    if unknown is not None:
+        raise UsageError(f"{spec} has the sub-folder {unknown!r}, which is none of the {len(names)} classes given")
+    kept = [i for i, folder in enumerate(folders) if folder]
+    labels = torch.tensor([numbers[folders[i]] for i in kept], dtype=torch.int64)
+    skipped = pictures.skipped + tuple(Skipped(name, "not in the sub-folder of a class") for name in loose)
+    images = pictures.images if len(kept) == len(folders) else pictures.images[kept]
+    return Labelled(images, labels, names, spec, skipped, pictures.skipped_count + len(loose))
+
+
+def _labelled(pictures: Pictures, labels: Tensor, classes: tuple[str, ...] | None, spec: str) -> Labelled:
+    if classes is not None and int(labels.max()) >= len(classes):
+        raise UsageError(f"{spec} has the label {int(labels.max())}, beyond the {len(classes)} classes given")
+    if int(labels.min()) < 0:
+        raise SourceError(f"{spec} has the label {int(labels.min())}; labels count from 0: correct them")
+    return Labelled(pictures.images, labels, classes, spec, pictures.skipped, pictures.skipped_count)
