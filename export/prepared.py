@@ -1,0 +1,237 @@
+"""The folder that `edgetta prepare` fills and `edgetta export` takes as a MODEL: everything an export needs.
+
+prepared.json           the recipe with its cuts spelled out, class names, and what the warm-up was started with
+weights.safetensors     of the backbone, so that the folder serves when the original file is gone or changed
+checkpoint.safetensors  of a warm-up that is not finished
+meta.safetensors        the warmed-up state (meta-networks, running statistics, biases), once it is
+report.json             settings and accuracies
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from edgetta.errors import BundleError, UsageError
+from edgetta.export.preparation import PreparationReport
+from edgetta.export.recipe import Derived, Recipe
+from edgetta.models.normalise import normalisation_of
+from edgetta.storage import atomic_write_bytes, atomic_write_json
+
+FORMAT = "edgetta.prepared"
+VERSION = 1
+MANIFEST, WEIGHTS, CHECKPOINT, META, REPORT = (
+    *("prepared.json", "weights.safetensors", "checkpoint.safetensors"),
+    *("meta.safetensors", "report.json"),
+)
+_MAX_JSON_BYTES = 16 << 20
+_FROM_ELSEWHERE = ("pretrained", "weights")  # options that make a library fetch weights, which lie in the folder now
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A finished preparation: what to export."""
+
+    folder: Path
+    recipe: Recipe
+    classes: tuple[str, ...] | None
+    report: Mapping[str, Any]
+
+    @property
+    def meta(self) -> Path:
+        return self.folder / META
+
+
+def is_prepared(path: Path) -> bool:
+    """Whether `path` is a folder that `edgetta prepare` began to fill."""
+    return (path / MANIFEST).is_file()
+
+
+def read_prepared(folder: Path) -> Prepared:
+    """Read a finished preparation.
+
+    Raises:
+        UsageError: the warm-up is not finished.
+        BundleError: no such folder, damaged, or of a newer version.
+    """
+    data = _manifest(folder)
+    if not data["complete"]:
+        raise UsageError(f"{folder} is not finished; run its `edgetta prepare` again, which continues where it ended")
+    try:
+        recipe = Recipe.from_json(data["recipe"])
+        classes = None if data["classes"] is None else tuple(str(name) for name in data["classes"])
+        digest = data["weights_sha256"]
+        report = json.loads((folder / REPORT).read_bytes())
+    except (KeyError, TypeError, ValueError, OSError, UsageError) as error:
+        raise BundleError(f"{folder} is damaged ({error}); prepare again into another folder") from error
+    if _sha256(folder / WEIGHTS) != digest:
+        raise BundleError(f"{folder / WEIGHTS} is damaged or was replaced; prepare again into another folder")
+    located = replace(recipe, model=_from(folder, recipe.model), weights=str(folder / WEIGHTS))
+    return Prepared(folder, located, classes, report)
+
+
+def begin(
+    folder: Path,
+    derived: Derived,
+    classes: tuple[str, ...] | None,
+    settings: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+) -> Path:
+    """Write down what is about to be prepared, or find that it was begun before; returns the checkpoint's path.
+
+    Args:
+        folder: made where it is missing; its parent must exist.
+        derived: the model and its segments.
+        classes: names of the classes.
+        settings: everything else that the result depends on (data, warm-up); JSON-compatible.
+        overwrite: start again where something else was begun or finished.
+
+    Raises:
+        UsageError: the folder holds another preparation, a finished one, or other files.
+        StorageError: the disk is full and the like.
+    """
+    weights = save({name: tensor.clone().contiguous() for name, tensor in derived.model.module.state_dict().items()})
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "complete": False,
+        "recipe": _portable(folder, derived).to_json(),
+        "classes": None if classes is None else list(classes),
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "settings": json.loads(json.dumps(settings)),
+    }
+    if is_prepared(folder) and not overwrite:
+        earlier = _manifest(folder)
+        if earlier["complete"]:
+            raise UsageError(f"{folder} is prepared already; choose another folder, or start again with --overwrite")
+        differing = [key for key in manifest if key != "complete" and manifest[key] != earlier.get(key)]
+        if differing:
+            raise UsageError(
+                f"{folder} was begun with other settings ({_difference(manifest, earlier, differing)}); "
+                "repeat those, choose another folder, or start again with --overwrite"
+            )
+        return folder / CHECKPOINT
+    if folder.exists() and not is_prepared(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} exists and was not made by `edgetta prepare`; choose another folder")
+    for name in (CHECKPOINT, META, REPORT):
+        with suppress(FileNotFoundError):
+            (folder / name).unlink()
+    with suppress(FileExistsError, FileNotFoundError):
+        folder.mkdir()
+    atomic_write_json(folder / MANIFEST, manifest)
+    atomic_write_bytes(folder / WEIGHTS, weights)
+    return folder / CHECKPOINT
+
+
+def finish(folder: Path, state: Mapping[str, Tensor], report: PreparationReport) -> None:
+    """Write the result and mark the folder as finished.
+
+    Raises:
+        StorageError: the disk is full and the like; the checkpoint is kept then.
+    """
+    manifest = _manifest(folder)
+    atomic_write_bytes(folder / META, save({name: t.detach().cpu().clone().contiguous() for name, t in state.items()}))
+    figures = {**asdict(report), "recipe": manifest["recipe"], "settings": manifest["settings"]}
+    atomic_write_json(folder / REPORT, figures)
+    atomic_write_json(folder / MANIFEST, {**manifest, "complete": True})
+    with suppress(OSError):
+        (folder / CHECKPOINT).unlink()
+
+
+def read_meta(path: Path) -> dict[str, Tensor]:
+    """The tensors of a `meta.safetensors`.
+
+    Raises:
+        BundleError: no such file, or damaged.
+    """
+    if not path.is_file():
+        raise BundleError(f"there is no {path}; give the meta.safetensors that `edgetta prepare` wrote")
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise BundleError(f"{path} is no readable safetensors file ({error}); prepare again") from error
+
+
+def _portable(folder: Path, derived: Derived) -> Recipe:
+    """The recipe with everything spelled out that was found on the way, and nothing outside the folder needed."""
+    recipe, model = derived.recipe, derived.model
+    mean, std = normalisation_of(model.module)
+    return replace(
+        recipe,
+        model=_to(folder, recipe.model),
+        weights=None,
+        num_classes=model.num_classes if not recipe.model.endswith(".pt2") else None,
+        input_shape=model.input_shape,
+        mean=tuple(mean),
+        std=tuple(std),
+        options={name: value for name, value in recipe.options.items() if name not in _FROM_ELSEWHERE},
+        parts=None,
+        cuts=derived.adaptable.cuts,
+    )
+
+
+def _to(folder: Path, model: str) -> str:
+    """A model that is a file, named as seen from the folder."""
+    file, function = _file_of(model)
+    return model if file is None else Path(os.path.relpath(file, folder)).as_posix() + function
+
+
+def _from(folder: Path, model: str) -> str:
+    file, function = _file_of(model)
+    return model if file is None else os.path.normpath(folder / file) + function
+
+
+def _file_of(model: str) -> tuple[str | None, str]:
+    """(path, ":function") of a model that is a file, else (None, "")."""
+    if model.endswith(".pt2"):
+        return model, ""
+    file, separator, function = model.rpartition(".py:")
+    return (f"{file}.py", f":{function}") if separator else (None, "")
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    try:
+        with path.open("rb") as file:
+            data = json.loads(file.read(_MAX_JSON_BYTES))
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error.strerror or error}; check the path") from error
+    except ValueError as error:
+        raise BundleError(f"{path} is damaged ({error}); prepare again into another folder") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT or not isinstance(data.get("version"), int):
+        raise BundleError(f"{path} was not written by `edgetta prepare`; choose another folder")
+    if data["version"] > VERSION:
+        raise BundleError(f"{path} was written by a newer edgetta; update this one")
+    if not isinstance(data.get("complete"), bool):
+        raise BundleError(f"{path} is damaged (it does not say whether it is complete); prepare again")
+    return data
+
+
+def _difference(now: Mapping[str, Any], earlier: Mapping[str, Any], keys: list[str]) -> str:
+    """The first few settings that differ, by name."""
+    words: list[str] = []
+    for key in keys:
+        new, old = now[key], earlier.get(key)
+        if isinstance(new, dict) and isinstance(old, dict):
+            words += [f"{name} {old.get(name)!r}" for name in new if new[name] != old.get(name)]
+        else:
+            words.append(key.replace("_sha256", ""))
+    return ", ".join(word[:80] for word in words[:4])
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error.strerror or error}; prepare again") from error

@@ -1,0 +1,132 @@
+"""Which model, which weights, cut where, beside which meta-networks: everything that decides what a bundle holds.
+
+`edgetta prepare` writes a recipe down and `edgetta export` repeats it, so that meta-networks that were warmed up
+always meet the segments that they were warmed up with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+import torch
+
+from edgetta.adaptation.meta_network import Initialisation
+from edgetta.adaptation.model import AdaptableModel, Gradient, build
+from edgetta.adaptation.network import AdaptiveNetwork, BatchNorm
+from edgetta.errors import UsageError
+from edgetta.export.derive import derive
+from edgetta.models import Model, load_model
+from edgetta.models.architectures import ARCHITECTURES
+from edgetta.segments.torch_engine import TorchSegment
+
+CutOrigin = Literal["given", "published", "inferred", "by stages", "automatic"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A model by name, and how it becomes adaptable. `edgetta.models.load_model` and `derive` explain the fields."""
+
+    model: str  # as `load_model` takes it
+    weights: str | None = None
+    num_classes: int | None = None
+    width: float | None = None
+    input_shape: tuple[int, int, int] | None = None  # channels, height, width
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)  # for the library or function that builds the model
+    parts: int | None = None  # None: the network's published number, else 4
+    cuts: tuple[str, ...] | None = None  # module names, the stem's end first; None: published, else automatic
+    batch_norm: Literal["adaptive", "source"] = "adaptive"
+    adapt_bias: bool = False
+    initialisation: Initialisation = "identity"
+    kernel: int | None = None  # None: the published one, else what stays small beside the backbone
+    seed: int = 0  # of weights that nobody gave, and of the meta-networks' convolutions
+
+    def __post_init__(self) -> None:
+        if self.parts is not None and self.cuts is not None:
+            raise UsageError("give the number of parts or the cuts, not both: the cuts say how many parts there are")
+        if self.parts is not None and self.parts < 1:
+            raise UsageError(f"parts must be at least 1, not {self.parts}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts, lists, strings and numbers."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Recipe:
+        """Read what `to_json` wrote. Raises `UsageError` for a field that a recipe does not have."""
+        known = {item.name for item in fields(Recipe)}
+        if not set(data) <= known:
+            raise UsageError(f"unknown field {min(set(data) - known)!r}")
+        fields_given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
+        return Recipe(**fields_given)
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A recipe carried out."""
+
+    recipe: Recipe
+    model: Model
+    adaptable: AdaptableModel
+    origin: CutOrigin  # of the cuts
+
+    def network(self, gradient: Gradient = "auto", batch_norm: BatchNorm = "auto") -> AdaptiveNetwork:
+        """A new network on the torch engine, meta-networks initialised but without source statistics."""
+        policy: BatchNorm = "source" if self.adaptable.batch_norm == "source" else batch_norm
+        return build(
+            self.adaptable, lambda _, graphs, mode: TorchSegment(graphs, mode), gradient, policy, self.recipe.seed
+        )
+
+
+def load(recipe: Recipe) -> Model:
+    """The recipe's model, in evaluation mode; weights that nobody gave are drawn from its seed."""
+    # Weights are drawn from torch's global generator, which is left as it was.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        return load_model(
+            recipe.model,
+            weights=recipe.weights,
+            num_classes=recipe.num_classes,
+            width=recipe.width,
+            input_shape=recipe.input_shape,
+            mean=recipe.mean,
+            std=recipe.std,
+            **recipe.options,
+        )
+
+
+def derive_recipe(recipe: Recipe, model: Model | None = None) -> Derived:
+    """Carry a recipe out: load its model (unless it is handed over), choose the cuts, derive the segments.
+
+    Raises `UsageError`, `TraceError`, `DifferentiationError` and what `load_model` raises.
+    """
+    model = load(recipe) if model is None else model
+    cuts, kernel = recipe.cuts, recipe.kernel
+    origin: CutOrigin = "automatic" if cuts is None else "given"
+    if model.parts is not None:
+        kernel = model.parts.kernel if kernel is None else kernel
+        if cuts is None:
+            cuts = model.parts.cuts(recipe.parts)
+            count = len(cuts) - 1
+            origin = "published" if count in model.parts.splits else "by stages"
+            if count in model.parts.inferred:
+                origin = "inferred"
+    adaptable = derive(
+        model.module,
+        model.input_shape,
+        cuts,
+        4 if recipe.parts is None else recipe.parts,
+        recipe.batch_norm,
+        recipe.adapt_bias,
+        recipe.initialisation,
+        kernel,
+    )
+    return Derived(recipe, model, adaptable, origin)
+
+
+def has_given_weights(recipe: Recipe) -> bool:
+    """Whether the weights come from somewhere, as a recipe can tell; built-in networks have none of their own."""
+    return recipe.weights is not None or recipe.model not in ARCHITECTURES
