@@ -1,0 +1,44 @@
+"""One option per field of `AdaptConfig`, under the field's own name: how the stream is adapted to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from edgetta.adaptation.adapter import AdaptConfig
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+# Field -> (type, what to write, help). Static, so that `--help` does not import torch.
+OPTIONS: dict[str, tuple[Any, str, str]] = {
+    "learning_rate": (float, "RATE", "Of SGD."),
+    "momentum": (float, "M", "Of SGD, below 1."),
+    "regulariser": (float, "LAMBDA", "Weight of the self-distilled regularisation."),
+    "entropy_margin": (float, "SHARE", "Samples with entropy above this share of ln(classes) do not count."),
+    "passes": (click.IntRange(1, 2), "1|2", "2: the published order, two forwards per step."),
+    "when": (str, "WHEN", "Adapt always, off, or 'every N' (batches)."),
+    "window": (click.IntRange(1), "IMAGES", "Small batches are gathered: one update per so many images."),
+    "small_batch": (click.IntRange(1), "IMAGES", "Batches below this size are small."),
+}
+
+
+def adaptation_options(function: _Function) -> _Function:
+    """Add the options to a click command. Each is None where the user said nothing."""
+    for name, (kind, metavar, text) in reversed(OPTIONS.items()):
+        option = click.option(f"--{name.replace('_', '-')}", name, type=kind, metavar=metavar, help=text)
+        function = option(function)
+    return function
+
+
+def adapt_config(base: AdaptConfig, values: Mapping[str, Any]) -> AdaptConfig:
+    """`base` with the options that the user gave. `values` are those of the command.
+
+    Raises:
+        UsageError: a value out of its range.
+    """
+    from dataclasses import replace
+
+    return replace(base, **{name: values[name] for name in OPTIONS if values.get(name) is not None})

@@ -1,0 +1,119 @@
+"""DATA on the command line: a folder, an array, or a built-in set of images by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgetta.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgetta.bench.datasets import Images
+    from edgetta.sources.labelled import Labelled, Pictures
+
+BUILT_IN = ("digits", "cifar10-jpeg")
+"""Sets that need no path: scikit-learn's handwritten digits, and CIFAR-10 as JPEG in the folder EDGETTA_DATA."""
+
+Progress = Callable[[int, int], None]  # images read, images in all
+
+
+def labelled_data(
+    spec: str,
+    input_shape: tuple[int, int, int],
+    *,
+    held_out: float,
+    seed: int,
+    classes: Sequence[str] | None = None,
+    limit: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[Labelled, Labelled]:
+    """Source images to train on, and others to measure on.
+
+    Args:
+        spec: DATA as the user wrote it.
+        input_shape: (C, H, W) that the model takes.
+        held_out: share of each class that is kept apart; built-in sets have test images of their own.
+        seed: of the split.
+        classes: names in the order of the model's outputs.
+        limit: at most so many images are read.
+        progress: told how many images are read.
+
+    Raises:
+        EdgettaError: whatever is wrong with the data.
+    """
+    from edgetta.sources.labelled import read_labelled, split
+
+    if _built_in(spec) is None:
+        return split(read_labelled(spec, input_shape, classes, limit, progress), held_out, seed)
+    train, test = (_as_labelled(spec, part, input_shape, limit) for part in ("train", "test"))
+    return train, test
+
+
+def source_images(
+    spec: str, input_shape: tuple[int, int, int], limit: int, progress: Progress | None = None
+) -> Pictures:
+    """At most `limit` images, spread over DATA; labels are not needed.
+
+    Raises:
+        EdgettaError: whatever is wrong with the data.
+    """
+    from edgetta.sources.labelled import Pictures, read_pictures
+
+    if _built_in(spec) is None:
+        return read_pictures(spec, input_shape, limit, progress)
+    data = _as_labelled(spec, "train", input_shape, limit)
+    rows = range(len(data))
+    return Pictures(data.images, tuple(f"{spec}[{row}]" for row in rows), tuple(rows), (), 0)
+
+
+def _built_in(spec: str) -> str | None:
+    """The built-in set of that name. A file or folder of the same name wins.
+
+    Raises:
+        UsageError: neither a set nor anything that a source could be.
+    """
+    if spec in BUILT_IN and not Path(spec).exists():
+        return spec
+    if Path(spec).suffix or Path(spec).expanduser().exists() or any(sign in spec for sign in "/\\*?[:"):
+        return None
+    raise UsageError(f"there is no {spec}; DATA is a folder, an .npz, or one of {', '.join(BUILT_IN)}")
+
+
+def _as_labelled(spec: str, part: str, input_shape: tuple[int, int, int], limit: int | None) -> Labelled:
+    import numpy as np
+    import torch
+
+    from edgetta.sources import Frame
+    from edgetta.sources.images import fit_array
+    from edgetta.sources.labelled import Labelled
+    from edgetta.sources.tensors import images_of
+
+    channels, *size = input_shape
+    if channels not in (1, 3):
+        raise UsageError(f"the model takes {channels} channels; {spec} has 3")
+    data = _images(spec, part, size, limit)
+    names = data.classes or None
+    frames = [
+        Frame(f"{spec}[{row}]", fit_array(image, (size[0], size[1]), resize=True, name=spec), row)
+        for row, image in enumerate(data.images)
+    ]
+    images = images_of(frames, channels)
+    if images.dtype == torch.uint8:
+        images = images.permute(0, 3, 1, 2).contiguous()
+    return Labelled(images, torch.from_numpy(data.labels.astype(np.int64)), names, data.name)
+
+
+def _images(spec: str, part: str, size: Sequence[int], limit: int | None) -> Images:
+    import numpy as np
+
+    from edgetta.bench import datasets
+
+    if spec == "digits":
+        data = datasets.digits(part, max(8, size[0]))
+        if limit is None or limit >= len(data):
+            return data
+        return data.subset(np.arange(limit) * len(data) // limit)
+    count = 50_000 if part == "train" else 10_000
+    rows = None if limit is None or limit >= count else np.arange(limit) * count // limit
+    return datasets.cifar10_jpeg(part, rows)

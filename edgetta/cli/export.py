@@ -1,0 +1,292 @@
+"""`edgetta export`: from a trained torch model to a bundle of frozen segments, tested on the engines that are here."""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgetta.cli.adaptation_options import adapt_config, adaptation_options
+from edgetta.cli.model_options import class_names, given_names, model_options, recipe_from
+from edgetta.cli.settings import config_option
+from edgetta.errors import BundleError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from edgetta.adaptation.network import AdaptiveNetwork
+    from edgetta.export.prepared import Prepared
+    from edgetta.export.recipe import Derived, Recipe
+
+CALIBRATION_IMAGES = 1024
+"""So many images, spread over the calibration data, are enough for statistics per channel."""
+
+ORIGINS = {
+    "given": "as given",
+    "published": "as published",
+    "inferred": "inferred from the published memory figures",
+    "by stages": "by stages, shallow ones finer, as published networks are cut",
+    "automatic": "automatic, shallow layers finer",
+}
+
+
+@click.command()
+@click.argument("model")
+@click.option("-o", "--output", metavar="BUNDLE", required=True, type=click.Path(path_type=Path))
+@model_options
+@click.option(
+    "--calibration",
+    metavar="DATA",
+    help="Source images for statistics: a folder, an array, digits or cifar10-jpeg. Default synthetic ones.",
+)
+@click.option(
+    "--meta",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Warmed-up meta-networks: the meta.safetensors of `edgetta prepare`.",
+)
+@click.option("--classes", metavar="NAMES", help="Class names in the order of the outputs: a,b,c or a text file.")
+@click.option("--name", help="Of the bundle, for people; default the model's.")
+@adaptation_options
+@click.option(
+    "--gradient",
+    type=click.Choice(["auto", "exact", "recompute", "local"]),
+    default="auto",
+    show_default=True,
+    help="Mode that is tested, and whose bytes are shown; the bundle serves every mode.",
+)
+@click.option("--opset", metavar="N", type=click.IntRange(17, 21), default=17, show_default=True, help="Of the ONNX.")
+@click.option("--seed", metavar="N", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--overwrite", is_flag=True, help="Replace a bundle that exists.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no table.")
+@config_option
+def command(**values: Any) -> None:
+    """Write a model as a bundle of frozen segments that can be adapted on a device.
+
+    MODEL is a built-in network (wrn40_2, resnet20, ...), timm:NAME, torchvision:NAME, path/file.py:function (this
+    runs the file: only name files that you trust), a program path/model.pt2, or a folder that `edgetta prepare`
+    wrote, which settles the options of the model, its cuts and its meta-networks.
+
+    BUNDLE is a folder, or a zip where its name ends in .zip. Built-in networks are cut as published, others
+    automatically; the cuts are printed and can be given with --cuts. Adaptation settings (--learning-rate and so on)
+    become the bundle's defaults, which `edgetta run` can override.
+
+    \b
+    Examples:
+      edgetta export prepared/ -o bundle/
+      edgetta export wrn40_2 --weights wrn.pt --calibration photos/ -o bundle.zip
+      edgetta export timm:resnet18 --option pretrained=true --parts 5 --classes names.txt -o bundle/
+      edgetta export net.py:build --input-size 64 --cuts stem,block2,block4 -o bundle/
+
+    Next: `edgetta inspect BUNDLE`, or `edgetta run BUNDLE SOURCE`.
+    """
+    from edgetta.adaptation.adapter import AdaptConfig
+    from edgetta.cli.tables import print_line
+    from edgetta.export.bundle_writer import write_bundle
+    from edgetta.export.recipe import derive_recipe, has_given_weights
+
+    show, output = not values["quiet"], values["output"]
+    _check_output(output, values["overwrite"])
+    config = adapt_config(AdaptConfig(), values)
+    names = None if values["classes"] is None else class_names(values["classes"])
+    prepared = _prepared(values)
+    recipe = recipe_from(values["model"], values, values["seed"]) if prepared is None else prepared.recipe
+    if show and not has_given_weights(recipe):
+        print_line(f"{recipe.model} has random weights: give trained ones with --weights", style="yellow", stderr=True)
+    derived = derive_recipe(recipe)
+    network = derived.network(values["gradient"])
+    statistics, golden = _ship_state(derived, network, prepared, values)
+    write_bundle(
+        output,
+        derived.adaptable,
+        network,
+        name=values["name"] or _name_of(values["model"]),
+        config=config,
+        classes=names or (None if prepared is None else prepared.classes),
+        provenance=_provenance(values, derived, statistics, prepared),
+        golden=golden,
+        opset=values["opset"],
+        overwrite=values["overwrite"],
+    )
+    tested = _test(output, values["gradient"])
+    if show:
+        _show(output, derived, statistics, tested, values["gradient"])
+
+
+def _prepared(values: dict[str, Any]) -> Prepared | None:
+    """What `edgetta prepare` left, where MODEL is such a folder.
+
+    Raises:
+        UsageError: another folder, an unfinished one, or options that the preparation has settled.
+    """
+    from edgetta.export.prepared import is_prepared, read_prepared
+
+    folder = Path(values["model"])
+    if not folder.is_dir():
+        return None
+    if not is_prepared(folder):
+        raise UsageError(
+            f"MODEL {folder} is a folder, but none that `edgetta prepare` wrote; name a model or such a one"
+        )
+    settled = given_names(values) + [f"--{name}" for name in ("calibration", "meta") if values[name] is not None]
+    if settled:
+        raise UsageError(
+            f"{', '.join(settled)}: settled when {folder} was prepared; leave it out, or prepare again with it"
+        )
+    return read_prepared(folder)
+
+
+def _ship_state(
+    derived: Derived, network: AdaptiveNetwork, prepared: Prepared | None, values: dict[str, Any]
+) -> tuple[str, Tensor | None]:
+    """Bring the network into the state that ships; returns where its statistics come from, and golden images.
+
+    Raises:
+        BundleError: meta-networks that do not fit the model.
+        UsageError: meta-networks drawn at random that nobody warmed up.
+    """
+    import torch
+
+    from edgetta.cli.data import source_images
+    from edgetta.cli.progress import progress_bar
+    from edgetta.export.bundle_writer import GOLDEN_IMAGES
+    from edgetta.export.prepared import read_meta
+    from edgetta.offline.source_statistics import batches_of, set_source_statistics
+
+    shape, golden = derived.adaptable.input_shape, None
+    meta: Path | None = values["meta"] if prepared is None else prepared.meta
+    if meta is None and derived.recipe.initialisation == "published":
+        raise UsageError(
+            "meta-networks with the published initialisation start at random and need the warm-up of `edgetta prepare`"
+        )
+    if values["calibration"] is not None:
+        with progress_bar("reading", unit="images", show=not values["quiet"]) as update:
+            pictures = source_images(values["calibration"], shape, CALIBRATION_IMAGES, update)
+        rows = torch.arange(min(GOLDEN_IMAGES, len(pictures))) * len(pictures) // GOLDEN_IMAGES
+        golden = pictures.floats()[rows % len(pictures)]
+    if meta is not None:
+        try:
+            network.load_state_dict(read_meta(meta))
+        except ValueError as error:
+            raise BundleError(
+                f"{meta} belongs to another model, other cuts or other meta-networks ({error}); give the options that "
+                "it was prepared with, or export the prepared folder itself"
+            ) from error
+        return f"of the warm-up ({meta})", golden
+    if values["calibration"] is None:
+        set_source_statistics(network, None, shape)
+        return "of synthetic images, an approximation; better: --calibration DATA with source images", golden
+    set_source_statistics(network, batches_of(pictures.floats(), 64), shape)
+    skipped = f", {pictures.skipped_count:,} skipped" if pictures.skipped_count else ""
+    return f"of {len(pictures):,} images from {values['calibration']}{skipped}", golden
+
+
+def _test(output: Path, gradient: Any) -> list[tuple[str, float, float]]:
+    """Read the bundle as a device would, and test it on every engine: name, error of logits, error of gradients."""
+    from edgetta.bundle import build_network, read_bundle, self_test
+
+    bundle = read_bundle(output)
+    results = []
+    for engine in ("torch", "onnxruntime"):
+        if engine == "torch" or importlib.util.find_spec(engine) is not None:
+            found = self_test(bundle, build_network(bundle, engine, gradient))
+            results.append((engine, found.logits_error, found.gradient_error))
+    return results
+
+
+def _provenance(
+    values: dict[str, Any], derived: Derived, statistics: str, prepared: Prepared | None
+) -> dict[str, Any]:
+    """Where everything came from. Paths are reduced to names: a bundle travels, and folders are nobody's business."""
+    recipe = derived.recipe
+    weights = None if derived.model.weights is None else Path(derived.model.weights).name
+    report = {} if prepared is None else {"preparation": dict(prepared.report)}
+    told: Recipe = replace(recipe, model=_name_of(recipe.model), weights=weights)
+    kind = "warm-up" if prepared is not None or values["meta"] is not None else "source images"
+    if statistics.startswith("of synthetic"):
+        kind = "synthetic images"
+    return {"recipe": told.to_json(), "cuts": derived.origin, "statistics": kind, **report}
+
+
+def _name_of(model: str) -> str:
+    """A model's name without the folders before it."""
+    return Path(model).name if "/" in model and not model.startswith(("timm:", "torchvision:")) else model.rstrip("/")
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    """Before minutes of work: is there a place for the result?
+
+    Raises:
+        UsageError: no.
+    """
+    parent = output.absolute().parent
+    if not parent.is_dir():
+        raise UsageError(f"--output {output}: there is no folder {parent}; create it or choose another one")
+    if output.exists() and not overwrite and (output.is_file() or any(output.iterdir())):
+        raise UsageError(f"{output} exists already; choose another path, or replace it with --overwrite")
+
+
+def _show(
+    output: Path, derived: Derived, statistics: str, tested: list[tuple[str, float, float]], gradient: Any
+) -> None:
+    from edgetta.cli.tables import bytes_text, print_facts, print_line, print_table
+    from edgetta.export.kept_bytes import kept_bytes
+
+    model, adaptable = derived.model, derived.adaptable
+    size = " x ".join(map(str, adaptable.input_shape))
+    print_facts(
+        [
+            ("model", f"{derived.recipe.model}: images {size}, {adaptable.classes} classes"),
+            ("weights", model.weights or ("random" if model.parts is not None else "the source's own")),
+            ("cuts", f"{', '.join(adaptable.cuts)} ({ORIGINS[derived.origin]})"),
+            ("statistics", statistics),
+        ]
+    )
+    columns = ("part", "input", "output", "gradient", "kept per image", "residuals of the frozen part", "meta-network")
+    print_table(columns, _rows(derived, gradient), left=("part", "gradient", *columns[-2:]))
+    files = [output] if output.is_file() else [path for path in output.rglob("*") if path.is_file()]
+    count = "" if output.is_file() else f" in {len(files)} files"
+    kept = kept_bytes(adaptable)[gradient]
+    facts = [
+        (
+            "kept in all",
+            f"{bytes_text(kept['per_image'])} per image, {bytes_text(kept['frozen_per_image'])} frozen parts",
+        ),
+        ("bundle", f"{output}, {bytes_text(sum(path.stat().st_size for path in files))}{count}"),
+    ]
+    for engine, logits, gradients in tested:
+        facts.append((f"self-test on {engine}", f"logits within {logits:.1e}, gradients within {gradients:.1e}"))
+    print_facts(facts)
+    place = shlex.quote(str(output))
+    print_line(f"next: edgetta inspect {place}, or edgetta run {place} SOURCE", style="green")
+
+
+def _rows(derived: Derived, gradient: Any) -> Iterator[tuple[str, ...]]:
+    """One row per part and one for the classifier: shapes, gradient mode, kept bytes, residuals, meta-network."""
+    from edgetta.adaptation.model import gradient_mode
+    from edgetta.cli.tables import bytes_text
+
+    adaptable = derived.adaptable
+    segments = list(adaptable.segments().items())[1:]
+    for number, (name, graphs) in enumerate(segments):
+        last = name == "classifier"
+        mode: str = gradient_mode(graphs, "auto" if last and gradient == "local" else gradient)
+        kept = (graphs.kept_bytes(16, mode) - graphs.kept_bytes(8, mode)) / 8  # type: ignore[arg-type]
+        kinds = Counter(residual.kind for residual in graphs.residuals) if mode == "exact" else Counter()
+        if number == 0 and not graphs.initial_biases:
+            mode, kept, kinds = "none needed", 0.0, Counter()
+        shapes = (" x ".join(map(str, value.shape[1:])) for value in (graphs.input, graphs.output))
+        meta = "" if last else _meta(adaptable.metas[number])
+        residuals = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "-"
+        yield name, *shapes, mode, bytes_text(kept), residuals, meta
+
+
+def _meta(spec: Any) -> str:
+    what = "per token" if spec.tokens else f"{spec.kernel}x{spec.kernel}, stride {spec.stride}"
+    return f"{spec.in_channels} -> {spec.out_channels}, {what}"

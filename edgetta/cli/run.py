@@ -1,0 +1,249 @@
+"""`edgetta run`: predict on a stream of frames, adapt to it, write predictions and state, and say what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgetta.cli.adaptation_options import adapt_config, adaptation_options
+from edgetta.cli.settings import config_option
+from edgetta.errors import EdgettaError, UsageError
+
+if TYPE_CHECKING:
+    from edgetta.cli.run_report import RunReport
+    from edgetta.predictions import PredictionWriter
+    from edgetta.runtime import Runtime
+    from edgetta.sources import Frame, Source
+    from edgetta.stream import BatchReport, Summary
+
+STORED_BATCH = 64
+"""Frames per step where all frames are there already; frames of a live source are predicted one by one."""
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("source")
+@click.option(
+    "-o", "--output", metavar="FILE", help="Write predictions to FILE.jsonl or FILE.csv, or to standard output (-)."
+)
+@click.option(
+    "--batch",
+    metavar="N",
+    type=click.IntRange(1),
+    help=f"Frames per step; default {STORED_BATCH} for stored frames, 1 for a camera or another live source.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "torch", "onnxruntime"]),
+    default="auto",
+    show_default=True,
+    help="What runs the frozen parts; auto takes ONNX Runtime where it is installed.",
+)
+@click.option(
+    "--gradient",
+    type=click.Choice(["auto", "exact", "recompute", "local"]),
+    default="auto",
+    show_default=True,
+    help="How gradients pass the frozen parts: from kept bits, by running them again, or not at all.",
+)
+@click.option(
+    "--bn",
+    type=click.Choice(["auto", "batch", "ema", "source"]),
+    help="Statistics of the BatchNorms; default the bundle's. auto: of the batch from 16 images up, else running.",
+)
+@adaptation_options
+@click.option(
+    "--state",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Continue from what was learnt, where FILE exists; save there at the end, and on Ctrl-C and SIGTERM.",
+)
+@click.option("--save-every", metavar="N", type=click.IntRange(1), help="Save the state every N batches, too.")
+@click.option("--limit", metavar="N", type=click.IntRange(1), help="End after N frames.")
+@click.option(
+    "--resize/--no-resize", default=True, help="Resize frames of another size (the default), or refuse them."
+)
+@click.option(
+    "--threads", metavar="N", type=click.IntRange(0), default=0, help="Processor threads; 0 leaves it as is."
+)
+@click.option(
+    "--json", "json_file", metavar="FILE", type=click.Path(path_type=Path), help="Write the summary as JSON."
+)
+@click.option("--overwrite", is_flag=True, help="Replace a file of predictions that exists.")
+@click.option("-q", "--quiet", is_flag=True, help="No live line and no summary; errors are still shown.")
+@config_option
+def command(**values: Any) -> None:
+    """Predict on a stream and adapt to it.
+
+    BUNDLE is what `edgetta export` wrote. SOURCE is a folder of images, a pattern ("frames/*.png"), an image, an .npy
+    or .npz array (FILE.npz:KEY picks one), a video file, camera:0, a network stream (rtsp://...) or a GStreamer
+    pipeline that ends in appsink.
+
+    Every frame is predicted first and learnt from afterwards. Frames that cannot be used are skipped, counted and
+    named. Adaptation settings that are not given come from the bundle.
+
+    \b
+    Examples:
+      edgetta run bundle/ photos/ -o predictions.csv
+      edgetta run bundle/ camera:0 --state learnt.safetensors --save-every 100
+      edgetta run bundle/ frames.npz --batch 32 --learning-rate 0.0005
+      edgetta run bundle/ clip.mp4 -o - | head
+      edgetta run bundle/ photos/ --when off            (only predict)
+
+    The exit code is 0 at the end of the source, 130 after Ctrl-C and 143 after SIGTERM; rows and state are whole then.
+    """
+    # What can fail cheaply comes first, what replaces a file last.
+    from edgetta.bundle import read_bundle
+    from edgetta.cli.tables import print_line
+    from edgetta.predictions import open_writer
+    from edgetta.runtime import Runtime
+    from edgetta.sources import open_source
+
+    _check_paths(values)
+    bundle = read_bundle(values["bundle"])
+    config = adapt_config(bundle.config, values)
+    size = bundle.model.input_shape[1:]
+    with ExitStack() as stack:
+        source = stack.enter_context(open_source(values["source"], size=size, resize=values["resize"]))
+        batch = values["batch"] or (1 if source.length is None else STORED_BATCH)
+        if values["threads"]:
+            import torch
+
+            torch.set_num_threads(values["threads"])
+        runtime = Runtime(bundle, values["engine"], config, values["gradient"], values["bn"], values["threads"])
+        state: Path | None = values["state"]
+        if state is not None and state.exists():
+            runtime.load_state(state)
+            if not values["quiet"]:
+                print_line(f"continuing from {state}, after {runtime.adapter.steps:,} batches", stderr=True)
+        writer = None
+        if values["output"] is not None:
+            writer = stack.enter_context(open_writer(values["output"], overwrite=values["overwrite"]))
+        if not values["quiet"]:
+            print_line(f"{bundle.name} <- {source.description}", stderr=True)
+        _stream(runtime, source, writer, batch, values)
+
+
+def _stream(
+    runtime: Runtime, source: Source, writer: PredictionWriter | None, batch: int, values: dict[str, Any]
+) -> None:
+    """Run the stream; however it ends, save the state and report. What ended it is raised again afterwards."""
+    from edgetta.cli.run_report import RunReport
+    from edgetta.interruption import held
+    from edgetta.stream import Summary, run_stream
+
+    summary = Summary()
+    ended: BaseException | None = None
+    save = _saver(runtime, values)
+    try:
+        with _watching(source, values) as watch:
+
+            def on_batch(report: BatchReport) -> None:
+                watch(report)
+                if values["save_every"] and report.summary.steps % values["save_every"] == 0:
+                    save()
+
+            run_stream(
+                runtime,
+                source,
+                batch=batch,
+                writer=writer,
+                on_batch=on_batch,
+                limit=values["limit"],
+                label_of=folder_labels(values["source"], runtime.bundle.classes),
+                summary=summary,
+            )
+    except (KeyboardInterrupt, EdgettaError, BrokenPipeError) as error:
+        ended = error
+    with held():
+        ended = _after(ended, save)
+        report = RunReport(
+            runtime, source, summary, batch, ended, values["gradient"], values["bn"], not values["batch"]
+        )
+        ended = _after(ended, lambda: _show(report, values))
+    if ended is not None:
+        raise ended
+    if summary.frames == 0:
+        raise _nothing_usable(values["source"], summary)
+
+
+def _after(ended: BaseException | None, finish: Callable[[], None]) -> BaseException | None:
+    """Do what must be done however the stream ended; returns what the command ends with."""
+    try:
+        finish()
+    except EdgettaError as error:
+        if ended is None or isinstance(ended, KeyboardInterrupt):
+            return error
+        click.echo(f"edgetta: also: {error}", err=True)
+    return ended
+
+
+def _saver(runtime: Runtime, values: dict[str, Any]) -> Callable[[], None]:
+    state: Path | None = values["state"]
+    return lambda: None if state is None else runtime.save_state(state)
+
+
+@contextmanager
+def _watching(source: Source, values: dict[str, Any]) -> Iterator[Callable[[BatchReport], None]]:
+    """The live line."""
+    from edgetta.cli.progress import progress_bar
+
+    lengths = [length for length in (source.length, values["limit"]) if length is not None]
+    with progress_bar("running", min(lengths, default=None), unit="frames", show=not values["quiet"]) as update:
+
+        def watch(report: BatchReport) -> None:
+            s = report.summary
+            speed = s.frames / s.seconds if s.seconds else 0.0
+            note = f"{speed:,.1f}/s  entropy {s.mean_entropy:.3f}  adapted {s.adapted:,}  skipped {s.skipped:,}"
+            update(s.frames + s.skipped, note=note)
+
+        yield watch
+
+
+def _show(report: RunReport, values: dict[str, Any]) -> None:
+    from edgetta.cli.tables import print_facts
+    from edgetta.storage import atomic_write_json
+
+    if not values["quiet"]:
+        outputs = (("predictions", values["output"]), ("state", values["state"]), ("summary", values["json_file"]))
+        places = [(what, str(place)) for what, place in outputs if place is not None and str(place) != "-"]
+        print_facts([*report.facts(), *places], stderr=values["output"] == "-")
+    if values["json_file"] is not None:
+        atomic_write_json(values["json_file"], report.as_json())
+
+
+def folder_labels(source: str, classes: tuple[str, ...] | None) -> Callable[[Frame], int | None] | None:
+    """Labels from a folder whose sub-folders are named like classes; None where the source is no folder."""
+    if classes is None or not Path(source).expanduser().is_dir():
+        return None
+    numbers = {name: number for number, name in enumerate(classes)}
+    return lambda frame: numbers.get(frame.name.partition("/")[0]) if "/" in frame.name else None
+
+
+def _check_paths(values: dict[str, Any]) -> None:
+    """Refuse, before anything long begins, files that could not be written at its end.
+
+    Raises:
+        UsageError: a folder that is missing, one file for two things, or `--save-every` without `--state`.
+    """
+    if values["save_every"] and values["state"] is None:
+        raise UsageError("--save-every needs a file: add --state FILE")
+    taken: dict[Path, str] = {}
+    for option, name in (("--output", "output"), ("--state", "state"), ("--json", "json_file")):
+        if values[name] is None or str(values[name]) == "-":
+            continue
+        path = Path(values[name])
+        if not path.parent.is_dir():
+            raise UsageError(f"{option} {path}: there is no folder {path.parent}; create it or choose another one")
+        if taken.setdefault(path.resolve(), option) != option:
+            raise UsageError(f"{option} and {taken[path.resolve()]} name the same file {path}; choose another one")
+
+
+def _nothing_usable(source: str, summary: Summary) -> EdgettaError:
+    first = next(iter(summary.skipped_frames), None)
+    why = "" if first is None else f"; the first, {first.name}: {first.reason}"
+    return EdgettaError(f"no frame of {source} could be used ({summary.skipped:,} skipped{why})")

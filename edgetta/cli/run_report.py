@@ -1,0 +1,201 @@
+"""What a stream came to, for people and as JSON: figures, and the reasons for mode and policy."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from edgetta.cli.tables import bytes_text, seconds_text
+
+if TYPE_CHECKING:
+    from edgetta.runtime import Runtime
+    from edgetta.sources import Source
+    from edgetta.stream import Summary
+
+NAMED = 5
+"""So many skipped frames and classes are named to people; the JSON has more."""
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """A stream that has ended, and how it was run."""
+
+    runtime: Runtime
+    source: Source
+    summary: Summary
+    batch: int
+    ended: BaseException | None  # None: the end of the source, or the limit
+    gradient: str  # as asked
+    batch_norm: str | None  # as asked; None: the bundle's
+    batch_chosen: bool  # by edgetta
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Lines for the terminal."""
+        s = self.summary
+        per_frame = seconds_text(s.step_seconds / s.frames) if s.frames else "-"
+        speed = f"{s.frames / s.seconds:,.1f} frames/s" if s.seconds and s.frames else "-"
+        facts = [
+            ("frames", f"{s.frames:,} predicted{self._ending()}"),
+            ("skipped", self._skipped()),
+            ("error", self._error()),
+            ("entropy", f"{s.mean_entropy:.4f} nats on average" if s.frames > s.not_finite else ""),
+            ("classes", self._classes()),
+            ("adaptation", self._adaptation()),
+            ("time", f"{per_frame} per frame for prediction and adaptation; {speed} with reading and writing"),
+            ("engine", self._engine()),
+            ("batch", f"{self.batch}{self._batch_reason()}"),
+            ("gradient", self.gradient_reason()),
+            ("BatchNorm", self.batch_norm_reason()),
+            ("kept bytes", self._kept()),
+        ]
+        return [(name, value) for name, value in facts if value]
+
+    def as_json(self) -> dict[str, Any]:
+        """The same for programs: plain values, None for what is not known."""
+        import torch
+
+        import edgetta
+
+        s, bundle = self.summary, self.runtime.bundle
+        adapter = self.runtime.adapter
+        return {
+            "bundle": {"name": bundle.name, "path": str(bundle.path), "identity": bundle.identity},
+            "source": self.source.description,
+            "ended": self._how_it_ended(),
+            "frames": s.frames,
+            "labelled": s.labelled,
+            "errors": s.errors,
+            "error_rate": s.error_rate,
+            "skipped": s.skipped,
+            "skipped_frames": [{"name": f.name, "reason": f.reason} for f in s.skipped_frames],
+            "mean_entropy": None if math.isnan(s.mean_entropy) else s.mean_entropy,
+            "not_finite": s.not_finite,
+            "classes": {self._name(k): s.classes[k] for k in sorted(s.classes)},
+            "steps": s.steps,
+            "adapted": s.adapted,
+            "empty": s.empty,
+            "refused": s.refused,
+            "counters": adapter.counters(),
+            "seconds": s.seconds,
+            "step_seconds": s.step_seconds,
+            "seconds_per_frame": s.step_seconds / s.frames if s.frames else None,
+            "engine": self._engine_name(),
+            "batch": self.batch,
+            "gradient": sorted({part.gradient for part in self.runtime.network.parts}),
+            "gradient_reason": self.gradient_reason(),
+            "batch_norm": self.runtime.network.batch_norm,
+            "batch_norm_reason": self.batch_norm_reason(),
+            "kept_bytes": self.kept_bytes(),
+            "adaptation": asdict(self.runtime.config),
+            "versions": {"edgetta": edgetta.__version__, "torch": str(torch.__version__)},
+        }
+
+    def gradient_reason(self) -> str:
+        """The gradient mode of the frozen parts, and why."""
+        modes = [part.gradient for part in self.runtime.network.parts]
+        if self.gradient != "auto":
+            return f"{self.gradient} (as asked)"
+        repeated = modes.count("recompute")
+        if not repeated:
+            return "exact (auto: bits and scales are all that every part needs to keep)"
+        if repeated == len(modes):
+            return "recompute (auto: exact would keep whole activations in every part)"
+        return f"exact, but recompute in {repeated} of {len(modes)} parts (auto: those would keep whole activations)"
+
+    def batch_norm_reason(self) -> str:
+        """The statistics policy, and why."""
+        from edgetta.adaptation.network import EMA_BELOW
+
+        policy, folded = self.runtime.network.batch_norm, self.runtime.bundle.model.batch_norm == "source"
+        if folded:
+            return "source (folded into the convolutions at export)"
+        if policy != "auto":
+            return f"{policy} ({'as asked' if self.batch_norm is not None else 'as the bundle says'})"
+        if self.batch >= EMA_BELOW:
+            return f"batch (auto: batches of {self.batch} are at least {EMA_BELOW}; a smaller last one takes running)"
+        return f"ema (auto: running statistics, because batches of {self.batch} are below {EMA_BELOW})"
+
+    def kept_bytes(self) -> int:
+        """Bytes between forward and backward of one update, as counted at export; 0 where nothing adapts."""
+        config = self.runtime.config
+        if config.when == "off":
+            return 0
+        small = self.batch < min(config.small_batch, config.window)
+        memory = self.runtime.bundle.manifest["memory"][self.gradient]
+        return int(memory["per_image"] * (config.window if small else self.batch) + memory["fixed"])
+
+    def _how_it_ended(self) -> str:
+        from edgetta.interruption import Terminated
+
+        if self.ended is None:
+            return "done"
+        if isinstance(self.ended, KeyboardInterrupt):
+            return "terminated" if isinstance(self.ended, Terminated) else "interrupted"
+        return f"failed: {self.ended or type(self.ended).__name__}"
+
+    def _ending(self) -> str:
+        ended = self._how_it_ended()
+        if ended == "done":
+            return ""
+        return " until it failed" if ended.startswith("failed") else f" until it was {ended}"
+
+    def _skipped(self) -> str:
+        s = self.summary
+        if not s.skipped:
+            return "none"
+        lines = [f"{s.skipped:,}"] + [f"  {frame.name}: {frame.reason}" for frame in s.skipped_frames[:NAMED]]
+        if s.skipped > NAMED:
+            lines.append(f"  and {s.skipped - NAMED:,} more")
+        return "\n".join(lines)
+
+    def _error(self) -> str:
+        s = self.summary
+        if s.error_rate is None:
+            return ""
+        return f"{100 * s.error_rate:.2f} % ({s.errors:,} of {s.labelled:,} labelled frames)"
+
+    def _classes(self) -> str:
+        counts = sorted(self.summary.classes.items(), key=lambda item: (-item[1], item[0]))
+        named = ", ".join(f"{self._name(k)} {count:,}" for k, count in counts[:NAMED])
+        return named + (f", and {len(counts) - NAMED} more classes" if len(counts) > NAMED else "")
+
+    def _adaptation(self) -> str:
+        s, config = self.summary, self.runtime.config
+        if config.when == "off":
+            return "off"
+        count = f"{s.adapted:,} update{'' if s.adapted == 1 else 's'} in {s.steps:,} steps"
+        words = [f"{count} ({config.when}, learning rate {config.learning_rate:g})"]
+        if s.empty:
+            words.append(
+                f"{s.empty:,} in which no frame passed the entropy filter, so that only the regulariser acted"
+            )
+        if s.refused:
+            words.append(f"{s.refused:,} refused because something was not finite")
+        return "; ".join(words)
+
+    def _engine_name(self) -> str:
+        from edgetta.bundle import engine_of
+
+        return engine_of(self.runtime.network)
+
+    def _engine(self) -> str:
+        import torch
+
+        count = torch.get_num_threads()
+        return f"{self._engine_name()}, {count} {'thread' if count == 1 else 'threads'}"
+
+    def _batch_reason(self) -> str:
+        if not self.batch_chosen:
+            return ""
+        if self.source.length is None:
+            return " (a live source: every frame is predicted at once; --batch for more)"
+        return " (all frames are there already; --batch for another)"
+
+    def _kept(self) -> str:
+        count = self.kept_bytes()
+        return f"{bytes_text(count)} between forward and backward of an update" if count else ""
+
+    def _name(self, number: int) -> str:
+        names = self.runtime.bundle.classes
+        return str(number) if names is None else names[number]
