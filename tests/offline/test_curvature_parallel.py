@@ -21,6 +21,7 @@ from edgetta.offline.curvature import (
     launched_processes,
     measure_spectrum,
 )
+from edgetta.offline.learning_rate import measure_ladder
 
 COUNT = 11
 CASES = [("source", HessianOperator), ("batch", HessianOperator), ("source", GaussNewtonOperator)]
@@ -42,6 +43,8 @@ def measure(folder: Path | None = None) -> dict[str, dict[str, Any]]:
     ends = extreme_eigenpairs(operator, 2, 1, iterations=12, folder=folder)
     results["extremes"] = {"values": torch.tensor([*ends.largest.values, *ends.smallest.values])}
     ritz = measure_spectrum(operator, iterations=4, probes=1).runs[0].values
+    rung = measure_ladder(operator, (4,), batches=3, tolerance=1e-4).rungs[0]  # the processes share the batches
+    results["ladder"] = {"largest": torch.tensor(rung.largest)}
     results["spectrum"] = {"values": torch.from_numpy(ritz.copy())}
     return results
 

@@ -23,6 +23,7 @@ from edgetta.offline.curvature.parallel import Processes, launched_processes
 from edgetta.offline.curvature.plot import plot_spectrum
 from edgetta.offline.curvature.results import describe, load_spectrum, save_spectrum
 from edgetta.offline.curvature.samples import DatasetSamples, Samples, TensorSamples, as_samples
+from edgetta.offline.curvature.solve import solve_damped
 from edgetta.offline.curvature.spectrum import Density, Spectrum, measure_spectrum
 from edgetta.offline.curvature.surface import LossSurface, select_parameters
 from edgetta.offline.curvature.trace import Estimate, Moments, hutchinson
@@ -67,5 +68,6 @@ __all__ = [
     "plot_spectrum",
     "save_spectrum",
     "select_parameters",
+    "solve_damped",
     "measure_spectrum",
 ]

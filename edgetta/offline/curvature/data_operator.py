@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgetta.errors import EdgettaError, UsageError
 from edgetta.offline.curvature.errors import (
@@ -69,6 +69,7 @@ class DataOperator(ABC):
         if batch_size < 1:
             raise UsageError(f"batch size {batch_size} is not possible; give 1 or more")
         self.surface = surface
+        self.dimension, self.dtype, self.device = surface.dimension, surface.dtype, surface.device
         self.samples = as_samples(data)
         self.batch_size = min(batch_size, len(self.samples))
         self.memory_limit = memory_limit
@@ -76,19 +77,6 @@ class DataOperator(ABC):
         self.products = 0
         self._micro_batch: int | None = None
         self._graph_is_sound = False
-
-    @property
-    def dimension(self) -> int:
-        """Number of parameters P."""
-        return self.surface.dimension
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.surface.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.surface.device
 
     def product(self, vectors: Tensor) -> Tensor:
         """The matrix times a vector [P], or times each column of [P, k] (cheaper than k single products).
@@ -143,6 +131,26 @@ class DataOperator(ABC):
             batch_size=len(indices),
             memory_limit=self.memory_limit,
             distributed=False,
+        )
+
+    def with_model(self, model: nn.Module) -> DataOperator:
+        """The same matrix of another model of the same structure, such as a copy that a trial run may change."""
+        return type(self)(
+            self.surface.on(model),
+            self.samples,
+            batch_size=self.batch_size,
+            memory_limit=self.memory_limit,
+            distributed=self.processes.together,
+        )
+
+    def as_kind(self, kind: type[DataOperator]) -> DataOperator:
+        """Another matrix of the same surface, data and batches."""
+        return kind(
+            self.surface,
+            self.samples,
+            batch_size=self.batch_size,
+            memory_limit=self.memory_limit,
+            distributed=self.processes.together,
         )
 
     def fingerprint(self) -> str:

@@ -48,6 +48,7 @@ def extreme_eigenpairs(
     *,
     iterations: int = 50,
     tolerance: float = 1e-3,
+    at_least: int = 0,
     vectors: bool = True,
     seed: int = 0,
     start: Tensor | None = None,
@@ -67,6 +68,7 @@ def extreme_eigenpairs(
         iterations: at most this many products.
         tolerance: relative; eigenvalues are better than their residuals (the error is about the residual squared over
             the gap to the next eigenvalue).
+        at_least: products before a small residual is believed, for start vectors that may miss an eigenvector.
         vectors: also compute eigenvectors.
         seed, start, storage, basis_limit, folder, progress: see `run_lanczos`.
 
@@ -81,7 +83,7 @@ def extreme_eigenpairs(
         return [*range(count - 1, count - 1 - min(largest, count), -1), *range(min(smallest, count))]
 
     def good(tridiagonal: Tridiagonal) -> bool:
-        if len(tridiagonal.alpha) < largest + smallest:
+        if len(tridiagonal.alpha) < max(largest + smallest, at_least):
             return False
         scale = np.abs(tridiagonal.values).max()
         return bool((tridiagonal.residuals[wanted(tridiagonal)] <= tolerance * scale).all())

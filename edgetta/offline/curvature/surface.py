@@ -72,6 +72,12 @@ class LossSurface:
         self.dtype, self.device = first.dtype, first.device
         self.dimension = sum(parameter.numel() for parameter in self.parameters.values())
 
+    def on(self, model: nn.Module) -> LossSurface:
+        """The same surface over another model of the same structure, such as a copy."""
+        return LossSurface(
+            model, self.loss, parameters=list(self.parameters), batch_norm=self.batch_norm, separable=self.separable
+        )
+
     def leaves(self) -> tuple[Tensor, ...]:
         """The chosen parameters as fresh leaves of a graph; they share memory with the model."""
         return tuple(parameter.detach().requires_grad_(True) for parameter in self.parameters.values())
