@@ -115,43 +115,11 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     size, a link, or of a name that leaves the bundle; a newer schema; graphs, tensors and manifest that disagree.
     """
     files = open_bundle(Path(path))
-    manifest = files.manifest
-    segments = {entry.name: read_segment(files, entry) for entry in manifest.segments}
-    model = AdaptableModel(
-        segments["stem"],
-        tuple(segments[f"part{k}"] for k in range(1, len(manifest.metas) + 1)),
-        segments["classifier"],
-        read_source(files, manifest.source),
-        manifest.metas,
-        manifest.cuts,
-        manifest.input_shape,
-        manifest.classes,
-        manifest.batch_norm,
-    )
-    check_model(model, files.path)
-    for entry in manifest.segments:
-        _check_onnx_files(files, entry, segments[entry.name])
-    _check_onnx_files(files, manifest.source, SegmentGraphs(model.source, None, None))
-    if manifest.batch_norm == "source" and manifest.policy not in ("auto", "source"):
-        raise BundleError(
-            f"bundle {path}: folded BatchNorms cannot follow policy {manifest.policy!r}; export it again"
-        )
-    return Bundle(
-        path=files.path,
-        manifest=manifest.data,
-        model=model,
-        config=manifest.config,
-        classes=manifest.class_names,
-        batch_norm=manifest.policy,
-        ema_images=manifest.ema_images,
-        preprocessing=manifest.preprocessing,
-        rate_law=manifest.rate_law,
-        memory=manifest.memory,
-        provenance=manifest.provenance,
-        identity=manifest.identity,
-        unlisted=files.unlisted,
-        files=files,
-    )
+    try:
+        return _assembled(files)
+    except BaseException:
+        files.discard()
+        raise
 
 
 def build_network(
@@ -229,6 +197,47 @@ def engine_name(engine: str) -> EngineName:
 def engine_of(network: AdaptiveNetwork) -> EngineName:
     """The engine that a network of `build_network` runs on."""
     return "onnxruntime" if isinstance(network.classifier, OnnxRuntimeSegment) else "torch"
+
+
+def _assembled(files: BundleFiles) -> Bundle:
+    """Rebuild graphs and model from verified files, and check that they fit together."""
+    path, manifest = files.path, files.manifest
+    segments = {entry.name: read_segment(files, entry) for entry in manifest.segments}
+    model = AdaptableModel(
+        segments["stem"],
+        tuple(segments[f"part{k}"] for k in range(1, len(manifest.metas) + 1)),
+        segments["classifier"],
+        read_source(files, manifest.source),
+        manifest.metas,
+        manifest.cuts,
+        manifest.input_shape,
+        manifest.classes,
+        manifest.batch_norm,
+    )
+    check_model(model, path)
+    for entry in manifest.segments:
+        _check_onnx_files(files, entry, segments[entry.name])
+    _check_onnx_files(files, manifest.source, SegmentGraphs(model.source, None, None))
+    if manifest.batch_norm == "source" and manifest.policy not in ("auto", "source"):
+        raise BundleError(
+            f"bundle {path}: folded BatchNorms cannot follow policy {manifest.policy!r}; export it again"
+        )
+    return Bundle(
+        path=path,
+        manifest=manifest.data,
+        model=model,
+        config=manifest.config,
+        classes=manifest.class_names,
+        batch_norm=manifest.policy,
+        ema_images=manifest.ema_images,
+        preprocessing=manifest.preprocessing,
+        rate_law=manifest.rate_law,
+        memory=manifest.memory,
+        provenance=manifest.provenance,
+        identity=manifest.identity,
+        unlisted=files.unlisted,
+        files=files,
+    )
 
 
 def _check_onnx_files(files: BundleFiles, entry: SegmentEntry, segment: SegmentGraphs) -> None:

@@ -40,12 +40,14 @@ class BundleFiles:
     folder     where they lie: the bundle itself, or the folder that a zip was extracted to
                (an extracted folder is removed when this object goes, or when Python ends)
     unlisted   names that lie in the bundle and are not part of it (nothing reads them)
+    extracted  whether the folder is a temporary one
     """
 
     path: Path
     folder: Path
     manifest: Manifest
     unlisted: tuple[str, ...] = ()
+    extracted: bool = False
 
     def read(self, name: str) -> bytes:
         """The content of a listed file, checked once more; for small files."""
@@ -61,6 +63,11 @@ class BundleFiles:
         if name not in self.manifest.files:
             raise BundleError(f"bundle {self.path} lists no file {name!r}; {_AGAIN}")
         return self.folder / name
+
+    def discard(self) -> None:
+        """Remove an extracted folder now: the bundle turned out to be unusable."""
+        if self.extracted:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def open_bundle(path: Path) -> BundleFiles:
@@ -129,7 +136,7 @@ def _open_zip(path: Path) -> BundleFiles:
         _discard(extracted)
         raise
     unlisted = tuple(sorted(set(members) - {MANIFEST, *manifest.files}))
-    files = BundleFiles(path, folder, manifest, unlisted)
+    files = BundleFiles(path, folder, manifest, unlisted, extracted=True)
     weakref.finalize(files, shutil.rmtree, folder, ignore_errors=True)
     return files
 

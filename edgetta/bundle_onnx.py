@@ -128,6 +128,8 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     while at < len(data):
         key, at = _varint(data, at)
         kind = key & 7
+        if key >> 32:
+            raise ValueError("it is not an ONNX model")
         if kind == 0:
             value, at = _varint(data, at)
             yield key >> 3, value

@@ -9,7 +9,7 @@ import json
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +106,17 @@ def edit_graphs(bundle: Path, name: str, edit: Callable[[dict[str, Any]], object
     replace_file(bundle, name, json.dumps(graphs).encode())
 
 
-def zipped(bundle: Path, path: Path, prefix: str = "", compression: int = zipfile.ZIP_STORED) -> Path:
-    """A zip of the bundle, as a file manager makes it."""
+def zipped(
+    bundle: Path,
+    path: Path,
+    prefix: str = "",
+    compression: int = zipfile.ZIP_STORED,
+    more: Mapping[str, bytes] | None = None,
+) -> Path:
+    """A zip of the bundle, as a file manager makes it, and `more` files in it."""
     with zipfile.ZipFile(path, "w", compression) as archive:
-        for file in sorted(bundle.rglob("*")):
-            if file.is_file():
-                archive.write(file, prefix + file.relative_to(bundle).as_posix())
+        for name in names(bundle):
+            archive.write(bundle / name, prefix + name)
+        for name, data in (more or {}).items():
+            archive.writestr(name, data)
     return path

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from edgetta.bundle import build_network, read_bundle, self_test
+from edgetta.bundle_onnx import check_onnx
 from edgetta.errors import BundleError
 from tests.small_bundle import (
     copy_of_it,
@@ -16,103 +21,136 @@ from tests.small_bundle import (
 )
 
 
-@pytest.fixture(scope="module")
-def whole() -> Path:
-    """A bundle that no test changes."""
-    return whole_bundle()
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A bundle to damage."""
     return copy_of_it(tmp_path / "copy")
 
 
-def test_forged_onnx(whole: Path, folder: Path, tmp_path: Path) -> None:
+NAME = "segments/02.forward.onnx"
+
+
+def model() -> Any:
+    """The ONNX model of a segment, its weights left where they are."""
     import onnx
-    from onnx import helper
 
-    name = "segments/02.forward.onnx"
-    (tmp_path / "secret").write_bytes(bytes(1 << 16))
+    return onnx.load(whole_bundle() / NAME, load_external_data=False)
 
-    def model() -> onnx.ModelProto:
-        return onnx.load(whole / name, load_external_data=False)
 
-    def location(text: str) -> onnx.ModelProto:
-        forged = model()
-        tensor = next(t for t in forged.graph.initializer if t.external_data)
-        tensor.external_data[0].value = text
-        return forged
-
-    def entry(key: str, value: str) -> onnx.ModelProto:
-        forged = model()
-        tensor = next(t for t in forged.graph.initializer if t.external_data)
-        next(e for e in tensor.external_data if e.key == key).value = value
-        return forged
-
-    forgeries = {
-        "outside": location("../../secret"),
-        "absolute": location(str(tmp_path / "secret")),
-        "device": location("/dev/zero"),
-        "neighbour": location("00.safetensors"),
-        "offset": entry("offset", "99999999"),
-        "negative": entry("offset", "-5"),
-        "length": entry("length", "99999999999999999999"),
-    }
+def with_entries(**entries: str) -> Any:
+    """The model, one of whose weights names another place."""
     forged = model()
-    forged.functions.add(name="f", domain="evil")
-    forgeries["function"] = forged
-    forged = model()
-    forged.opset_import.add(domain="com.evil", version=1)
-    forgeries["opset"] = forged
-    forged = model()
-    forged.graph.node[0].domain = "com.evil"
-    forgeries["domain"] = forged
-    forged = model()
-    forged.graph.node[0].attribute.append(helper.make_attribute("body", helper.make_graph([], "g", [], [])))
-    forgeries["sub-graph"] = forged
+    tensor = next(t for t in forged.graph.initializer if t.external_data)
+    for entry in tensor.external_data:
+        entry.value = entries.pop(entry.key, entry.value)
+    for key, value in entries.items():
+        tensor.external_data.add(key=key, value=value)
+    return forged
+
+
+def with_external_attribute() -> Any:
+    import onnx
+
     forged = model()
     tensor = onnx.TensorProto(name="t", data_type=1, dims=[4], data_location=onnx.TensorProto.EXTERNAL)
     tensor.external_data.add(key="location", value="02.safetensors")
-    forged.graph.node[0].attribute.append(helper.make_attribute("value", tensor))
-    forgeries["tensor in an attribute"] = forged
-    forged = model()
-    forged.graph.sparse_initializer.add()
-    forgeries["sparse"] = forged
-    forged = model()
-    del forged.graph.output[-1]
-    forgeries["outputs"] = forged
-    forged = model()
-    forged.ClearField("graph")
-    forgeries["no graph"] = forged
-    for what, forged in forgeries.items():
-        replace_file(folder, name, forged.SerializeToString())
-        refused(folder, name, "export the bundle again"), what
-    raw = (whole / name).read_bytes()
-    for data in (b"", raw[:-7], raw[: len(raw) // 2], b"\xff" * 100, b"\x0f" + raw):
-        replace_file(folder, name, data)
-        refused(folder, name)
+    forged.graph.node[0].attribute.append(onnx.helper.make_attribute("value", tensor))
+    return forged
 
 
-def test_weights_that_name_their_place_in_two_ways(whole: Path, folder: Path) -> None:
-    """Parsers differ in which of two entries counts, so two are none."""
+def with_sub_graph(many: bool) -> Any:
     import onnx
 
-    name = "segments/02.forward.onnx"
-    forged = onnx.load(whole / name, load_external_data=False)
+    forged = model()
+    body = onnx.helper.make_graph([], "body", [], [])
+    forged.graph.node[0].attribute.append(onnx.helper.make_attribute("body", [body] if many else body))
+    return forged
+
+
+def changed(change: Callable[[Any], object]) -> Any:
+    forged = model()
+    change(forged)
+    return forged
+
+
+def twice_named() -> Any:
+    """Parsers differ in which of two entries counts, so two are none."""
+    forged = model()
     tensor = next(t for t in forged.graph.initializer if t.external_data)
     tensor.external_data.add(key="location", value="02.safetensors")
-    replace_file(folder, name, forged.SerializeToString())
-    refused(folder, name, "twice")
+    return forged
 
 
-def test_a_graph_that_onnxruntime_refuses(whole: Path, folder: Path) -> None:
-    import onnx
+FORGERIES: dict[str, tuple[Callable[[], Any], str]] = {
+    "outside": (lambda: with_entries(location="../../secret"), "'../../secret'"),
+    "absolute": (lambda: with_entries(location="/etc/passwd"), "'/etc/passwd'"),
+    "device": (lambda: with_entries(location="/dev/zero"), "'/dev/zero'"),
+    "dotted": (lambda: with_entries(location="./02.safetensors"), "only '02.safetensors' is allowed"),
+    "neighbour": (lambda: with_entries(location="00.safetensors"), "only '02.safetensors' is allowed"),
+    "nowhere": (lambda: with_entries(location=""), "only '02.safetensors' is allowed"),
+    "offset": (lambda: with_entries(offset="99999999"), "outside"),
+    "negative": (lambda: with_entries(offset="-5"), "outside"),
+    "digits": (lambda: with_entries(offset="\u0661"), "outside"),
+    "length": (lambda: with_entries(length="9" * 30), "outside"),
+    "checksum": (lambda: with_entries(checksum="0"), "only '02.safetensors' is allowed"),
+    "twice": (twice_named, "twice"),
+    "function": (lambda: changed(lambda m: m.functions.add(name="f", domain="evil")), "functions"),
+    "training": (lambda: changed(lambda m: m.training_info.add()), "training"),
+    "opset": (lambda: changed(lambda m: m.opset_import.add(domain="com.evil", version=1)), "com.evil"),
+    "domain": (lambda: changed(lambda m: setattr(m.graph.node[0], "domain", "com.evil")), "com.evil"),
+    "sub-graph": (lambda: with_sub_graph(False), "sub-graphs"),
+    "sub-graphs": (lambda: with_sub_graph(True), "sub-graphs"),
+    "attribute": (with_external_attribute, "weights lie in '02.safetensors'"),
+    "sparse": (lambda: changed(lambda m: m.graph.sparse_initializer.add()), "sparse"),
+    "no graph": (lambda: changed(lambda m: m.ClearField("graph")), "not an ONNX model"),
+}
 
-    name = "segments/02.forward.onnx"
-    forged = onnx.load(whole / name, load_external_data=False)
-    forged.graph.node[0].op_type = "NoSuchOperator"
-    replace_file(folder, name, forged.SerializeToString())
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_forged_onnx(name: str) -> None:
+    forge, words = FORGERIES[name]
+    with pytest.raises(BundleError, match="cannot be used") as error:
+        check_onnx(forge().SerializeToString(), "02.safetensors", 8000, "segments/02.forward.onnx in bundle x")
+    assert words in str(error.value) and "segments/02.forward.onnx in bundle x" in str(error.value)
+
+
+def test_every_file_that_is_written_passes() -> None:
+    folder = whole_bundle() / "segments"
+    files = sorted(folder.glob("*.onnx"))
+    assert len(files) == 14
+    for file in files:
+        weights = folder / f"{file.name.split('.')[0]}.safetensors"
+        found = check_onnx(file.read_bytes(), weights.name, weights.stat().st_size, file.name)
+        assert "x" in found.inputs or "grad_y" in found.inputs
+
+
+def test_bytes_that_are_no_onnx() -> None:
+    raw = (whole_bundle() / NAME).read_bytes()
+    size = (whole_bundle() / "segments/02.safetensors").stat().st_size
+    generator = np.random.default_rng(0)
+    cut = [raw[:at] for at in generator.integers(1, len(raw), 30)]
+    for data in (b"", b"\xff" * 100, b"\x0f" + raw, raw + raw, b"\x80" * 9 + b"\x01" + raw, *cut):
+        with pytest.raises(BundleError, match="cannot be used"):
+            check_onnx(data, "02.safetensors", size, "it")
+    for at in generator.integers(0, len(raw), 300):  # whatever stands there, it is taken or refused in one line
+        data = bytearray(raw)
+        data[at] ^= 1 << generator.integers(0, 8)
+        with contextlib.suppress(BundleError):
+            check_onnx(bytes(data), "02.safetensors", size, "it")
+
+
+def test_forged_onnx_in_a_bundle(folder: Path) -> None:
+    replace_file(folder, NAME, with_entries(location="../../secret").SerializeToString())
+    refused(folder, NAME, "'../../secret'", "export the bundle again")
+    replace_file(folder, NAME, changed(lambda m: m.graph.output.pop()).SerializeToString())
+    refused(folder, NAME, "is not the forward graph of segments/02.json")
+    replace_file(folder, NAME, (folder / "segments/03.forward.onnx").read_bytes())
+    refused(folder, NAME)
+
+
+def test_a_graph_that_onnxruntime_refuses(folder: Path) -> None:
+    forged = changed(lambda m: setattr(m.graph.node[0], "op_type", "NoSuchOperator"))
+    replace_file(folder, NAME, forged.SerializeToString())
     bundle = read_bundle(folder)
     with pytest.raises(BundleError, match="ONNX Runtime refuses segment 'part2'") as error:
         build_network(bundle, "onnxruntime")
