@@ -8,7 +8,7 @@ dimensions are fixed when the graph is made.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,40 +106,24 @@ class Graph:
 
     @staticmethod
     def from_json(data: Any, constants: Mapping[str, torch.Tensor]) -> Graph:
-        """Rebuild a graph from `to_json` data; raises `BundleError` for anything that is not a well-formed graph."""
-        from edgetta.segments.operators import OPERATORS
+        """Rebuild a graph from `to_json` data; raises `BundleError` for anything that is not a well-formed graph.
 
+        Every operator, attribute and shape is checked, by inferring each node's shape from those before it.
+        """
         try:
             values = {
-                str(name): Value(str(name), tuple(int(s) for s in shape), str(dtype))
+                str(name): Value(str(name), tuple(int(size) for size in shape), str(dtype))
                 for name, shape, dtype in data["values"]
             }
             nodes = tuple(
                 Node(str(op), tuple(map(str, inputs)), str(output), dict(attributes))
                 for op, inputs, output, attributes in data["nodes"]
             )
-            names = [str(name) for name in data["constants"]]
-            graph = Graph(
-                tuple(map(str, data["inputs"])),
-                tuple(map(str, data["outputs"])),
-                nodes,
-                values,
-                {name: constants[name] for name in names},
-            )
-        except (KeyError, TypeError, ValueError) as error:
+            weights = {str(name): constants[str(name)] for name in data["constants"]}
+            graph = Graph(tuple(map(str, data["inputs"])), tuple(map(str, data["outputs"])), nodes, values, weights)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BundleError(f"a graph in the bundle is malformed ({error!r}); export the bundle again") from error
-        if len(nodes) > _MAX_NODES:
-            raise BundleError(f"a graph in the bundle has {len(nodes)} nodes, more than the {_MAX_NODES} allowed")
-        known = {"", *graph.inputs, *graph.constants}
-        for node in nodes:
-            if node.op not in OPERATORS:
-                raise BundleError(f"the bundle uses operator {node.op!r}, which this edgetta does not know; update it")
-            missing = [name for name in node.inputs if name not in known]
-            if missing or node.output in known or node.output not in values:
-                raise BundleError(f"a graph in the bundle is malformed at {node.output!r}; export the bundle again")
-            known.add(node.output)
-        if any(name not in known for name in graph.outputs) or any(name not in values for name in graph.inputs):
-            raise BundleError("a graph in the bundle has an undefined input or output; export the bundle again")
+        _check(graph)
         return graph
 
 
@@ -170,21 +154,24 @@ class GraphBuilder:
         return name
 
     def constant(self, name: str, tensor: torch.Tensor) -> str:
-        """Register a weight; the same name with the same content is stored once."""
+        """Register a weight and return its name; the same name with the same content is stored once."""
         unique, count = name, 0
-        while unique in self.constants and not _same(self.constants[unique], tensor):
+        while unique in self.values or (unique in self.constants and not _same(self.constants[unique], tensor)):
             count += 1
             unique = f"{name}.{count}"
         self.constants[unique] = tensor.detach().contiguous()
         return unique
 
     def scalar(self, number: float) -> str:
-        return self.constant(f"scalar.{number!r}", torch.tensor(float(number)))
+        """A number as a constant, in float64 so that no engine sees it rounded twice."""
+        return self.constant(f"scalar.{number!r}", torch.tensor(float(number), dtype=torch.float64))
 
     def emit(self, op: str, *inputs: str, **attributes: Any) -> str:
         """Append a node and return the name of its output."""
-        self._count += 1
-        name = f"{self._prefix}{self._count}"
+        name = ""
+        while not name or name in self.values or name in self.constants:
+            self._count += 1
+            name = f"{self._prefix}{self._count}"
         shape, dtype = self._infer(op, inputs, attributes)
         self.values[name] = Value(name, shape, dtype)
         self.nodes.append(Node(op, tuple(inputs), name, attributes))
@@ -199,27 +186,74 @@ class GraphBuilder:
         return Graph(tuple(self.inputs), tuple(outputs), tuple(self.nodes), self.values, self.constants).pruned()
 
     def _infer(self, op: str, inputs: Sequence[str], attributes: Mapping[str, Any]) -> tuple[tuple[int, ...], str]:
-        from edgetta.segments.operators import OPERATORS
-
-        operator: Callable[..., torch.Tensor] = OPERATORS[op]
-        arguments = [self._probe(name) for name in inputs]
-        result = operator(*arguments, **attributes)
-        shape = []
-        for size in result.shape:
-            if size != _BATCH_PROBE and size % _BATCH_PROBE == 0 and size > 0:
-                raise ValueError(f"{op} merges the batch with another dimension")
-            shape.append(BATCH if size == _BATCH_PROBE else int(size))
-        return tuple(shape), "bool" if result.dtype == torch.bool else "float"
+        return infer(op, [self._probe(name) for name in inputs], attributes)
 
     def _probe(self, name: str) -> torch.Tensor | None:
-        if not name:
-            return None
-        if name in self.constants:
-            return self.constants[name].to("meta")
-        value = self.values[name]
-        return torch.empty(
-            value.with_batch(_BATCH_PROBE), device="meta", dtype=torch.bool if value.dtype == "bool" else torch.float32
-        )
+        return _probe(self.constants[name] if name in self.constants else self.values[name]) if name else None
+
+
+def infer(
+    op: str, arguments: Sequence[torch.Tensor | None], attributes: Mapping[str, Any]
+) -> tuple[tuple[int, ...], str]:
+    """Shape and dtype of an operator's result, for arguments on the meta device.
+
+    Raises `ValueError` where the batch would be merged with another dimension, and what torch raises for arguments
+    that do not fit.
+    """
+    from edgetta.segments.operators import OPERATORS
+
+    result = OPERATORS[op](*arguments, **attributes)
+    shape = []
+    for size in result.shape:
+        if size != _BATCH_PROBE and size % _BATCH_PROBE == 0 and size > 0:
+            raise ValueError(f"{op} merges the batch with another dimension")
+        shape.append(BATCH if size == _BATCH_PROBE else int(size))
+    return tuple(shape), "bool" if result.dtype == torch.bool else "float"
+
+
+def _probe(operand: torch.Tensor | Value) -> torch.Tensor:
+    if isinstance(operand, torch.Tensor):
+        shape, boolean = tuple(operand.shape), operand.dtype == torch.bool
+    else:
+        shape, boolean = operand.with_batch(_BATCH_PROBE), operand.dtype == "bool"
+    return torch.empty(shape, device="meta", dtype=torch.bool if boolean else torch.float32)
+
+
+def _check(graph: Graph) -> None:
+    """Raise `BundleError` unless the nodes are in order, known, and give the shapes that the graph declares."""
+    from edgetta.segments.operators import OPERATORS
+
+    if len(graph.nodes) > _MAX_NODES:
+        raise BundleError(f"a graph in the bundle has {len(graph.nodes)} nodes, more than the {_MAX_NODES} allowed")
+    for value in graph.values.values():
+        if value.dtype not in ("float", "bool") or any(size < BATCH for size in value.shape):
+            raise BundleError(f"a graph in the bundle declares {value.name!r} wrongly; export the bundle again")
+    if any(name not in graph.values or name in graph.constants or not name for name in graph.inputs):
+        raise BundleError("a graph in the bundle has an undefined input; export the bundle again")
+    known: dict[str, torch.Tensor | None] = {"": None}
+    known |= {name: _probe(tensor) for name, tensor in graph.constants.items()}
+    known |= {name: _probe(graph.values[name]) for name in graph.inputs}
+    for node in graph.nodes:
+        if node.op not in OPERATORS:
+            raise BundleError(f"the bundle uses operator {node.op!r}, which this edgetta does not know; update it")
+        if node.output in known or node.output not in graph.values or any(name not in known for name in node.inputs):
+            raise BundleError(f"a graph in the bundle is malformed at {node.output!r}; export the bundle again")
+        value = graph.values[node.output]
+        try:
+            inferred = infer(node.op, [known[name] for name in node.inputs], node.attributes)
+        except Exception as error:  # torch raises many kinds for arguments that do not fit
+            raise BundleError(
+                f"a graph in the bundle is malformed: {node.op} cannot make {node.output!r} ({error}); "
+                "export the bundle again"
+            ) from error
+        if inferred != (value.shape, value.dtype):
+            raise BundleError(
+                f"a graph in the bundle declares {node.output!r} as {value.dtype} {value.shape}, but {node.op} makes "
+                f"{inferred[1]} {inferred[0]}; export the bundle again"
+            )
+        known[node.output] = _probe(value)
+    if any(name not in known or not name for name in graph.outputs):
+        raise BundleError("a graph in the bundle has an undefined output; export the bundle again")
 
 
 def load_graph(text: str, constants: Mapping[str, torch.Tensor]) -> Graph:
