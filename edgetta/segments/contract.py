@@ -86,11 +86,13 @@ class SegmentGraphs:
         return self.forward.values[self.forward.outputs[0]]
 
     def kept_bytes(self, batch: int, gradient: GradientMode, float_bytes: int = 4) -> int:
-        """Bytes that this segment itself keeps; its input, which `recompute` needs, is its neighbour's to count."""
+        """Bytes that this segment itself keeps; its input is its neighbour's to count."""
         if gradient == "exact":
-            return sum(residual.kept_bytes(batch, float_bytes) for residual in self.residuals)
-        if gradient == "recompute":
-            return sum(tensor.numel() * float_bytes for tensor in self.initial_state.values())
+            return sum(r.kept_bytes(batch, float_bytes) for r in self.residuals if r.value.name != "x")
+        if gradient == "recompute" and self.state:
+            return (
+                sum(tensor.numel() for tensor in self.initial_state.values()) + 1
+            ) * float_bytes  # and the momentum
         return 0
 
 

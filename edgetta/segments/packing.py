@@ -6,6 +6,8 @@ the first element is the most significant bit.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,21 +18,30 @@ _WEIGHTS = (128, 64, 32, 16, 8, 4, 2, 1)
 def pack_mask(mask: Tensor) -> Tensor:
     """Bits of a boolean tensor of any shape, as (ceil(elements / 8),) uint8."""
     flat = mask.reshape(-1)
-    if flat.device.type == "cpu":
-        return torch.from_numpy(np.packbits(flat.numpy()))
-    short = -flat.numel() % 8
-    padded = torch.nn.functional.pad(flat.to(torch.uint8), (0, short)).view(-1, 8)
-    weights = torch.tensor(_WEIGHTS, dtype=torch.uint8, device=flat.device)
-    return (padded * weights).sum(1, dtype=torch.uint8)
+    return torch.from_numpy(np.packbits(flat.numpy())) if flat.device.type == "cpu" else pack_with_torch(flat)
 
 
 def unpack_mask(bits: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The boolean tensor of `shape` that `pack_mask` packed."""
-    count = int(np.prod(shape))
+    count = math.prod(shape)
     if bits.device.type == "cpu":
         return torch.from_numpy(np.unpackbits(bits.numpy(), count=count).view(np.bool_)).view(shape)
+    return unpack_with_torch(bits, count).view(shape)
+
+
+def pack_with_torch(flat: Tensor) -> Tensor:
+    """`pack_mask` of a flat mask on any device."""
+    padded = torch.nn.functional.pad(flat.view(torch.uint8), (0, -flat.numel() % 8)).view(-1, 8)
+    packed = padded[:, 0] << 7
+    for bit in range(1, 8):
+        packed |= padded[:, bit] << (7 - bit)
+    return packed
+
+
+def unpack_with_torch(bits: Tensor, count: int) -> Tensor:
+    """The first `count` elements of what `pack_with_torch` packed, flat."""
     weights = torch.tensor(_WEIGHTS, dtype=torch.uint8, device=bits.device)
-    return (bits[:, None] & weights).ne(0).view(-1)[:count].view(shape)
+    return (bits[:, None] & weights).ne(0).view(-1)[:count]
 
 
 def pack_code(values: Tensor, low: float, high: float) -> Tensor:

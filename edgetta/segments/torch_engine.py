@@ -7,16 +7,35 @@ other engines are compared with.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from edgetta.segments.contract import GradientMode, Residual, Residuals, SegmentGraphs
+from edgetta.segments.contract import GradientMode, Residuals, SegmentGraphs
 from edgetta.segments.graph import Graph
 from edgetta.segments.operators import OPERATORS
 
-_IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {"Relu": torch.relu_}
+# Operators that may write their result over their first argument, where nothing else needs that.
+_IN_PLACE: dict[str, Callable[..., Tensor]] = {
+    "Relu": torch.relu_,
+    "Masked": lambda x, mask: x.mul_(mask.view(torch.uint8)),
+    "Add": Tensor.add_,
+    "Mul": Tensor.mul_,
+}
+_VIEWS = ("Reshape", "Transpose", "Slice")  # their result may share memory with their argument
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One call, and the values that nothing needs after it."""
+
+    call: Callable[..., Tensor]
+    inputs: tuple[str, ...]
+    output: str
+    attributes: Mapping[str, Any]
+    done: tuple[str, ...]
 
 
 class Program:
@@ -25,45 +44,40 @@ class Program:
     def __init__(self, graph: Graph, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         self.graph = graph
         self.constants = {name: _moved(tensor, device, dtype) for name, tensor in graph.constants.items()}
-        self._steps: list[tuple[Callable[..., Tensor], tuple[str, ...], str, Mapping[str, Any], tuple[str, ...]]] = []
-        last = {name: i for i, node in enumerate(graph.nodes) for name in node.inputs}
-        pinned = {*graph.outputs, *graph.constants, *graph.inputs}
-        aliases = _aliases(graph)
+        self._wanted = set(graph.outputs)
+        last: dict[str, int] = {}
         for i, node in enumerate(graph.nodes):
-            operator = OPERATORS[node.op]
-            source = node.inputs[0] if node.inputs else ""
-            if node.op in _IN_PLACE and last[source] == i and source not in pinned and source not in aliases:
-                operator = _IN_PLACE[node.op]
-            freed = tuple(name for name in dict.fromkeys(node.inputs) if last[name] == i and name not in pinned)
-            self._steps.append((operator, node.inputs, node.output, node.attributes, freed))
+            last |= dict.fromkeys((*node.inputs, node.output), i)
+        made = {node.output for node in graph.nodes}
+        shared = {name for node in graph.nodes if node.op in _VIEWS for name in (node.inputs[0], node.output)}
+        self._steps = []
+        for i, node in enumerate(graph.nodes):
+            done = tuple(n for n in dict.fromkeys((*node.inputs, node.output)) if n in made and last[n] == i)
+            call = OPERATORS[node.op]
+            if node.op in _IN_PLACE:
+                first, *others = node.inputs
+                free = first in done and first not in self._wanted and first not in shared and first not in others
+                if free and graph.values[first].shape == graph.values[node.output].shape:
+                    call = _IN_PLACE[node.op]
+            self._steps.append(_Step(call, node.inputs, node.output, node.attributes, done))
 
-    def run(
-        self, inputs: Mapping[str, Tensor], on_output: Callable[[str, Tensor], Tensor] | None = None
-    ) -> list[Tensor]:
-        """The graph's outputs. `on_output` may replace an output as soon as nothing else reads it, to keep it smaller."""
-        values: dict[str, Tensor] = {**self.constants, **inputs, "": None}  # type: ignore[dict-item]
-        outputs = set(self.graph.outputs)
-        for operator, names, output, attributes, freed in self._steps:
-            values[output] = operator(*[values[name] for name in names], **attributes)
-            if on_output is not None and output in outputs:
-                kept = on_output(output, values[output])
-                if kept is not values[output]:
-                    outputs.discard(output)
-                    self._swap(values, output, kept)
-            for name in freed:
-                del values[name]
-        return [values.get(_packed(name), values.get(name)) for name in self.graph.outputs]  # type: ignore[misc]
-
-    def _swap(self, values: dict[str, Tensor], name: str, kept: Tensor) -> None:
-        values[_packed(name)] = kept
-        if not any(name in step[1] for step in self._steps):
-            del values[name]
+    def run(self, inputs: Mapping[str, Tensor], keep: Callable[[str, Tensor], Tensor] | None = None) -> list[Tensor]:
+        """The graph's outputs. `keep(name, tensor)` may replace each by something smaller once nothing reads it."""
+        values: dict[str, Tensor | None] = {**self.constants, **inputs, "": None}
+        results: dict[str, Tensor] = {}
+        for step in self._steps:
+            values[step.output] = step.call(*[values[name] for name in step.inputs], **step.attributes)
+            for name in step.done:
+                value = values.pop(name)
+                if name in self._wanted and value is not None:
+                    results[name] = keep(name, value) if keep else value
+        return [results[name] if name in results else values[name] for name in self.graph.outputs]  # type: ignore[misc]
 
 
 class TorchSegment:
-    """A frozen segment on the torch engine (see `contract.Segment`).
+    """A frozen segment on the torch engine (see `contract.Segment`), in any floating-point `dtype`.
 
-    With `imposed` masks and no packing it serves as the exact reference: `pack=False` keeps residuals unrounded.
+    With `pack=False` the residuals stay as they are, unrounded: the exact reference.
     """
 
     def __init__(
@@ -81,15 +95,11 @@ class TorchSegment:
         self.biases = {name: _moved(t, device, dtype).clone() for name, t in graphs.initial_biases.items()}
         self._residuals = {r.value.name: r for r in graphs.residuals}
         self._pack = pack
-        predict = Graph(
-            graphs.forward.inputs,
-            graphs.forward.outputs[: 1 + len(graphs.state)],
-            graphs.forward.nodes,
-            graphs.forward.values,
-            graphs.forward.constants,
-        ).pruned()
+        forward = graphs.forward
+        plain = forward.outputs[: 1 + len(graphs.state)]
+        predict = Graph(forward.inputs, plain, forward.nodes, forward.values, forward.constants).pruned()
         self._predict = Program(predict, device, dtype)
-        self._forward = Program(graphs.forward, device, dtype) if gradient == "exact" and graphs.backward else None
+        self._forward = Program(forward, device, dtype) if gradient == "exact" and graphs.backward else None
         backward = {"exact": graphs.backward, "recompute": graphs.recompute, "local": None}[gradient]
         self._backward = Program(backward, device, dtype) if backward else None
 
@@ -98,54 +108,45 @@ class TorchSegment:
         if self.state:
             inputs["ema_momentum"] = torch.full((1,), momentum, dtype=x.dtype, device=x.device)
         residuals = Residuals(batch=x.shape[0])
+        exact = keep and self._forward is not None
         with torch.no_grad():
-            if keep and self._forward is not None:
-                outputs = self._forward.run(inputs, self._packed if self._pack else None)
-                first = 1 + len(self.graphs.state)
-                residuals.kept = dict(zip(self.graphs.forward.outputs[first:], outputs[first:], strict=True))
-                if "x" in self._residuals:
-                    residuals.shared["x"] = x
+            if exact and self._forward is not None:
+                outputs = self._forward.run(inputs, self._keep)
             else:
                 outputs = self._predict.run(inputs)
-                if keep and self.gradient == "recompute":
-                    residuals.shared["x"] = x
-                    residuals.kept = {k: v for k, v in inputs.items() if k in self.state or k == "ema_momentum"}
-        for name, tensor in zip(self.graphs.state, outputs[1:], strict=False):
-            self.state[name] = tensor
+        plain = 1 + len(self.graphs.state)
+        if exact:
+            residuals.kept = dict(zip(self.graphs.forward.outputs[plain:], outputs[plain:], strict=True))
+            if "x" in residuals.kept:
+                residuals.shared["x"] = residuals.kept.pop("x")
+        elif keep and self.gradient == "recompute":
+            residuals.shared["x"] = x
+            residuals.kept = {name: t for name, t in inputs.items() if name in self.state or name == "ema_momentum"}
+        self.state = dict(zip(self.state, outputs[1:plain], strict=True))
         return outputs[0], residuals
 
     def input_gradient(self, residuals: Residuals, grad_y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         if self._backward is None:
             raise RuntimeError(f"a segment in gradient mode {self.gradient!r} has no backward")
         inputs = {**residuals.shared, "grad_y": grad_y}
-        for name in list(residuals.kept):
-            kept = residuals.kept.pop(name)
-            residual = self._residuals.get(name)
-            unpack = residual is not None and self._pack and self.gradient == "exact"
-            inputs[name] = residual.unpack(kept, residuals.batch, self.dtype) if unpack and residual else kept
         if self.gradient == "recompute":
-            inputs.update(self.biases)
+            inputs |= {**residuals.kept, **self.biases}
+        else:
+            for name in list(residuals.kept):
+                kept = residuals.kept.pop(name)
+                inputs[name] = self._residuals[name].unpack(kept, residuals.batch, self.dtype) if self._pack else kept
         with torch.no_grad():
             outputs = self._backward.run(inputs)
         return outputs[0], dict(zip(self.biases, outputs[1:], strict=True))
 
-    def _packed(self, name: str, tensor: Tensor) -> Tensor:
-        residual: Residual | None = self._residuals.get(name)
-        return tensor if residual is None else residual.pack(tensor)
-
-
-def _packed(name: str) -> str:
-    return f"{name} (packed)"
+    def _keep(self, name: str, tensor: Tensor) -> Tensor:
+        residual = self._residuals.get(name)
+        if residual is None:
+            return tensor
+        if tensor.untyped_storage().nbytes() > tensor.nbytes:
+            tensor = tensor.clone()  # a view would keep the whole of its base
+        return residual.pack(tensor) if self._pack else tensor
 
 
 def _moved(tensor: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
     return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else tensor.dtype)
-
-
-def _aliases(graph: Graph) -> set[str]:
-    """Values that share memory with another one through a view."""
-    shared: set[str] = set()
-    for node in graph.nodes:
-        if node.op in ("Reshape", "Transpose", "Slice"):
-            shared.update((node.inputs[0], node.output))
-    return shared
