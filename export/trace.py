@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from edgetta.errors import EdgettaError, UsageError
-from edgetta.export.aten import RULES, Lowering
+from edgetta.export import aten, aten_shapes  # noqa: F401 (they register their rules)
+from edgetta.export.lowering import RULES, Lowering
 from edgetta.segments.graph import BATCH, Graph
 
 _EXAMPLE_BATCH = 4  # batches of 0 and 1 would be specialised
@@ -59,20 +60,14 @@ def trace(model: nn.Module | torch.export.ExportedProgram, input_shape: tuple[in
     lowering = Lowering()
     known: dict[str, Any] = {}
     module_outputs: dict[str, str] = {}
-    outputs: list[str] = []
+    outputs: list[Any] = []
     for node in program.graph.nodes:
-        if node.op == "placeholder":
-            if node.name in tensors:
-                target = tensors[node.name]
-                known[node.name] = (
-                    constants[target].detach().to(torch.float32).cpu()
-                    if _floating(constants[target])
-                    else constants[target].detach().cpu()
-                )
-                lowering.names[id(known[node.name])] = target
-            else:
-                shape = (BATCH, *input_shape)
-                known[node.name] = lowering.builder.input("x", shape)
+        if node.op == "placeholder" and node.name in tensors:
+            target = tensors[node.name]
+            tensor = constants[target].detach().cpu()
+            known[node.name] = lowering.name(tensor.float() if tensor.is_floating_point() else tensor, target)
+        elif node.op == "placeholder":
+            known[node.name] = lowering.builder.input("x", (BATCH, *input_shape))
         elif node.op == "output":
             outputs = [known[argument.name] for argument in node.args[0]]
         else:
@@ -110,40 +105,42 @@ def _export(model: nn.Module, input_shape: tuple[int, int, int]) -> torch.export
 
 def _lower(lowering: Lowering, node: torch.fx.Node, known: Mapping[str, Any]) -> Any:
     """The lowered value of one traced call: a value's name, a constant tensor, a tuple of either, or a size."""
-    if node.target is operator.getitem:
-        return known[node.args[0].name][node.args[1]]  # type: ignore[union-attr]
+    target, fake = str(node.target), node.meta.get("val")
+    if isinstance(fake, torch.SymInt):
+        return BATCH  # or a product with it: rules take shapes from the fake tensors, not from sizes
+    if target.startswith("aten._assert"):
+        return None
     arguments = torch.fx.map_arg(node.args, lambda n: known[n.name])
     keywords = torch.fx.map_arg(node.kwargs, lambda n: known[n.name])
-    target = str(node.target)
-    if target == "aten.sym_size.int":
-        return BATCH
-    flat = [*_flatten(arguments), *_flatten(keywords)]
-    if not any(isinstance(argument, str) and argument in lowering.builder.values for argument in flat):
-        if BATCH not in flat or "view" not in target:
-            try:
-                return node.target(*arguments, **keywords)  # constants alone: compute them now
-            except Exception as error:
-                raise TraceError(f"cannot evaluate {target} on constants: {error}") from error
+    if node.target is operator.getitem:
+        return arguments[0][arguments[1]]  # type: ignore[index]
+    values = lowering.builder.values
+    if not _symbolic(fake) and not any(isinstance(a, str) and a in values for a in _leaves((arguments, keywords))):
+        try:
+            return node.target(*arguments, **keywords)  # type: ignore[operator] # constants alone: compute them now
+        except Exception as error:  # torch raises many kinds
+            raise TraceError(f"cannot evaluate {target} on constants: {error}") from error
+    where = next(reversed([path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]), "")
     rule = RULES.get(target)
     if rule is None:
-        where = next(reversed(list((node.meta.get("nn_module_stack") or {"": ("", "")}).values())))[0]
         raise TraceError(
             f"operator {target} (in module {where!r}) has no rule in edgetta.export.aten; "
             "replace the module by one made of known operators, or add a rule"
         )
     try:
-        return rule(lowering, node.meta.get("val"), *arguments, **keywords)
+        return rule(lowering, fake, *arguments, **keywords)
     except ValueError as error:
-        raise TraceError(f"operator {target}: {error}") from error
+        raise TraceError(f"operator {target} (in module {where!r}): {error}") from error
 
 
-def _flatten(value: Any) -> list[Any]:
+def _symbolic(fake: Any) -> bool:
+    """Whether a traced result's shape depends on the batch."""
+    return any(not isinstance(size, int) for tensor in _leaves(fake) for size in getattr(tensor, "shape", ()))
+
+
+def _leaves(value: Any) -> list[Any]:
     if isinstance(value, Mapping):
-        return [leaf for item in value.values() for leaf in _flatten(item)]
+        return [leaf for item in value.values() for leaf in _leaves(item)]
     if isinstance(value, list | tuple):
-        return [leaf for item in value for leaf in _flatten(item)]
+        return [leaf for item in value for leaf in _leaves(item)]
     return [value]
-
-
-def _floating(tensor: torch.Tensor) -> bool:
-    return tensor.is_floating_point()

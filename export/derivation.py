@@ -1,0 +1,74 @@
+"""What a gradient rule works with: the forward graph that it may extend, the backward graph that it builds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from edgetta.errors import EdgettaError
+from edgetta.segments.contract import Residual, ResidualKind
+from edgetta.segments.graph import BATCH, Graph, GraphBuilder, Node
+
+
+class DifferentiationError(EdgettaError):
+    """A frozen part holds an operator whose gradient edgetta does not know."""
+
+
+class Derivation:
+    """The forward graph being extended, the backward graph being built, and the residuals between them."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.forward = GraphBuilder.of(graph, "r")
+        self.backward = GraphBuilder("g")
+        self.backward.constants = dict(graph.constants)  # one set of names for both graphs; what is unused is pruned
+        self.residuals: dict[str, Residual] = {}
+
+    def save(self, name: str, kind: ResidualKind, low: float = 0.0, high: float = 1.0) -> str:
+        """Make a forward value available to the backward graph, under the same name."""
+        if name in self.forward.constants:
+            return self.backward.constant(name, self.forward.constants[name])
+        value = self.forward.values[name]
+        if name not in self.residuals:
+            self.residuals[name] = Residual(value, kind if value.per_sample else "scale", low, high)
+            self.backward.values[name] = value
+        return name
+
+    def constant(self, name: str) -> bool:
+        """Whether a forward value is a weight."""
+        return name in self.forward.constants
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a forward value or weight."""
+        return self.forward.shape(name)
+
+    def reshape(self, gradient: str, shape: Sequence[int]) -> str:
+        """Give a gradient the forward shape `shape`."""
+        source = self.backward.shape(gradient)
+        same = [size == BATCH and i < len(source) and source[i] == BATCH for i, size in enumerate(shape)]
+        return self.backward.emit("Reshape", gradient, shape=[0 if same[i] else size for i, size in enumerate(shape)])
+
+    def unbroadcast(self, gradient: str, name: str) -> str:
+        """Sum a gradient over the axes along which the forward value `name` was broadcast."""
+        if self.constant(name):
+            return gradient
+        target, source = self.shape(name), self.backward.shape(gradient)
+        padded = (1,) * (len(source) - len(target)) + target
+        axes = [i for i, (have, want) in enumerate(zip(source, padded, strict=True)) if want == 1 and have != 1]
+        if axes:
+            gradient = self.backward.emit("ReduceSum", gradient, axes=axes, keepdims=1)
+        return gradient if len(target) == len(source) else self.reshape(gradient, target)
+
+
+Rule = Callable[[Derivation, Node, str], list[str | None]]
+RULES: dict[str, Rule] = {}
+"""Operator -> rule: given a node and the gradient of its output, the gradients of its inputs (None: no gradient)."""
+
+
+def rule(*operators: str) -> Callable[[Rule], Rule]:
+    """Register the function below as the gradient rule of `operators`."""
+
+    def register(function: Rule) -> Rule:
+        for op in operators:
+            RULES[op] = function
+        return function
+
+    return register

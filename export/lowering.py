@@ -1,0 +1,90 @@
+"""The graph under construction while a traced model is lowered, and the registry of lowering rules.
+
+A rule takes the lowering, the traced result's fake tensor (for shapes), and the call's arguments, where activations
+are names (str) and weights are tensors. It returns the name of the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from edgetta.segments.graph import BATCH, GraphBuilder
+
+Activation = str
+Operand = str | Tensor | float | int
+
+
+class Lowering:
+    """The graph under construction and the names of the model's weights."""
+
+    def __init__(self) -> None:
+        self.builder = GraphBuilder("v")
+        self._names: dict[int, str] = {}
+        self._named: list[Tensor] = []  # keeps the ids above valid
+
+    def name(self, tensor: Tensor, name: str) -> Tensor:
+        """Call a weight `name` in the graph."""
+        self._names[id(tensor)] = name
+        self._named.append(tensor)
+        return tensor
+
+    def derived(self, tensor: Tensor, source: Tensor, suffix: str) -> Tensor:
+        """Name a tensor that was made from another one."""
+        return self.name(tensor, f"{self._names.get(id(source), 'constant')}.{suffix}")
+
+    def operand(self, value: Operand) -> str:
+        """The graph name of an activation, a weight or a number."""
+        if isinstance(value, str):
+            return value
+        if not isinstance(value, Tensor):
+            return self.builder.scalar(float(value))
+        return self.builder.constant(self._names.get(id(value), "constant"), value.float())
+
+    def rank(self, name: str) -> int:
+        return len(self.builder.shape(name))
+
+    def emit(self, op: str, *inputs: Operand, **attributes: Any) -> str:
+        return self.builder.emit(op, *(self.operand(i) for i in inputs), **attributes)
+
+    def reshape(self, x: str, shape: Sequence[int]) -> str:
+        """Reshape to `shape`, in which BATCH may stand once, at any place."""
+        source = self.builder.shape(x)
+        if tuple(shape) == source:
+            return x
+        same = [size == BATCH and i < len(source) and source[i] == BATCH for i, size in enumerate(shape)]
+        return self.emit("Reshape", x, shape=[0 if same[i] else size for i, size in enumerate(shape)])
+
+
+Rule = Callable[..., Any]
+RULES: dict[str, Rule] = {}
+"""Operator of torch, such as "aten.relu.default" -> rule."""
+
+
+def rule(*targets: str) -> Callable[[Rule], Rule]:
+    """Register the function below as the lowering rule of `targets`."""
+
+    def register(function: Rule) -> Rule:
+        for target in targets:
+            RULES[target] = function
+        return function
+
+    return register
+
+
+def pair(value: int | Sequence[int]) -> list[int]:
+    """Height and width of a size that may be given as one number."""
+    sizes = [value] if isinstance(value, int) else list(value)
+    return sizes * 2 if len(sizes) == 1 else sizes
+
+
+def shape_of(fake: Any) -> list[int]:
+    """The traced result's shape with the batch written as BATCH.
+
+    Raises ValueError where the batch is merged with another dimension.
+    """
+    if any(not isinstance(size, int) and not str(size).isidentifier() for size in fake.shape):
+        raise ValueError(f"the batch is merged with another dimension, got {tuple(fake.shape)}")
+    return [int(size) if isinstance(size, int) else BATCH for size in fake.shape]
