@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -26,7 +26,8 @@ class Frozen:
 
     `state` maps each state input (running mean or variance) to the output that replaces it after a batch, and
     `initial_state` holds the values to begin with. `biases` are the inputs that hold adaptable biases, with their
-    shipped values in `initial_biases`. The graph's inputs are "x", the state, `ema_momentum` if there is state, and the biases.
+    shipped values in `initial_biases`. The graph's inputs are "x", the state, `ema_momentum` if there is state, and
+    the biases.
     """
 
     graph: Graph
@@ -38,48 +39,13 @@ class Frozen:
 def settle(graph: Graph, policy: BatchNormPolicy, adapt_bias: bool = False) -> Frozen:
     """Apply a BatchNorm `policy` to a segment; with `adapt_bias` its per-channel biases become inputs.
 
+    Biases are those of normalisations, convolutions and linear layers; one in front of a BatchNorm that takes
+    statistics from the stream is left out, because the normalisation cancels it.
     Raises `UsageError` for an unknown policy.
     """
     if policy not in get_args(BatchNormPolicy):
         raise UsageError(f"unknown BatchNorm policy {policy!r}; choose one of {', '.join(get_args(BatchNormPolicy))}")
-    if policy == "source":
-        graph = fold(graph)
-    builder = GraphBuilder(f"{policy}_")
-    builder.inputs = list(graph.inputs)
-    builder.constants = dict(graph.constants)
-    builder.values = dict(graph.values)
-    state: dict[str, str] = {}
-    initial_state: dict[str, torch.Tensor] = {}
-    biases: dict[str, torch.Tensor] = {}
-    renamed: dict[str, str] = {}
-    for node in graph.nodes:
-        inputs = [renamed.get(name, name) for name in node.inputs]
-        bias_at = {"BatchNormalization": 2, "Conv": 2}.get(node.op)
-        movable = bias_at is not None and len(inputs) > bias_at and inputs[bias_at] in builder.constants
-        bias = ""
-        if adapt_bias and movable and bias_at is not None:
-            bias = inputs[bias_at]
-            zero = torch.zeros_like(builder.constants[bias])
-            inputs[bias_at] = builder.constant(f"zeros.{zero.numel()}", zero)
-            if node.op == "Conv":
-                inputs = inputs[:2]
-        if node.op == "BatchNormalization" and policy != "source":
-            mean = builder.emit("ChannelMean", inputs[0])
-            variance = builder.emit("ChannelVariance", inputs[0], mean)
-            if policy == "ema":
-                mean = _follow(builder, inputs[3], mean, state, initial_state)
-                variance = _follow(builder, inputs[4], variance, state, initial_state)
-            inputs[3:] = [mean, variance]
-        renamed[node.output] = node.output
-        builder.nodes.append(Node(node.op, tuple(inputs), node.output, node.attributes))
-        if bias:
-            values = builder.constants[bias]
-            rank = len(builder.shape(node.output))
-            name = builder.input(f"bias.{bias}", (1, values.numel(), *([1] * (rank - 2))))
-            biases[name] = values.reshape(builder.values[name].shape)
-            renamed[node.output] = builder.emit("Add", node.output, name)
-    outputs = [renamed.get(graph.outputs[0], graph.outputs[0]), *state.values()]
-    return Frozen(builder.graph(outputs), state, initial_state, biases)
+    return _Settling(fold(graph) if policy == "source" else graph, policy, adapt_bias).result()
 
 
 def fold(graph: Graph) -> Graph:
@@ -90,21 +56,20 @@ def fold(graph: Graph) -> Graph:
     replaced: dict[str, Node] = {}
     removed: set[str] = set()
     for node in graph.nodes:
-        if node.op != "BatchNormalization":
-            continue
-        source = producers.get(node.inputs[0])
+        source = producers.get(node.inputs[0]) if node.op == "BatchNormalization" else None
         if (
             source is None
             or source.op != "Conv"
             or len(consumers[source.output]) > 1
             or source.output in graph.outputs
+            or any(name not in constants for name in node.inputs[1:])
         ):
             continue
         scale, bias, mean, var = (constants[name].double() for name in node.inputs[1:])
         weight = constants[source.inputs[1]]
         old_bias = constants[source.inputs[2]].double() if len(source.inputs) > 2 and source.inputs[2] else 0.0
         factor = scale / torch.sqrt(var + node.attributes["epsilon"])
-        names = f"{source.inputs[1]}.folded", f"{node.inputs[2]}.folded"
+        names = _unused(f"{source.inputs[1]}.folded", constants), _unused(f"{node.inputs[2]}.folded", constants)
         constants[names[0]] = (weight.double() * factor.reshape(-1, 1, 1, 1)).to(weight.dtype)
         constants[names[1]] = (bias + (old_bias - mean) * factor).to(weight.dtype)
         replaced[node.output] = Node("Conv", (source.inputs[0], *names), node.output, source.attributes)
@@ -113,16 +78,101 @@ def fold(graph: Graph) -> Graph:
     return Graph(graph.inputs, graph.outputs, nodes, graph.values, constants).pruned()
 
 
-def _follow(
-    builder: GraphBuilder, source: str, current: str, state: dict[str, str], initial: dict[str, torch.Tensor]
-) -> str:
-    """running + momentum * (current - running), where running comes in as state and leaves as state."""
-    shape = tuple(builder.constants[source].shape)
-    running = builder.input(f"state.{source}", shape)
-    if EMA_MOMENTUM not in builder.values:
-        builder.input(EMA_MOMENTUM, (1,))
-    step = builder.emit("Mul", builder.emit("Sub", current, running), EMA_MOMENTUM)
-    updated = builder.emit("Add", running, step)
-    state[running] = updated
-    initial[running] = builder.constants[source]
-    return updated
+class _Settling:
+    """One pass over a graph that rebuilds it with a policy applied."""
+
+    def __init__(self, graph: Graph, policy: BatchNormPolicy, adapt_bias: bool) -> None:
+        self.graph = graph
+        self.follows_stream = policy != "source"
+        self.running = policy == "ema"
+        self.adapt_bias = adapt_bias
+        self.consumers = graph.consumers()
+        self.builder = GraphBuilder(f"{policy}_")
+        self.builder.inputs = list(graph.inputs)
+        self.builder.constants = dict(graph.constants)
+        self.builder.values = dict(graph.values)
+        self.state: dict[str, str] = {}
+        self.initial_state: dict[str, torch.Tensor] = {}
+        self.biases: dict[str, torch.Tensor] = {}
+        self.renamed: dict[str, str] = {}
+        self.rest = ""  # 1 - momentum
+
+    def result(self) -> Frozen:
+        for node in self.graph.nodes:
+            self._settle(node, [self.renamed.get(name, name) for name in node.inputs])
+        output = self.graph.outputs[0]
+        outputs = [self.renamed.get(output, output), *self.state.values()]
+        return Frozen(self.builder.graph(outputs), self.state, self.initial_state, self.biases)
+
+    def _settle(self, node: Node, inputs: list[str]) -> None:
+        builder = self.builder
+        rank = len(builder.shape(node.output))
+        moved = ""  # a bias that leaves its node and is added behind it
+        at = self._bias_of(node)
+        if at is not None and node.op == "Add":
+            inputs[at] = self._bias_input(inputs[at], [1] * (rank - 1) + [-1])
+        elif at is not None:
+            moved = inputs[at]
+            zero = torch.zeros_like(builder.constants[moved])
+            inputs[at] = "" if node.op == "Conv" else builder.constant(f"zeros.{zero.numel()}", zero)
+        if node.op == "BatchNormalization" and self.follows_stream:
+            inputs[3:] = self._statistics(inputs)
+        while inputs and not inputs[-1]:
+            inputs.pop()
+        builder.nodes.append(Node(node.op, tuple(inputs), node.output, node.attributes))
+        if moved:
+            name = self._bias_input(moved, [1, -1] + [1] * (rank - 2))
+            self.renamed[node.output] = builder.emit("Add", node.output, name)
+
+    def _bias_of(self, node: Node) -> int | None:
+        """Where a node takes a per-channel bias that can adapt."""
+        constants = self.graph.constants
+        if not self.adapt_bias:
+            return None
+        if node.op == "BatchNormalization":
+            return 2
+        if node.op == "Conv" and len(node.inputs) > 2 and node.inputs[2]:
+            readers = self.consumers.get(node.output, [])
+            cancelled = self.follows_stream and node.output not in self.graph.outputs
+            return None if cancelled and all(n.op == "BatchNormalization" for n in readers) else 2
+        if node.op == "Add":  # of a linear layer or a LayerNorm: one number per channel, the last axis
+            channels = self.graph.values[node.output].shape[-1]
+            for at, name in enumerate(node.inputs):
+                if name in constants and tuple(constants[name].shape) == (channels,) and channels > 1:
+                    return at
+        return None
+
+    def _bias_input(self, bias: str, shape: list[int]) -> str:
+        values = self.builder.constants[bias].reshape(shape)
+        name = self.builder.input(_unused(f"bias.{bias}", self.builder.values), values.shape)
+        self.biases[name] = values
+        return name
+
+    def _statistics(self, inputs: list[str]) -> list[str]:
+        mean = self.builder.emit("ChannelMean", inputs[0])
+        variance = self.builder.emit("ChannelVariance", inputs[0], mean)
+        return [self._follow(inputs[3], mean), self._follow(inputs[4], variance)] if self.running else [mean, variance]
+
+    def _follow(self, source: str, current: str) -> str:
+        """(1 - momentum) running + momentum current, where running comes in as state and leaves as state.
+
+        In this form momentum 1 is exactly the batch's statistics and momentum 0 exactly the running ones.
+        """
+        builder = self.builder
+        running = builder.input(_unused(f"state.{source}", builder.values), tuple(builder.constants[source].shape))
+        if not self.rest:
+            self.rest = builder.emit("Sub", builder.scalar(1.0), builder.input(EMA_MOMENTUM, (1,)))
+        old, new = builder.emit("Mul", running, self.rest), builder.emit("Mul", current, EMA_MOMENTUM)
+        updated = builder.emit("Add", old, new)
+        self.state[running] = updated
+        self.initial_state[running] = builder.constants[source]
+        return updated
+
+
+def _unused(name: str, taken: Mapping[str, Any]) -> str:
+    """`name`, numbered where a module that runs twice has taken it already."""
+    unused, count = name, 1
+    while unused in taken:
+        count += 1
+        unused = f"{name}.{count}"
+    return unused
