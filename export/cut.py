@@ -6,13 +6,15 @@ module names (the cut is that module's output) or chosen here, shallow layers fi
 
 from __future__ import annotations
 
+import difflib
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edgetta.errors import UsageError
 from edgetta.export.trace import Trace
-from edgetta.segments.graph import Graph, Node
+from edgetta.segments.graph import BATCH, Graph, Node
 
 _ACTIVATIONS = ("Relu", "Clip", "Silu", "Gelu", "HardSwish")
 
@@ -43,8 +45,8 @@ def cut(trace: Trace, names: Sequence[str] | None = None, parts: int = 4) -> Cut
     legal = list(order.values())
     points = []
     for name in chosen:
-        value = trace.module_outputs.get(name)
-        if value is None or value not in legal:
+        value = trace.module_outputs.get(name, "")
+        if value not in legal:
             raise UsageError(_explain(trace, name, order))
         points.append(value)
     positions = [legal.index(value) for value in points]
@@ -54,7 +56,7 @@ def cut(trace: Trace, names: Sequence[str] | None = None, parts: int = 4) -> Cut
                 f"cut {chosen[i]!r} does not come after {chosen[i - 1]!r}; list the cuts from input to output"
             )
     borders = [trace.graph.inputs[0], *points, trace.graph.outputs[0]]
-    graphs = [_between(trace.graph, a, b) for a, b in zip(borders, borders[1:], strict=False)]
+    graphs = [_between(trace.graph, a, b) for a, b in itertools.pairwise(borders)]
     return CutModel(graphs[0], tuple(graphs[1:-1]), graphs[-1], chosen)
 
 
@@ -71,7 +73,7 @@ def legal_cuts(trace: Trace) -> dict[str, str]:
     for i, node in enumerate(graph.nodes):
         live.add(node.output)
         live = {name for name in live if last_use.get(name, -1) > i}
-        if live == {node.output}:
+        if live == {node.output} and graph.values[node.output].shape[0] == BATCH:
             separating.append(node.output)
     named: dict[str, str] = {}
     for path, value in trace.module_outputs.items():
@@ -82,22 +84,25 @@ def legal_cuts(trace: Trace) -> dict[str, str]:
 
 
 def automatic_cuts(trace: Trace, parts: int) -> tuple[str, ...]:
-    """Cuts that give each part about the same number of activation elements, so that shallow layers are cut finer."""
+    """Cuts that give each part about the same number of activation elements, so that shallow layers are cut finer.
+
+    Parts end where blocks end or, in a network without blocks, behind activations. Raises `UsageError` when there are
+    fewer such places than `parts`.
+    """
     graph = trace.graph
     position = {node.output: i for i, node in enumerate(graph.nodes)}
-    legal = sorted(legal_cuts(trace).items(), key=lambda item: position[item[1]])
-    legal = [(name, value) for name, value in legal if _is_feature(graph, value)]
-    blocks = _blocks(trace, legal, position)
-    if len(blocks) < parts + 1:
+    legal = [(name, value) for name, value in legal_cuts(trace).items() if _is_feature(graph, value)]
+    places = max(_behind_blocks(trace, legal, position), _behind_activations(graph, legal), key=_enough(parts))
+    if len(places) < parts + 1:
         raise UsageError(
-            f"the model has {max(len(blocks) - 1, 0)} places where a part can end, fewer than the {parts} parts asked "
+            f"the model has {max(len(places) - 1, 0)} places where a part can end, fewer than the {parts} parts asked "
             "for; ask for fewer parts, or name the cuts"
         )
     cost = [
-        sum(_elements(graph, node) for node in graph.nodes[position[a[1]] + 1 : position[b[1]] + 1])
-        for a, b in zip(blocks, blocks[1:], strict=False)
+        sum(graph.values[node.output].elements(1) for node in graph.nodes[position[a] + 1 : position[b] + 1])
+        for (_, a), (_, b) in itertools.pairwise(places)
     ]
-    return blocks[0][0], *(blocks[i + 1][0] for i in _balanced(cost, parts))
+    return places[0][0], *(places[end + 1][0] for end in _balanced(cost, parts))
 
 
 def _balanced(cost: Sequence[float], parts: int) -> list[int]:
@@ -128,26 +133,48 @@ def _is_feature(graph: Graph, value: str) -> bool:
     return (len(shape) == 4 and math.prod(shape[2:]) > 1) or (len(shape) == 3 and shape[1] > 1)
 
 
-def _blocks(trace: Trace, legal: Sequence[tuple[str, str]], position: dict[str, int]) -> list[tuple[str, str]]:
-    """Where parts may end, the stem's end first: the outputs of blocks, or of activations in a plain network."""
-    graph = trace.graph
-    parents = {path.rsplit(".", i)[0] for path in trace.module_outputs for i in range(1, path.count(".") + 1)}
-    blocks = [(name, value) for name, value in legal if name in parents]
-    previous = -1
-    for i, (name, value) in enumerate(blocks):
-        between = graph.nodes[previous + 1 : position[value] + 1]
-        previous = position[value]
-        if sum(node.op in ("Conv", "MatMul") for node in between) < 2:
-            continue  # still the stem: a block has at least two convolutions or matrix products
-        before = [cut for cut in legal if position[cut[1]] < position[value] and not cut[0].startswith(name + ".")]
+def _enough(parts: int) -> Callable[[list[tuple[str, str]]], int]:
+    """Prefers the first list that is long enough for `parts`, otherwise the longest."""
+    return lambda places: min(len(places), parts + 1)
+
+
+def _behind_blocks(trace: Trace, legal: Sequence[tuple[str, str]], position: dict[str, int]) -> list[tuple[str, str]]:
+    """The stem's end, then the end of every block, as (module, value).
+
+    A block is a module with two convolutions or matrix products and a legal output, that is neither a sequence of
+    such modules nor inside another block.
+    """
+    weights = [node.inputs[1] for node in trace.graph.nodes if node.op in ("Conv", "MatMul")]
+    names = {value: name for name, value in legal}
+    large = {
+        path: value
+        for path, value in trace.module_outputs.items()
+        if value in names and sum(weight.startswith(f"{path}.") for weight in weights) >= 2
+    }
+    single = [path for path in large if not _is_sequence(path, large)]
+    blocks = [path for path in single if not any(path.startswith(f"{outer}.") for outer in single)]
+    blocks.sort(key=lambda path: position[large[path]])
+    for i, path in enumerate(blocks):
+        before = [
+            cut
+            for cut in legal
+            if position[cut[1]] < position[large[path]] and not f"{cut[0]}.".startswith(f"{path}.")
+        ]
         if before:
-            return [before[-1], *blocks[i:]]
+            return [before[-1], *((names[large[block]], large[block]) for block in blocks[i:])]
+    return [(names[large[block]], large[block]) for block in blocks]
+
+
+def _is_sequence(path: str, large: dict[str, str]) -> bool:
+    """Whether a module only strings others of `large` together: two or more, or one that ends where it ends."""
+    inner = [other for other in large if other.startswith(f"{path}.")]
+    outermost = [other for other in inner if not any(other.startswith(f"{outer}.") for outer in inner)]
+    return len(outermost) > 1 or any(large[other] == large[path] for other in inner)
+
+
+def _behind_activations(graph: Graph, legal: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     producers = graph.producers()
     return [(name, value) for name, value in legal if producers[value].op in (*_ACTIVATIONS, "MaxPool", "AveragePool")]
-
-
-def _elements(graph: Graph, node: Node) -> int:
-    return graph.values[node.output].elements(1)
 
 
 def _between(graph: Graph, source: str, target: str) -> Graph:
@@ -169,14 +196,13 @@ def _between(graph: Graph, source: str, target: str) -> Graph:
 
 def _explain(trace: Trace, name: str, order: dict[str, str]) -> str:
     legal = list(order)
+    if not legal:
+        return f"the model cannot be cut after {name!r}, nor anywhere else: shortcuts cross every place"
     if name not in trace.module_outputs:
-        import difflib
-
         close = difflib.get_close_matches(name, legal, 1, 0.0)
-        return f"the model has no module {name!r}; the nearest legal cut is {close[0] if close else 'none'!r}"
-    producers = {node.output: i for i, node in enumerate(trace.graph.nodes)}
-    place = producers[trace.module_outputs[name]]
-    nearest = min(legal, key=lambda other: abs(producers[order[other]] - place))
+        return f"the model has no module {name!r}; the nearest legal cut is {close[0]!r}"
+    place = {node.output: i for i, node in enumerate(trace.graph.nodes)}
+    nearest = min(legal, key=lambda other: abs(place[order[other]] - place[trace.module_outputs[name]]))
     return (
         f"the model cannot be cut after {name!r}: another value (a shortcut, say) crosses there; "
         f"the nearest legal cut is {nearest!r}"
