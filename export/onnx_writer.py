@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from edgetta.errors import MissingDependencyError
+from edgetta.errors import MissingDependencyError, UsageError
 from edgetta.segments.graph import BATCH, Graph, Node
 
 if TYPE_CHECKING:
@@ -31,25 +31,31 @@ def to_onnx(graph: Graph, name: str, weights: Path | None = None, opset: int = O
     """The graph as an ONNX model whose activations are float32 and whose batch is dynamic.
 
     With `weights`, the path of a `.safetensors` file that holds the graph's constants, they are external data in that
-    file (its name only: it must lie beside the ONNX file). Without it they are stored inside.
-    Raises `MissingDependencyError` where the onnx package is absent.
+    file (its name only: it must lie beside the ONNX file). Without it they are stored inside. `opset` may be 17 or
+    later, as far as the installed onnx package knows it.
+    Raises `UsageError` for another opset, `MissingDependencyError` where the onnx package is absent.
     """
     try:
         import onnx
         from onnx import TensorProto, helper, numpy_helper
     except ImportError as error:
         raise MissingDependencyError("writing ONNX needs the onnx package: pip install 'edgetta[export]'") from error
+    newest = onnx.defs.onnx_opset_version()
+    if not OPSET <= opset <= newest:
+        raise UsageError(f"opset {opset} cannot be written; choose one from {OPSET} to {newest}")
 
     offsets = tensor_offsets(weights) if weights else {}
-    writer = _Writer(graph)
+    writer = _Writer(graph, opset)
     for node in graph.nodes:
         writer.write(node)
     initializers = []
     for constant, tensor in {**graph.constants, **writer.constants}.items():
-        array = tensor.contiguous().numpy()
+        array = (tensor.float() if tensor.is_floating_point() else tensor).contiguous().numpy()
         if weights and constant in offsets:
             proto = TensorProto(name=constant, data_type=TensorProto.FLOAT, dims=list(array.shape))
             start, length = offsets[constant]
+            if length != array.nbytes or array.dtype != np.float32:
+                raise UsageError(f"{constant!r} in {weights} is not the graph's float32 tensor; write that file anew")
             proto.data_location = TensorProto.EXTERNAL
             for key, value in (("location", weights.name), ("offset", start), ("length", length)):
                 proto.external_data.add(key=key, value=str(value))
@@ -85,30 +91,36 @@ def tensor_offsets(path: Path) -> dict[str, tuple[int, int]]:
 class _Writer:
     """ONNX nodes for graph nodes; attributes that ONNX takes as inputs become small constants."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, opset: int) -> None:
         self.graph = graph
+        self.opset = opset
         self.nodes: list[Any] = []
         self.constants: dict[str, torch.Tensor] = {}
 
     def write(self, node: Node) -> None:
-        expansion = _EXPANSIONS.get(node.op)
-        if expansion is not None:
-            expansion(self, node)
+        if node.op in _EXPANSIONS:
+            _EXPANSIONS[node.op](self, node)
             return
-        attributes = {key: value for key, value in node.attributes.items() if key not in _AS_INPUT.get(node.op, ())}
-        inputs = list(node.inputs)
+        attributes, inputs = dict(node.attributes), list(node.inputs)
         for key in _AS_INPUT.get(node.op, ()):
-            inputs.append(self._as_input(node, key))
-        if node.op == "ReduceSum":
-            inputs.append(self.integers(node.attributes["axes"]))
-            attributes.pop("axes")
-        self.emit(node.op, inputs, node.output, attributes)
+            value = attributes.pop(key)
+            inputs.append(self.number(value) if isinstance(value, float) else self.integers(value))
+        if node.op == "ReduceMean":
+            self.mean(inputs[0], node.output, attributes["axes"], attributes["keepdims"])
+        else:
+            self.emit(node.op, inputs, node.output, attributes)
 
     def emit(self, op: str, inputs: list[str], output: str, attributes: Mapping[str, Any] | None = None) -> str:
         from onnx import helper
 
         self.nodes.append(helper.make_node(op, inputs, [output], name=f"{op}_{output}", **(attributes or {})))
         return output
+
+    def mean(self, x: str, output: str, axes: Sequence[int], keepdims: int) -> str:
+        """ReduceMean, whose axes became an input with opset 18."""
+        if self.opset < 18:
+            return self.emit("ReduceMean", [x], output, {"axes": list(axes), "keepdims": keepdims})
+        return self.emit("ReduceMean", [x, self.integers(axes)], output, {"keepdims": keepdims})
 
     def integers(self, numbers: Any) -> str:
         values = [int(n) for n in numbers]
@@ -125,16 +137,13 @@ class _Writer:
         constant = self.graph.constants.get(name)
         return constant.dim() if constant is not None else len(self.graph.values[name].shape)
 
-    def _as_input(self, node: Node, key: str) -> str:
-        value = node.attributes[key]
-        return self.number(float(value)) if isinstance(value, float) else self.integers(value)
-
 
 _AS_INPUT: dict[str, tuple[str, ...]] = {
     "Reshape": ("shape",),
     "Slice": ("starts", "ends", "axes", "steps"),
     "Pad": ("pads", "value"),
     "Clip": ("min", "max"),
+    "ReduceSum": ("axes",),
 }
 
 
@@ -157,19 +166,21 @@ def _gelu(w: _Writer, node: Node) -> None:
 
 
 def _channel_mean(w: _Writer, node: Node) -> None:
-    axes = [axis for axis in range(w.rank(node.inputs[0])) if axis != 1]
-    w.emit("ReduceMean", [node.inputs[0]], node.output, {"axes": axes, "keepdims": 0})
+    _per_channel(w, node.inputs[0], node.output)
 
 
 def _channel_variance(w: _Writer, node: Node) -> None:
     """mean((x - mean)^2), two passes: E[x^2] - mean^2 would cancel where a channel is nearly constant."""
     x, mean = node.inputs
-    rank = w.rank(x)
-    column = w.emit("Reshape", [mean, w.integers([1, -1, *([1] * (rank - 2))])], f"{node.output}.mean")
+    column = w.emit("Reshape", [mean, w.integers([-1, *([1] * (w.rank(x) - 2))])], f"{node.output}.mean")
     centred = w.emit("Sub", [x, column], f"{node.output}.centred")
-    square = w.emit("Mul", [centred, centred], f"{node.output}.square")
-    axes = [axis for axis in range(rank) if axis != 1]
-    w.emit("ReduceMean", [square], node.output, {"axes": axes, "keepdims": 0})
+    _per_channel(w, w.emit("Mul", [centred, centred], f"{node.output}.square"), node.output, w.rank(x))
+
+
+def _per_channel(w: _Writer, x: str, output: str, rank: int | None = None) -> None:
+    """Mean over all axes but the channel, the contiguous ones first, which ONNX Runtime does faster."""
+    inner = list(range(2, w.rank(x) if rank is None else rank))
+    w.mean(w.mean(x, f"{output}.inner", inner, 0) if inner else x, output, [0], 0)
 
 
 _EXPANSIONS: dict[str, Callable[[_Writer, Node], None]] = {
@@ -179,8 +190,3 @@ _EXPANSIONS: dict[str, Callable[[_Writer, Node], None]] = {
     "ChannelMean": _channel_mean,
     "ChannelVariance": _channel_variance,
 }
-
-
-def weights_as_numpy(graph: Graph) -> dict[str, np.ndarray]:
-    """The graph's constants as float32 arrays."""
-    return {name: tensor.float().contiguous().numpy() for name, tensor in graph.constants.items()}
