@@ -246,14 +246,34 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _check_target(target: Path, zipped: bool, overwrite: bool) -> None:
+    """Raise `UsageError` unless `target` is free, an empty folder, or a bundle and nothing else."""
     if not target.exists():
         return
     if not overwrite:
         raise UsageError(f"{target} exists already; choose another path, or overwrite it explicitly")
-    if zipped and not target.is_file():
-        raise UsageError(f"{target} is a folder; choose another path for the zip")
-    if not zipped and not (target.is_dir() and ((target / MANIFEST).is_file() or not any(target.iterdir()))):
+    if target.is_dir() and not zipped and not any(target.iterdir()):
+        return
+    listed = _listed_files(target) if target.is_dir() != zipped else None
+    if listed is None:
         raise UsageError(f"{target} is not a bundle and will not be overwritten; choose another path")
+    if not zipped:
+        present = {p.relative_to(target).as_posix() for p in target.rglob("*") if p.is_symlink() or not p.is_dir()}
+        for other in sorted(present - listed):
+            raise UsageError(f"{target} holds {other!r}, which is not part of the bundle; move it away first")
+
+
+def _listed_files(target: Path) -> set[str] | None:
+    """Names of the files of the bundle at `target`, `manifest.json` among them; None where there is no bundle."""
+    try:
+        if target.is_dir():
+            raw = (target / MANIFEST).read_bytes()
+        else:
+            with zipfile.ZipFile(target) as archive:
+                raw = archive.read(MANIFEST)
+        data = json.loads(raw)
+        return {*data["files"], MANIFEST} if data["format"] == FORMAT else None
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        return None
 
 
 def _check_what_was_written(temporary: Path, target: Path) -> None:

@@ -1,0 +1,75 @@
+"""`edgetta inspect` as a user sees it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from edgetta.cli import main
+from edgetta.rate_law import RateLaw
+from tests.adaptation.backbones import small_model
+from tests.small_bundle import copy_of_it, names, whole_bundle, write_small, zipped
+
+
+def rows(text: str) -> dict[str, str]:
+    """First word of each line -> the line, single-spaced."""
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    return {line.split()[0]: line for line in reversed(lines) if line}
+
+
+def test_what_is_in_a_bundle(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(whole_bundle())]) == 0
+    found = rows(capsys.readouterr().out)
+    assert found["model"] == "model small"
+    assert found["input"].startswith("input images of 3 x 16 x 16;")
+    assert found["classes"] == "classes 5: zero, one, two, three, four"
+    assert "learning_rate 0.003" in found["adaptation"] and "when every 2" in found["adaptation"]
+    assert found["provenance"] == "provenance weights: seeded"
+    assert "not measured" in found["rate"]
+    assert "follow the stream; policy auto" in found["BatchNorm"]
+    assert found["part2"].startswith("part2 6 x 16 x 16 8 x 8 x 8") and "2 masks, 2 scales" in found["part2"]
+    assert found["stem"].endswith("none 0")
+    assert {"auto", "exact", "recompute", "local"} <= set(found)
+    assert set(names(whole_bundle())) - {"manifest.json"} <= set(found)
+    assert found["28"].startswith("28 files, ") and "size and SHA-256" in found["28"]
+
+
+def test_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = zipped(whole_bundle(), tmp_path / "small.zip", more={"notes": b"mine"})
+    assert main(["inspect", str(path), "--json", "--test"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["path"] == str(path) and len(data["identity"]) == 64 and data["unlisted"] == ["notes"]
+    assert data["bytes"] == sum(entry["bytes"] for entry in data["manifest"]["files"].values())
+    assert data["manifest"]["classes"]["names"][0] == "zero"
+    assert set(data["self_test"]) == {"torch", "onnxruntime"}
+    assert data["self_test"]["onnxruntime"]["gradient_error"] < 1e-3
+
+
+def test_self_test_rate_law_and_more(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    law = RateLaw("sgd", "measured", (1, 64), (1e-3, 8e-3), (5e-4, 6e-3), (2e-3, 1e-2))
+    path = write_small(tmp_path / "small", small_model(form="source"), rate_law=law, classes=None, provenance={})
+    (path / "[notes].txt").write_text("mine")
+    assert main(["inspect", str(path), "--test"]) == 0
+    out = capsys.readouterr().out
+    found = rows(out)
+    assert found["rate"] == "rate law sgd, measured: 0.001 at batch 1, 0.008 at batch 64"
+    assert found["classes"] == "classes 5, without names" and found["provenance"] == "provenance not given"
+    assert "are folded into the convolutions" in found["BatchNorm"]
+    assert "not part of the bundle, and not read: [notes].txt" in out, "brackets are no markup"
+    assert "self-test on torch: passed" in out and "self-test on onnxruntime: passed" in out
+
+
+def test_damage_is_one_line_and_exit_code_4(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = copy_of_it(tmp_path / "copy")
+    raw = bytearray((folder / "meta.safetensors").read_bytes())
+    raw[-1] ^= 1
+    (folder / "meta.safetensors").write_bytes(bytes(raw))
+    assert main(["inspect", str(folder)]) == 4
+    printed = capsys.readouterr()
+    (line,) = printed.err.splitlines()
+    assert line.startswith("edgetta: error: meta.safetensors in bundle") and "copy the bundle again" in line
+    assert printed.out == ""
+    assert main(["inspect", str(tmp_path / "missing")]) == 4
+    assert "does not exist" in capsys.readouterr().err
