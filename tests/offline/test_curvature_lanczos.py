@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_surfaces import DenseOperator, convolutional, images, surface, symmetric
 from torch import Tensor
 
 from edgetta.errors import UsageError
@@ -22,6 +21,7 @@ from edgetta.offline.curvature import (
     run_lanczos,
 )
 from edgetta.offline.curvature.basis import BasisPlan
+from tests.offline.small_surfaces import DenseOperator, convolutional, images, surface, symmetric
 
 
 def network_like(size: int = 400) -> Tensor:

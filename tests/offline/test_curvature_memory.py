@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_surfaces import convolutional, images, surface
 
 from edgetta.offline.curvature import OPERATORS, GaussNewtonOperator, HessianOperator, MemoryLimitError
 from edgetta.offline.curvature.micro_batch import product_bytes
+from tests.offline.small_surfaces import convolutional, images, surface
 
 
 def test_what_is_counted_grows_with_the_samples_and_covers_the_activations() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from small_surfaces import convolutional, dense_hessian, images, surface
 from torch import Tensor, nn
 
 from edgetta.errors import UsageError
@@ -20,6 +19,7 @@ from edgetta.offline.curvature import (
     NotTwiceDifferentiableError,
     PreconditionedOperator,
 )
+from tests.offline.small_surfaces import convolutional, dense_hessian, images, surface
 
 
 def dense(operator: HessianOperator) -> Tensor:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from small_surfaces import convolutional, images, surface
 
 from edgetta.offline.curvature import (
     CurvatureError,
@@ -22,6 +21,7 @@ from edgetta.offline.curvature import (
     measure_spectrum,
 )
 from edgetta.offline.learning_rate import measure_ladder
+from tests.offline.small_surfaces import convolutional, images, surface
 
 COUNT = 11
 CASES = [("source", HessianOperator), ("batch", HessianOperator), ("source", GaussNewtonOperator)]

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_surfaces import DenseOperator, images, surface, symmetric
 
 from edgetta.errors import UsageError
 from edgetta.offline.curvature import (
@@ -23,6 +22,7 @@ from edgetta.offline.curvature import (
     plot_spectrum,
     save_spectrum,
 )
+from tests.offline.small_surfaces import DenseOperator, images, surface, symmetric
 
 
 def eigenvalues(size: int = 600) -> torch.Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_surfaces import convolutional, images, surface
 from torch import nn
 
 from edgetta.errors import UsageError
@@ -18,6 +17,7 @@ from edgetta.offline.curvature import (
     select_parameters,
 )
 from edgetta.offline.curvature.samples import samples_digest
+from tests.offline.small_surfaces import convolutional, images, surface
 
 
 @pytest.mark.parametrize("batch_norm", ["source", "batch"])

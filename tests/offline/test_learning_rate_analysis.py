@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_surfaces import convolutional, images, surface
 from torch import Tensor
 
 from edgetta.errors import UsageError
@@ -27,6 +26,7 @@ from edgetta.offline.learning_rate import (
     plot_eigenvalues,
     plot_rates,
 )
+from tests.offline.small_surfaces import convolutional, images, surface
 
 SIZES = (4, 8, 16, 32)
 

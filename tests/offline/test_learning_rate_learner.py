@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_surfaces import images, surface
 from torch import nn
 
 from edgetta.errors import UsageError
 from edgetta.offline.curvature import DataSetTooSmallError, LossSurface, NotFiniteError
 from edgetta.offline.learning_rate import PUBLISHED, LearnerConfig, LearningRateLearner
 from edgetta.offline.learning_rate.preconditioner import threshold_rate
+from tests.offline.small_surfaces import images, surface
 
 EIGENVALUES = (8.0, 4.0, 2.0, 1.0)
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from small_surfaces import flat_loss, images, surface
 from torch import Tensor
 
 from edgetta.errors import UsageError
@@ -28,6 +27,7 @@ from edgetta.offline.learning_rate import (
     measure_ladder,
     measure_whole,
 )
+from tests.offline.small_surfaces import flat_loss, images, surface
 
 COUNT = 96
 

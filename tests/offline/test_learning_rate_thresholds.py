@@ -8,7 +8,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from small_surfaces import images, surface
 from torch import nn
 
 from edgetta.errors import UsageError
@@ -36,6 +35,7 @@ from edgetta.offline.learning_rate import (
     stable_damping,
     stable_rate,
 )
+from tests.offline.small_surfaces import images, surface
 
 LARGEST = 7.0
 
