@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +98,8 @@ class Runtime:
         """Images as the network takes them: float32 (N, C, H, W) in [0, 1], contiguous."""
         tensor = torch.from_numpy(np.ascontiguousarray(images)) if isinstance(images, np.ndarray) else images
         shape = self.bundle.model.input_shape
+        if tensor.dtype != torch.uint8 and not tensor.is_floating_point():
+            raise UsageError(f"images are {images.dtype}; give uint8 in [0, 255], or floats in [0, 1]")
         if tensor.dim() == 3:
             tensor = tensor[None]
         if tensor.dtype == torch.uint8 and tensor.dim() == 4 and tensor.shape[3] == shape[0]:
@@ -113,12 +117,20 @@ class Runtime:
         self.adapter = Adapter(self.network, self.config)
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
-        """Write what was learnt to a file, atomically: a full disk or a crash leaves the file that was there."""
-        tensors = {f"network.{name}": tensor.cpu().contiguous() for name, tensor in self.network.state_dict().items()}
-        for i, buffer in self.adapter.momentum_buffers().items():
-            tensors[f"momentum.{i}"] = buffer.cpu().contiguous()
-        info = {"version": _STATE_VERSION, "bundle": self.bundle.identity, "counters": self.adapter.counters()}
-        atomic_write_bytes(path, save(tensors, {_STATE_FORMAT: json.dumps(info)}))
+        """Write what was learnt to a file, atomically: a full disk or a crash leaves the file that was there.
+
+        Weights, statistics, momentum and counters; not the window of recent small batches. Raises `StorageError`.
+        """
+        tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        tensors |= {f"momentum.{i}": buffer for i, buffer in self.adapter.momentum_buffers().items()}
+        owned = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        info = {
+            "version": _STATE_VERSION,
+            "bundle": self.bundle.identity,
+            "counters": self.adapter.counters(),
+            "sha256": _digest(owned),
+        }
+        atomic_write_bytes(path, save(owned, {_STATE_FORMAT: json.dumps(info)}))
 
     def load_state(self, path: str | os.PathLike[str]) -> None:
         """Restore `save_state`. Raises `BundleError` when the file is damaged or belongs to another bundle;
@@ -126,27 +138,57 @@ class Runtime:
         the runtime is then as it was.
         """
         file = Path(path)
-        if not file.is_file():
-            raise BundleError(f"there is no state file {file}")
-        if file.stat().st_size > _MAX_STATE_BYTES:
-            raise BundleError(f"{file} is larger than any state file; check the path")
-        try:
-            with safe_open(file, "pt") as opened:
-                info = json.loads((opened.metadata() or {})[_STATE_FORMAT])
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        except Exception as error:  # safetensors raises its own kind
-            raise BundleError(f"{file} is not an edgetta state file or is damaged ({error})") from error
-        if info.get("version", 0) > _STATE_VERSION:
-            raise BundleError(f"{file} was written by a newer edgetta; update this one")
+        info, tensors = _read_state(file)
         if info.get("bundle") != self.bundle.identity:
             raise BundleError(f"{file} belongs to another bundle; load it with the bundle that it was saved with")
-        network = {k.removeprefix("network."): t for k, t in tensors.items() if k.startswith("network.")}
         if not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
             raise BundleError(f"{file} holds values that are not finite; delete it and start from the bundle")
+        network = {k.removeprefix("network."): t for k, t in tensors.items() if k.startswith("network.")}
+        parameters = list(self.network.parameters())
+        momentum = {}
+        for name in tensors.keys() - {f"network.{key}" for key in network}:
+            number = name.removeprefix("momentum.")
+            if not number.isdecimal() or int(number) >= len(parameters):
+                raise BundleError(f"{file} holds {name!r}, which belongs to no parameter of this network")
+            if tensors[name].shape != parameters[int(number)].shape:
+                raise BundleError(f"{file}: {name!r} has another shape than its parameter")
+            momentum[int(number)] = tensors[name]
         try:
             self.network.load_state_dict(network)
         except ValueError as error:
             raise BundleError(f"{file}: {error}") from error
         self.adapter = Adapter(self.network, self.config)
-        momentum = {int(k.removeprefix("momentum.")): t for k, t in tensors.items() if k.startswith("momentum.")}
-        self.adapter.restore(momentum, info.get("counters", {}))
+        self.adapter.restore(momentum, info["counters"])
+
+
+def _read_state(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a state file says of itself, and its tensors, checked against their digest."""
+    if not file.is_file():
+        raise BundleError(f"there is no state file {file}")
+    if file.stat().st_size > _MAX_STATE_BYTES:
+        raise BundleError(f"{file} is larger than any state file; check the path")
+    try:
+        with safe_open(file, "pt") as opened:
+            info = json.loads((opened.metadata() or {})[_STATE_FORMAT])
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        if info["version"] > _STATE_VERSION:
+            raise BundleError(f"{file} was written by a newer edgetta; update this one")
+        if info["sha256"] != _digest(tensors):
+            raise ValueError("its SHA-256 differs")
+        info["counters"] = {str(name): int(count) for name, count in info["counters"].items()}
+    except BundleError:
+        raise
+    except Exception as error:  # safetensors raises its own kind
+        raise BundleError(
+            f"{file} is not an edgetta state file or is damaged ({error}); delete it and start from the bundle"
+        ) from error
+    return info, tensors
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, shapes and values: a flipped bit in a weight would otherwise go unnoticed."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype} ".encode())
+        digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,271 @@
+"""The runtime: what is predicted, what is saved, and that nothing damaged gets in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import edgetta
+from edgetta.adaptation.adapter import AdaptConfig
+from edgetta.bundle import read_bundle, source_program
+from edgetta.errors import BundleError, UsageError
+from edgetta.runtime import Runtime, load
+from edgetta.storage import StorageError
+from tests.small_bundle import ENGINES, whole_bundle, write_small
+
+ALWAYS = AdaptConfig(learning_rate=0.05, entropy_margin=1.0, window=8, small_batch=4)
+
+
+def images(count: int, seed: int = 0) -> Tensor:
+    return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def runtime(engine: str = "torch", config: AdaptConfig = ALWAYS, **options: Any) -> Runtime:
+    return Runtime(read_bundle(whole_bundle()), engine, config, check=False, **options)
+
+
+def everything(of: Runtime) -> dict[str, Tensor]:
+    """All that a runtime has learnt, copied."""
+    state = {name: tensor.clone() for name, tensor in of.network.state_dict().items()}
+    momentum = {f"momentum.{i}": buffer.clone() for i, buffer in of.adapter.momentum_buffers().items()}
+    counters = {f"counter.{name}": torch.tensor(count) for name, count in of.adapter.counters().items()}
+    return {**state, **momentum, **counters}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_load_takes_settings_from_the_bundle_or_the_caller() -> None:
+    loaded = edgetta.load(whole_bundle(), "torch")
+    assert loaded.config == loaded.bundle.config == AdaptConfig(learning_rate=3e-3, when="every 2")
+    chosen = load(str(whole_bundle()), "torch", config=ALWAYS, gradient="local", batch_norm="ema", check=False)
+    assert chosen.config == ALWAYS and chosen.network.batch_norm == "ema"
+    assert {part.gradient for part in chosen.network.parts} == {"local"}
+
+
+def test_a_call_predicts_and_adapts() -> None:
+    first, second = runtime(), runtime()
+    before = everything(first)
+    logits = first(images(8))
+    assert logits.shape == (8, 5) and torch.equal(logits, second.step(images(8)).logits)
+    assert not same(before, everything(first))
+    assert first.adapter.counters() == {"steps": 1, "updates": 1, "skipped": 0, "empty": 0}
+
+
+def test_every_form_of_the_same_images_predicts_the_same() -> None:
+    off = runtime(config=replace(ALWAYS, when="off"), batch_norm="source")
+    whole = torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    floats = whole.permute(0, 3, 1, 2).float() / 255
+    expected = off(floats)
+    for form in (whole, whole.numpy(), whole.permute(0, 3, 1, 2), floats.numpy(), floats.double()):
+        torch.testing.assert_close(off(form), expected)
+    torch.testing.assert_close(off(whole.numpy()[::-1]), expected.flip(0))
+    torch.testing.assert_close(off(whole[2]), expected[2:3])
+    torch.testing.assert_close(off(floats[2].numpy()), expected[2:3])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (torch.zeros(2, 3, 16, 17), r"images have shape \(2, 3, 16, 17\); this bundle takes float \(N, 3, 16, 16\)"),
+        (torch.zeros(2, 16, 16, 3), r"images have shape \(2, 16, 16, 3\)"),
+        (torch.zeros(16, 16), r"images have shape \(16, 16\)"),
+        (torch.zeros(0, 3, 16, 16), r"images have shape \(0, 3, 16, 16\)"),
+        (np.zeros((2, 16, 16, 4), np.uint8), r"or uint8 \(N, 16, 16, 3\)"),
+        (np.zeros((2, 3, 16, 16), np.int64), "images are int64; give uint8 in"),
+        (np.zeros((2, 3, 16, 16), np.uint16), "images are uint16; give uint8 in"),
+        (torch.zeros(2, 3, 16, 16, dtype=torch.bool), "images are torch.bool; give uint8 in"),
+    ],
+)
+def test_images_of_another_shape_or_type(wrong: Any, message: str) -> None:
+    adapting = runtime()
+    before = everything(adapting)
+    with pytest.raises(UsageError, match=message):
+        adapting(wrong)
+    assert same(before, everything(adapting))
+
+
+def test_single_frames_are_predicted_at_once_and_learnt_from_by_the_window() -> None:
+    single = runtime()
+    results = [single.step(frame) for frame in images(16)]
+    assert all(result.logits.shape == (1, 5) for result in results)
+    assert [result.adapted for result in results] == ([False] * 7 + [True]) * 2
+    assert {result.reason for result in results} == {"waiting", "adapted"}
+    assert results[7].kept == 8, "the update sees the whole window"
+
+
+def test_source_is_the_backbone_as_trained_whatever_was_learnt() -> None:
+    adapting = runtime()
+    expected = source_program(adapting.bundle, "torch")(images(4))
+    torch.testing.assert_close(adapting.source(images(4)), expected)
+    for seed in range(3):
+        adapting(images(8, seed))
+    torch.testing.assert_close(adapting.source(images(4)), expected)
+    assert adapting.adapter.steps == 3, "looking at the source is no step"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_saved_and_loaded_it_goes_on_as_if_nothing_had_happened(engine: str, tmp_path: Path) -> None:
+    straight, stopped = runtime(engine), runtime(engine)
+    for seed in range(3):
+        straight(images(8, seed))
+        stopped(images(8, seed))
+    stopped.save_state(tmp_path / "state")
+    resumed = runtime(engine)
+    resumed.load_state(tmp_path / "state")
+    assert same(everything(stopped), everything(resumed))
+    assert resumed.adapter.counters() == {"steps": 3, "updates": 3, "skipped": 0, "empty": 0}
+    for seed in range(3, 5):
+        torch.testing.assert_close(straight(images(8, seed)), resumed(images(8, seed)), rtol=0, atol=0)
+    assert same(everything(straight), everything(resumed)), "momentum and statistics went on, too"
+
+
+def test_reset_goes_back_to_what_was_shipped() -> None:
+    fresh, used = runtime(), runtime()
+    start = everything(fresh)
+    for seed in range(3):
+        used(images(8, seed))
+    used(images(2))  # waits in the window
+    used.reset()
+    assert same(start, everything(used))
+    for seed in range(2):
+        torch.testing.assert_close(fresh(images(8, seed)), used(images(8, seed)), rtol=0, atol=0)
+
+
+def test_a_state_before_any_update_has_no_momentum(tmp_path: Path) -> None:
+    untouched = runtime()
+    untouched.save_state(tmp_path / "state")
+    used = runtime()
+    used(images(8))
+    used.load_state(tmp_path / "state")
+    assert same(everything(untouched), everything(used)) and not used.adapter.momentum_buffers()
+
+
+def test_a_state_of_another_bundle(tmp_path: Path) -> None:
+    other = Runtime(read_bundle(write_small(tmp_path / "other", name="another")), "torch", ALWAYS, check=False)
+    other.save_state(tmp_path / "state")
+    adapting = runtime()
+    with pytest.raises(BundleError, match="belongs to another bundle; load it with the bundle that it was saved with"):
+        adapting.load_state(tmp_path / "state")
+
+
+def _rewritten(change: Callable[[dict[str, Tensor], dict[str, Any]], object]) -> Callable[[Path], None]:
+    """A state file whose tensors and description were changed by a program that knows the format."""
+
+    def damage(path: Path) -> None:
+        from safetensors import safe_open
+
+        from edgetta.runtime import _digest
+
+        with safe_open(path, "pt") as file:
+            info = json.loads(file.metadata()["edgetta.state"])
+        tensors = load_file(path)
+        change(tensors, info)
+        info.setdefault("sha256", _digest(tensors))
+        save_file(tensors, path, {"edgetta.state": json.dumps(info)})
+
+    return damage
+
+
+def _resealed(change: Callable[[dict[str, Tensor], dict[str, Any]], object]) -> Callable[[Path], None]:
+    def both(tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
+        change(tensors, info)
+        del info["sha256"]
+
+    return _rewritten(both)
+
+
+def _flip(place: int) -> Callable[[Path], None]:
+    """One bit, at a place counted from the start or, below 0, from the end."""
+
+    def damage(path: Path) -> None:
+        data = bytearray(path.read_bytes())
+        data[place] ^= 1
+        path.write_bytes(data)
+
+    return damage
+
+
+def _first(tensors: dict[str, Tensor], prefix: str) -> str:
+    return min(name for name in tensors if name.startswith(prefix))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.unlink(), "there is no state file"),
+        (lambda path: path.write_bytes(b""), "is not an edgetta state file or is damaged"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-40]), "is damaged"),
+        (lambda path: path.write_bytes(b"\x00" * 200), "is damaged"),
+        (lambda path: save_file({"x": torch.zeros(1)}, path), "is not an edgetta state file"),
+        (_flip(-1), "is damaged"),
+        (_flip(-5000), "is damaged"),
+        (_flip(3), "is damaged"),
+        (_rewritten(lambda tensors, info: info.update(version=2)), "was written by a newer edgetta; update this one"),
+        (_rewritten(lambda tensors, info: info.pop("counters")), "is damaged"),
+        (_rewritten(lambda tensors, info: info.update(counters={"steps": "many"})), "is damaged"),
+        (
+            _rewritten(lambda tensors, info: tensors[_first(tensors, "network.")].add_(1)),
+            r"is damaged \(its SHA-256 differs\)",
+        ),
+        (
+            _resealed(lambda tensors, info: tensors[_first(tensors, "network.")].fill_(float("nan"))),
+            "holds values that are not finite; delete it",
+        ),
+        (
+            _resealed(lambda tensors, info: tensors.pop(_first(tensors, "network."))),
+            "the state does not belong to this network",
+        ),
+        (
+            _resealed(lambda tensors, info: tensors.update({_first(tensors, "network."): torch.zeros(9)})),
+            r"has shape \(9,\)",
+        ),
+        (_resealed(lambda tensors, info: tensors.update({"momentum.999": torch.zeros(1)})), "belongs to no parameter"),
+        (_resealed(lambda tensors, info: tensors.update({"momentum.x": torch.zeros(1)})), "belongs to no parameter"),
+        (_resealed(lambda tensors, info: tensors.update({"momentum.0": torch.zeros(1)})), "has another shape"),
+    ],
+)
+def test_a_damaged_state_is_refused_and_changes_nothing(
+    damage: Callable[[Path], None], message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "state"
+    saved = runtime()
+    saved(images(8))
+    saved.save_state(file)
+    damage(file)
+    adapting = runtime()
+    adapting(images(8, 1))
+    before = everything(adapting)
+    with pytest.raises(BundleError, match=message) as caught:
+        adapting.load_state(file)
+    assert str(file) in str(caught.value)
+    assert same(before, everything(adapting))
+
+
+def test_a_state_that_cannot_be_written_leaves_the_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "state"
+    adapting = runtime()
+    adapting.save_state(file)
+    earlier = file.read_bytes()
+    adapting(images(8))
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(StorageError, match=r"the disk is full .*the earlier file is unchanged"):
+        adapting.save_state(file)
+    monkeypatch.undo()
+    assert file.read_bytes() == earlier and [entry.name for entry in tmp_path.iterdir()] == ["state"]
