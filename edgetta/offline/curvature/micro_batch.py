@@ -53,17 +53,17 @@ def largest_micro_batch(operator: DataOperator) -> int:
 def product_bytes(operator: DataOperator, count: int) -> int:
     """Bytes that a product on the first `count` samples is planned to hold, beside the model: see `TRANSIENT`."""
     inputs, targets = operator.moved(range(count))
-    kept: dict[int, int] = {
-        parameter.untyped_storage().data_ptr(): 0 for parameter in operator.surface.model.parameters()
-    }
+    own = {parameter.untyped_storage().data_ptr() for parameter in operator.surface.model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice while counting
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept.setdefault(storage.data_ptr(), storage.nbytes())
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
         return tensor.detach()  # a saved output that kept its own graph would be a reference cycle
 
     vector = torch.zeros(operator.dimension, dtype=operator.dtype, device=operator.device)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         operator.products_on(inputs, targets, [operator.surface.unflatten(vector)])
     vectors = 4 * operator.dimension * vector.element_size()
-    return int(TRANSIENT * sum(kept.values())) + vectors
+    return int(TRANSIENT * sum(storage.nbytes() for storage in kept.values())) + vectors
