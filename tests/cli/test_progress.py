@@ -1,0 +1,35 @@
+"""The bar: on standard error of a terminal, and nowhere else."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgetta.cli.progress import progress_bar
+
+Captured = pytest.CaptureFixture[str]
+
+
+def work(**options: bool) -> None:
+    with progress_bar("warming up", unit="steps", **options) as update:
+        update(1, 4)
+        update(2, note="loss 0.125")
+
+
+def test_nothing_is_shown_where_nobody_looks(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    work()
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    work(show=False)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_terminal_shows_how_far_things_are(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "160")
+    work()
+    out, err = capsys.readouterr()
+    assert out == ""
+    for words in ("warming up", "2/4", "steps", "loss 0.125", "left"):
+        assert words in err
