@@ -18,6 +18,7 @@ from edgetta.offline.curvature import (
     NotFiniteError,
     NotTwiceDifferentiableError,
     PreconditionedOperator,
+    extreme_eigenpairs,
 )
 from tests.offline.small_surfaces import convolutional, dense_hessian, images, surface
 
@@ -265,3 +266,17 @@ def test_usage_errors_say_what_to_do() -> None:
     detached[1].forward = lambda x: x.detach()  # type: ignore[method-assign]
     with pytest.raises(UsageError, match="does not depend"):
         GaussNewtonOperator(surface(detached), data).product(torch.ones(51))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("batch_norm", ["source", "batch"])
+def test_products_on_cuda_equal_those_on_the_cpu(batch_norm: str) -> None:
+    for kind in OPERATORS.values():
+        on_cpu = kind(surface(batch_norm=batch_norm), images(16), batch_size=8)
+        on_gpu = kind(surface(convolutional().cuda(), batch_norm=batch_norm), images(16), batch_size=8)
+        vector = torch.randn(on_cpu.dimension, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(on_gpu.product(vector).cpu(), on_cpu.product(vector), atol=1e-10, rtol=1e-7)
+        ends = extreme_eigenpairs(on_gpu, 1, 1, tolerance=1e-6)
+        expected = extreme_eigenpairs(on_cpu, 1, 1, tolerance=1e-6)
+        assert ends.largest.values[0] == pytest.approx(expected.largest.values[0], rel=1e-6)
