@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import secrets
 import shutil
@@ -42,6 +43,7 @@ from edgetta.segments.torch_engine import Program, TorchSegment
 from edgetta.storage import atomic_write, storage_error
 
 GOLDEN_IMAGES = 8
+GOLDEN_ELEMENTS = 1 << 17  # in all; larger images are fewer, but two at least: the self-test runs at every start
 PREPROCESSING = {"layout": "NCHW", "channels": "RGB", "range": [0, 1], "normalisation": "in the model"}
 META_TENSORS = "meta.safetensors"
 REFERENCE = "reference.npz"
@@ -190,7 +192,8 @@ class _Writer:
 def _reference(model: AdaptableModel, network: AdaptiveNetwork, golden: Tensor | None) -> bytes:
     """Golden images, logits and gradients, in float64 on the torch engine, as the bytes of `reference.npz`."""
     if golden is None:
-        golden = next(synthetic_images(model.input_shape, count=GOLDEN_IMAGES, batch=GOLDEN_IMAGES))
+        count = max(2, min(GOLDEN_IMAGES, GOLDEN_ELEMENTS // math.prod(model.input_shape)))
+        golden = next(synthetic_images(model.input_shape, count=count, batch=count))
     if golden.dim() != 4 or tuple(golden.shape[1:]) != model.input_shape or golden.shape[0] < 1:
         raise UsageError(f"golden images have shape {tuple(golden.shape)}, not (N, {model.input_shape})")
     images = golden.detach().cpu().float()
