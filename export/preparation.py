@@ -12,7 +12,7 @@ from torch import Tensor
 
 from edgetta.adaptation.network import AdaptiveNetwork
 from edgetta.errors import UsageError
-from edgetta.export.recipe import Derived
+from edgetta.export.recipe import Derived, Recipe
 from edgetta.offline.running_statistics import settle_running_statistics
 from edgetta.offline.source_statistics import batches_of, set_source_statistics
 from edgetta.offline.warm_up import WarmUpConfig, accuracy, warm_up
@@ -20,7 +20,7 @@ from edgetta.segments.torch_engine import Program
 from edgetta.sources.labelled import Labelled
 
 STATISTICS_IMAGES = 4096
-"""So many source images, spread over the data, are enough for statistics per channel."""
+"""So many source images, drawn at random, are enough for statistics per channel."""
 
 _BATCH = 64
 
@@ -61,21 +61,15 @@ def prepare(
         progress: told of every step.
 
     Raises:
-        UsageError: labels that the model does not have, too few images, or no warm-up for meta-networks that are
-            drawn at random. Else as `warm_up`.
+        As `check` and `warm_up`.
     """
+    check(derived.recipe, derived.adaptable.classes, train, held_out, config)
     adaptable = derived.adaptable
-    for data in (train, held_out):
-        if int(data.labels.max()) >= adaptable.classes:
-            raise UsageError(
-                f"{data.name} has the label {int(data.labels.max())}, and the model has {adaptable.classes} classes, "
-                "from 0; give data of its classes, or weights for these"
-            )
-    if config is None and derived.recipe.initialisation == "published":
-        raise UsageError("meta-networks with the published initialisation start at random and need the warm-up")
     begun = time.perf_counter()
     network = derived.network()
-    sample = _spread(train.images, STATISTICS_IMAGES)
+    # Statistics of a batch need a mixture: data often lies sorted by class.
+    sample = train.shuffled(0, STATISTICS_IMAGES).images
+    held_out = held_out.shuffled(0)
     set_source_statistics(network, map(_floats, batches_of(sample, _BATCH)), adaptable.input_shape)
     before, steps, loss = 0.0, 0, None
     if config is not None:
@@ -98,6 +92,28 @@ def prepare(
     return network, replace(done, seconds=time.perf_counter() - begun)
 
 
+def check(recipe: Recipe, classes: int, train: Labelled, held_out: Labelled, config: WarmUpConfig | None) -> None:
+    """Find what would stop `prepare`, before anything long begins.
+
+    Raises:
+        UsageError: labels that a model with so many classes does not have, fewer images than a batch, or no warm-up
+            for meta-networks that are drawn at random.
+    """
+    for data in (train, held_out):
+        if int(data.labels.max()) >= classes:
+            raise UsageError(
+                f"{data.name} has the label {int(data.labels.max())}, and the model has {classes} classes, from 0; "
+                "give data of its classes, or weights for these"
+            )
+    if config is not None and len(train) < config.batch:
+        raise UsageError(
+            f"{len(train)} images to train on are fewer than one batch of {config.batch}; give more images, "
+            "or a smaller batch"
+        )
+    if config is None and recipe.initialisation == "published":
+        raise UsageError("meta-networks with the published initialisation start at random and need the warm-up")
+
+
 @torch.no_grad()
 def source_accuracy(derived: Derived, data: Labelled) -> float:
     """Share (0 to 1) of images that the network as trained, with its statistics of training, classifies right."""
@@ -118,11 +134,6 @@ def _accuracy(network: AdaptiveNetwork, data: Labelled, *, running: bool) -> flo
     finally:
         network.batch_norm = policy
         network.restore_statistics(snapshot)
-
-
-def _spread(images: Tensor, count: int) -> Tensor:
-    """At most `count` images, evenly spread: data often lies sorted by class."""
-    return images if len(images) <= count else images[torch.arange(count) * len(images) // count]
 
 
 def _floats(images: Tensor) -> Tensor:

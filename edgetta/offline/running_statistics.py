@@ -13,28 +13,26 @@ from torch import Tensor
 
 from edgetta.adaptation.network import AdaptiveNetwork
 
-AVERAGED_IMAGES = 1024
-"""Time constant of the average, in images."""
-
 
 @torch.no_grad()
 def settle_running_statistics(network: AdaptiveNetwork, batches: Iterable[Tensor]) -> None:
-    """Let running statistics start from those of training and follow `batches` through the adapted network.
+    """Make the running statistics the averages over `batches`, as they pass through the network.
 
-    Nothing else changes. A network with folded BatchNorms is left as it is: it uses none.
+    Each image counts once: the first batch replaces what was there, the n-th joins with its share of all so far.
+    Nothing else changes. A network whose policy is `source` is left as it is.
 
     Args:
-        network: its segments must hold the graphs that they were derived with.
-        batches: source images (N, C, H, W) in [0, 1]; a few thousand are enough.
+        network: frozen parts and meta-networks as they will ship.
+        batches: shuffled source images (N, C, H, W) in [0, 1]; a few thousand are enough.
     """
     if network.batch_norm == "source":
         return
-    for segment in (network.stem, *network.parts, network.classifier):
-        segment.state.update({name: tensor.clone() for name, tensor in segment.graphs.initial_state.items()})
-    policy, images = network.batch_norm, network.ema_images
-    network.batch_norm, network.ema_images = "ema", AVERAGED_IMAGES
+    policy, images, seen = network.batch_norm, network.ema_images, 0
+    network.batch_norm = "ema"
     try:
         for batch in batches:
+            seen += batch.shape[0]
+            network.ema_images = seen  # the momentum is the batch's share of it
             network.forward(batch, keep=False)
     finally:
         network.batch_norm, network.ema_images = policy, images

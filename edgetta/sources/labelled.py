@@ -7,7 +7,7 @@ offline is what the stream will deliver. Frames that cannot be used are skipped 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +50,7 @@ class Labelled:
     labels: Tensor  # (N,) int64
     classes: tuple[str, ...] | None  # names in the order of the labels, where they are known
     name: str
-    skipped: tuple[Skipped, ...] = ()
+    skipped: tuple[Skipped, ...] = ()  # when the data was read
     skipped_count: int = 0
 
     def __len__(self) -> int:
@@ -59,7 +59,11 @@ class Labelled:
     def subset(self, chosen: Sequence[int] | Tensor | np.ndarray) -> Labelled:
         """The images with these numbers, in this order."""
         rows = torch.as_tensor(chosen, dtype=torch.int64)
-        return Labelled(self.images[rows], self.labels[rows], self.classes, self.name)
+        return replace(self, images=self.images[rows], labels=self.labels[rows])
+
+    def shuffled(self, seed: int, limit: int | None = None) -> Labelled:
+        """The images in an order drawn from `seed`, at most `limit` of them."""
+        return self.subset(torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:limit])
 
 
 def read_pictures(

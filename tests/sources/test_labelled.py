@@ -162,6 +162,16 @@ def test_a_split_keeps_a_share_of_every_class_apart() -> None:
     assert torch.equal(again.images, apart.images) and not torch.equal(other.images, apart.images)
 
 
+def test_shuffling_mixes_and_loses_nothing() -> None:
+    data = labelled((30, 30))
+    mixed = data.shuffled(1)
+    assert sorted(mixed.images.flatten().tolist()) == data.images.flatten().tolist()
+    assert torch.equal(mixed.labels, (mixed.images.flatten() >= 30).long()), "labels stay with their images"
+    assert 5 < int(mixed.labels[:30].sum()) < 25
+    few = data.shuffled(1, 7)
+    assert torch.equal(few.images, mixed.images[:7]) and not torch.equal(data.shuffled(2).labels, mixed.labels)
+
+
 def test_splits_that_cannot_be() -> None:
     for share in (0.0, 1.0, -0.1, float("nan")):
         with pytest.raises(UsageError, match="the share to keep apart must be above 0 and below 1"):
