@@ -145,7 +145,8 @@ def _read_npz(path: Path) -> tuple[dict[str, Any], dict[str, tuple[str, ...]]]:
                 if array.dtype.kind == "U":
                     text[name] = tuple(str(line) for line in array.reshape(-1))
                 elif array.dtype.kind in "fiub":
-                    tensors[name] = torch.from_numpy(np.ascontiguousarray(array))
+                    # ascontiguousarray makes a number without axes a list of one.
+                    tensors[name] = torch.from_numpy(np.ascontiguousarray(array)).reshape(array.shape)
     except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
         raise EdgettaError(f"weights {path}: not a readable .npz of plain arrays ({error})") from error
     return tensors, text

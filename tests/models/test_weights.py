@@ -231,3 +231,10 @@ def test_prefixes_that_belong_to_the_network_stay(tmp_path: Path) -> None:
     torch.save(network.state_dict(), tmp_path / "w.pth")
     kept = without_prefixes(read_weights(tmp_path / "w.pth"), network.state_dict())
     assert set(kept.tensors) == {"model.weight", "model.bias"}
+
+
+def test_npz_keeps_numbers_without_axes(tmp_path: Path, trained: dict[str, Tensor]) -> None:
+    path = tmp_path / "w.npz"
+    np.savez(path, **{name: value.numpy() for name, value in trained.items()})
+    assert read_weights(path).tensors["bn1.num_batches_tracked"].shape == ()
+    assert _holds("resnet20", path, trained)
