@@ -51,6 +51,10 @@ class Prepared:
     def meta(self) -> Path:
         return self.folder / META
 
+    def accuracies(self) -> dict[str, Any]:
+        """The report without settings and paths: what may travel in a bundle."""
+        return {name: self.report[name] for name in PreparationReport.__dataclass_fields__ if name in self.report}
+
 
 def is_prepared(path: Path) -> bool:
     """Whether `path` is a folder that `edgetta prepare` began to fill."""

@@ -21,6 +21,9 @@ from edgetta.models import Model, load_model
 from edgetta.models.architectures import ARCHITECTURES
 from edgetta.segments.torch_engine import TorchSegment
 
+# What `load_model` takes by name and does not hand on.
+_OWN_FIELDS = frozenset({"spec", "weights", "num_classes", "width", "input_shape", "mean", "std"})
+
 CutOrigin = Literal["given", "published", "inferred", "by stages", "automatic"]
 
 
@@ -49,6 +52,9 @@ class Recipe:
             raise UsageError("give the number of parts or the cuts, not both: the cuts say how many parts there are")
         if self.parts is not None and self.parts < 1:
             raise UsageError(f"parts must be at least 1, not {self.parts}")
+        own = sorted(set(self.options) & _OWN_FIELDS)
+        if own:
+            raise UsageError(f"{own[0]} cannot be handed on to what builds the model; it has an option of its own")
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers."""

@@ -6,7 +6,7 @@ import importlib.util
 import shlex
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from edgetta.adaptation.network import AdaptiveNetwork
     from edgetta.export.prepared import Prepared
     from edgetta.export.recipe import Derived, Recipe
+    from edgetta.models import Model
+    from edgetta.sources.labelled import Pictures
 
 CALIBRATION_IMAGES = 1024
 """So many images, spread over the calibration data, are enough for statistics per channel."""
@@ -86,10 +88,11 @@ def command(**values: Any) -> None:
 
     Next: `edgetta inspect BUNDLE`, or `edgetta run BUNDLE SOURCE`.
     """
+    # What can fail cheaply comes before the derivation, which takes seconds to minutes.
     from edgetta.adaptation.adapter import AdaptConfig
     from edgetta.cli.tables import print_line
     from edgetta.export.bundle_writer import write_bundle
-    from edgetta.export.recipe import derive_recipe, has_given_weights
+    from edgetta.export.recipe import derive_recipe, has_given_weights, load
 
     show, output = not values["quiet"], values["output"]
     _check_output(output, values["overwrite"])
@@ -99,9 +102,13 @@ def command(**values: Any) -> None:
     recipe = recipe_from(values["model"], values, values["seed"]) if prepared is None else prepared.recipe
     if show and not has_given_weights(recipe):
         print_line(f"{recipe.model} has random weights: give trained ones with --weights", style="yellow", stderr=True)
-    derived = derive_recipe(recipe)
+    model = load(recipe)
+    if names is not None and len(names) != model.num_classes:
+        raise UsageError(f"--classes names {len(names)} classes, and the model has {model.num_classes}")
+    material = _material(recipe, model, prepared, values)
+    derived = derive_recipe(recipe, model)
     network = derived.network(values["gradient"])
-    statistics, golden = _ship_state(derived, network, prepared, values)
+    _bring_to_start(network, derived, material)
     write_bundle(
         output,
         derived.adaptable,
@@ -109,14 +116,46 @@ def command(**values: Any) -> None:
         name=values["name"] or _name_of(values["model"]),
         config=config,
         classes=names or (None if prepared is None else prepared.classes),
-        provenance=_provenance(values, derived, statistics, prepared),
-        golden=golden,
+        provenance=_provenance(derived, material, prepared),
+        golden=material.golden(),
         opset=values["opset"],
         overwrite=values["overwrite"],
     )
     tested = _test(output, values["gradient"])
     if show:
-        _show(output, derived, statistics, tested, values["gradient"])
+        _show(output, derived, material, tested, values["gradient"])
+
+
+@dataclass(frozen=True)
+class _Material:
+    """What the network's state is made of: warmed-up tensors, source images, or neither."""
+
+    meta: tuple[Path, dict[str, Tensor]] | None
+    pictures: Pictures | None
+    calibration: str | None
+
+    def kind(self) -> str:
+        if self.meta is not None:
+            return "warm-up"
+        return "synthetic images" if self.pictures is None else "source images"
+
+    def told(self) -> str:
+        if self.meta is not None:
+            return f"of the warm-up ({self.meta[0]})"
+        if self.pictures is None:
+            return "of synthetic images, an approximation; better: --calibration DATA with source images"
+        skipped = f", {self.pictures.skipped_count:,} skipped" if self.pictures.skipped_count else ""
+        return f"of {len(self.pictures):,} images from {self.calibration}{skipped}"
+
+    def golden(self) -> Tensor | None:
+        """Images for the self-test, spread over the source images; None takes synthetic ones."""
+        from edgetta.export.bundle_writer import GOLDEN_IMAGES
+
+        if self.pictures is None:
+            return None
+        count = len(self.pictures)
+        rows = [number * count // GOLDEN_IMAGES for number in range(GOLDEN_IMAGES)]
+        return self.pictures.floats()[rows if count >= GOLDEN_IMAGES else slice(None)]
 
 
 def _prepared(values: dict[str, Any]) -> Prepared | None:
@@ -142,49 +181,50 @@ def _prepared(values: dict[str, Any]) -> Prepared | None:
     return read_prepared(folder)
 
 
-def _ship_state(
-    derived: Derived, network: AdaptiveNetwork, prepared: Prepared | None, values: dict[str, Any]
-) -> tuple[str, Tensor | None]:
-    """Bring the network into the state that ships; returns where its statistics come from, and golden images.
+def _material(recipe: Recipe, model: Model, prepared: Prepared | None, values: dict[str, Any]) -> _Material:
+    """Read warmed-up tensors and source images.
 
     Raises:
-        BundleError: meta-networks that do not fit the model.
-        UsageError: meta-networks drawn at random that nobody warmed up.
+        BundleError: warmed-up tensors that cannot be read.
+        UsageError: meta-networks drawn at random that nobody warmed up, or no source images there.
     """
-    import torch
-
     from edgetta.cli.data import source_images
     from edgetta.cli.progress import progress_bar
-    from edgetta.export.bundle_writer import GOLDEN_IMAGES
     from edgetta.export.prepared import read_meta
-    from edgetta.offline.source_statistics import batches_of, set_source_statistics
 
-    shape, golden = derived.adaptable.input_shape, None
-    meta: Path | None = values["meta"] if prepared is None else prepared.meta
-    if meta is None and derived.recipe.initialisation == "published":
+    path: Path | None = values["meta"] if prepared is None else prepared.meta
+    if path is None and recipe.initialisation == "published":
         raise UsageError(
             "meta-networks with the published initialisation start at random and need the warm-up of `edgetta prepare`"
         )
+    meta = None if path is None else (path, read_meta(path))
+    pictures = None
     if values["calibration"] is not None:
         with progress_bar("reading", unit="images", show=not values["quiet"]) as update:
-            pictures = source_images(values["calibration"], shape, CALIBRATION_IMAGES, update)
-        rows = torch.arange(min(GOLDEN_IMAGES, len(pictures))) * len(pictures) // GOLDEN_IMAGES
-        golden = pictures.floats()[rows % len(pictures)]
-    if meta is not None:
-        try:
-            network.load_state_dict(read_meta(meta))
-        except ValueError as error:
-            raise BundleError(
-                f"{meta} belongs to another model, other cuts or other meta-networks ({error}); give the options that "
-                "it was prepared with, or export the prepared folder itself"
-            ) from error
-        return f"of the warm-up ({meta})", golden
-    if values["calibration"] is None:
-        set_source_statistics(network, None, shape)
-        return "of synthetic images, an approximation; better: --calibration DATA with source images", golden
-    set_source_statistics(network, batches_of(pictures.floats(), 64), shape)
-    skipped = f", {pictures.skipped_count:,} skipped" if pictures.skipped_count else ""
-    return f"of {len(pictures):,} images from {values['calibration']}{skipped}", golden
+            pictures = source_images(values["calibration"], model.input_shape, CALIBRATION_IMAGES, update)
+    return _Material(meta, pictures, values["calibration"])
+
+
+def _bring_to_start(network: AdaptiveNetwork, derived: Derived, material: _Material) -> None:
+    """Bring the network into the state that ships.
+
+    Raises:
+        BundleError: meta-networks that do not fit the model.
+    """
+    from edgetta.offline.source_statistics import batches_of, set_source_statistics
+
+    if material.meta is None:
+        images = None if material.pictures is None else batches_of(material.pictures.floats(), 64)
+        set_source_statistics(network, images, derived.adaptable.input_shape)
+        return
+    path, tensors = material.meta
+    try:
+        network.load_state_dict(tensors)
+    except ValueError as error:
+        raise BundleError(
+            f"{path} belongs to another model, other cuts or other meta-networks ({error}); give the options that "
+            "it was prepared with, or export the prepared folder itself"
+        ) from error
 
 
 def _test(output: Path, gradient: Any) -> list[tuple[str, float, float]]:
@@ -200,18 +240,13 @@ def _test(output: Path, gradient: Any) -> list[tuple[str, float, float]]:
     return results
 
 
-def _provenance(
-    values: dict[str, Any], derived: Derived, statistics: str, prepared: Prepared | None
-) -> dict[str, Any]:
+def _provenance(derived: Derived, material: _Material, prepared: Prepared | None) -> dict[str, Any]:
     """Where everything came from. Paths are reduced to names: a bundle travels, and folders are nobody's business."""
     recipe = derived.recipe
     weights = None if derived.model.weights is None else Path(derived.model.weights).name
-    report = {} if prepared is None else {"preparation": dict(prepared.report)}
-    told: Recipe = replace(recipe, model=_name_of(recipe.model), weights=weights)
-    kind = "warm-up" if prepared is not None or values["meta"] is not None else "source images"
-    if statistics.startswith("of synthetic"):
-        kind = "synthetic images"
-    return {"recipe": told.to_json(), "cuts": derived.origin, "statistics": kind, **report}
+    told = replace(recipe, model=_name_of(recipe.model), weights=weights)
+    report = {} if prepared is None else {"preparation": prepared.accuracies()}
+    return {"recipe": told.to_json(), "cuts": derived.origin, "statistics": material.kind(), **report}
 
 
 def _name_of(model: str) -> str:
@@ -233,7 +268,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
 
 
 def _show(
-    output: Path, derived: Derived, statistics: str, tested: list[tuple[str, float, float]], gradient: Any
+    output: Path, derived: Derived, material: _Material, tested: list[tuple[str, float, float]], gradient: Any
 ) -> None:
     from edgetta.cli.tables import bytes_text, print_facts, print_line, print_table
     from edgetta.export.kept_bytes import kept_bytes
@@ -245,7 +280,7 @@ def _show(
             ("model", f"{derived.recipe.model}: images {size}, {adaptable.classes} classes"),
             ("weights", model.weights or ("random" if model.parts is not None else "the source's own")),
             ("cuts", f"{', '.join(adaptable.cuts)} ({ORIGINS[derived.origin]})"),
-            ("statistics", statistics),
+            ("statistics", material.told()),
         ]
     )
     columns = ("part", "input", "output", "gradient", "kept per image", "residuals of the frozen part", "meta-network")

@@ -121,7 +121,7 @@ def _prepare(values: dict[str, Any]) -> None:
     from edgetta.cli.progress import progress_bar
     from edgetta.cli.tables import print_line
     from edgetta.export import prepared
-    from edgetta.export.preparation import prepare
+    from edgetta.export.preparation import check, prepare
     from edgetta.export.recipe import derive_recipe, has_given_weights, load
 
     config = _warm_up_config(values) if values["warm_up"] else None
@@ -142,6 +142,7 @@ def _prepare(values: dict[str, Any]) -> None:
             f"{values['data']} has {len(classes)} classes and {recipe.model} has {model.num_classes}; give weights "
             "for these classes, or all names in the order of the outputs with --classes"
         )
+    check(recipe, model.num_classes, train, held_out, config)
     derived = derive_recipe(recipe, model)
     settings = _settings(values, config, train, held_out)
     checkpoint = prepared.begin(folder, derived, classes, settings, overwrite=values["overwrite"])

@@ -84,6 +84,7 @@ def test_sizes_that_are_none(text: str) -> None:
         (("--mean", "a,b"), "--mean a,b: write numbers separated by commas"),
         (("--option", "pretrained"), "--option pretrained: write NAME=VALUE"),
         (("--option", "a b=1"), "write NAME=VALUE"),
+        (("--option", "num_classes=4"), "num_classes cannot be handed on to what builds the model; it has"),
         (("--parts", "3", "--cuts", "a,b"), "give the number of parts or the cuts, not both"),
     ],
 )

@@ -1,0 +1,191 @@
+"""`edgetta export`: from a named model to a bundle that runs, and what stands in the way."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from edgetta.adaptation.adapter import AdaptConfig
+from edgetta.bundle import Bundle, build_network, read_bundle, source_program
+from edgetta.cli import main
+from edgetta.cli.export import command
+from edgetta.export import recipe as recipes
+from edgetta.export.recipe import Recipe, load
+from edgetta.sources.labelled import read_pictures
+from tests.tiny_model import CLASSES, CUTS, pictures, write_folder, write_model
+
+Captured = pytest.CaptureFixture[str]
+SIZE = ("--input-size", "8")
+
+
+@pytest.fixture(autouse=True)
+def no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EDGETTA_DEBUG", raising=False)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    return write_model(tmp_path)
+
+
+def export(*arguments: object) -> int:
+    return main(["export", *map(str, arguments)])
+
+
+def error_of(capsys: Captured) -> str:
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("edgetta: error: ")
+    return line
+
+
+def test_a_model_from_a_file_with_everything_said(model: str, tmp_path: Path, capsys: Captured) -> None:
+    photos = write_folder(tmp_path / "photos", 30)
+    (photos / "red" / "broken.png").write_bytes(b"x")
+    (tmp_path / "names.txt").write_text("\n".join(CLASSES))
+    out = tmp_path / "bundle"
+    options = ("--cuts", CUTS, "--calibration", photos, "--classes", tmp_path / "names.txt", "--kernel", 3)
+    adaptation = ("--learning-rate", 0.002, "--when", "every 4", "--window", 32)
+    assert export(model, "-o", out, *SIZE, *options, *adaptation) == 0
+    printed = capsys.readouterr().out
+    bundle = read_bundle(out)
+    assert bundle.model.cuts == tuple(CUTS.split(",")) and bundle.classes == CLASSES
+    assert bundle.config == AdaptConfig(learning_rate=0.002, when="every 4", window=32)
+    assert {spec.kernel for spec in bundle.model.metas} == {3} and bundle.name == "net.py:build"
+    for words in ("images 3 x 8 x 8, 3 classes", "(as given)", "of 30 images from", "1 skipped", "1 mask, 1 scale"):
+        assert words in printed
+    assert "self-test on torch" in printed and "self-test on onnxruntime" in printed
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    assert f"{size / 1000:.1f} kB in" in printed and f"edgetta run {out} SOURCE" in printed
+
+    images = read_pictures(str(photos), (3, 8, 8)).floats()
+    with torch.no_grad():
+        expected = load(Recipe(model, input_shape=(3, 8, 8))).module(images)
+    torch.testing.assert_close(source_program(bundle, "torch")(images), expected, rtol=1e-4, atol=1e-5)
+    assert _distance_to_source(bundle, images) < 0.02, "it starts as feature alignment, with statistics of the photos"
+
+    manifest = (out / "manifest.json").read_text()
+    assert str(tmp_path) not in manifest, "a bundle travels: no folder of this machine stands in it"
+    assert bundle.provenance["recipe"]["model"] == "net.py:build" and bundle.provenance["cuts"] == "given"
+    assert main(["run", str(out), str(photos), "--engine", "torch", "--json", str(tmp_path / "run.json")]) == 0
+    assert json.loads((tmp_path / "run.json").read_text())["labelled"] == 30
+
+
+def _distance_to_source(bundle: Bundle, images: torch.Tensor) -> float:
+    """How far the network that ships is from the backbone, on images of its statistics."""
+    shipped, _ = build_network(bundle, "torch", batch_norm="source").forward(images, keep=False)
+    expected = source_program(bundle, "torch")(images)
+    return float((shipped - expected).norm() / expected.norm())
+
+
+def test_what_is_not_said_is_chosen_and_told(model: str, tmp_path: Path, capsys: Captured) -> None:
+    out = tmp_path / "bundle.zip"
+    assert export(model, "-o", out, *SIZE, "--parts", 2, "--num-classes", 4, "--bn", "source") == 0
+    printed = capsys.readouterr().out
+    bundle = read_bundle(out)
+    assert len(bundle.model.parts) == 2 and bundle.model.classes == 4 and bundle.classes is None
+    assert bundle.config == AdaptConfig() and bundle.model.batch_norm == "source"
+    assert "(automatic, shallow layers finer)" in printed and "synthetic images, an approximation" in printed
+    assert f"{out}, {out.stat().st_size / 1000:.1f} kB\n" in printed
+    assert bundle.provenance["statistics"] == "synthetic images"
+
+
+def test_a_bundle_is_replaced_only_when_asked(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    out = tmp_path / "bundle"
+    out.mkdir()
+    (out / "precious.txt").write_text("mine")
+    monkeypatch.setattr(recipes, "derive", lambda *arguments: pytest.fail("work began before the check"))
+    assert export(model, "-o", out, *SIZE) == 2
+    assert "exists already; choose another path, or replace it with --overwrite" in error_of(capsys)
+    monkeypatch.undo()
+    assert export(model, "-o", out, *SIZE, "--cuts", CUTS, "--overwrite") == 2
+    assert "is not a bundle and will not be overwritten" in error_of(capsys)
+    assert [entry.name for entry in out.iterdir()] == ["precious.txt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("resnet21",), 2, "no model is called 'resnet21' (did you mean resnet"),
+        (("net.py:biuld", *SIZE), 2, "net.py has no function 'biuld'"),
+        (("none.py:build", *SIZE), 2, "none.py: no such file"),
+        (("photos",), 2, "MODEL photos is a folder, but none that `edgetta prepare` wrote"),
+        (("net.py:build",), 2, "does not say what images it takes"),
+        (("net.py:build", "--input-size", "big"), 2, "--input-size big is no size"),
+        (("net.py:build", *SIZE, "--cuts", "stem,blok1"), 2, "the nearest legal cut is 'block1'"),
+        (("net.py:build", *SIZE, "--cuts", CUTS, "--parts", "2"), 2, "parts or the cuts, not both"),
+        (("net.py:build", *SIZE, "--parts", "9"), 2, "ask for fewer parts"),
+        (("net.py:build", *SIZE, "--weights", "none.pt"), 1, "none.pt: no such file"),
+        (("net.py:build", *SIZE, "--cuts", CUTS, "--calibration", "none/"), 1, "there is no none"),
+        (("net.py:build", *SIZE, "--cuts", CUTS, "--calibration", "cifar11"), 2, "or one of digits, cifar10-jpeg"),
+        (("net.py:build", *SIZE, "--cuts", CUTS, "--meta", "none.safetensors"), 4, "there is no none.safetensors"),
+        (("net.py:build", *SIZE, "--cuts", CUTS, "--meta", "net.py"), 4, "net.py is no readable safetensors file"),
+        (("net.py:build", *SIZE, "--cuts", CUTS, "--meta", "other"), 4, "other belongs to another model"),
+        (
+            ("net.py:build", *SIZE, "--cuts", CUTS, "--classes", "a,b"),
+            2,
+            "--classes names 2 classes, and the model has 3",
+        ),
+        (("net.py:build", *SIZE, "--cuts", CUTS, "--initialisation", "published"), 2, "need the warm-up"),
+        (("net.py:build", *SIZE, "--learning-rate", "-1"), 2, "learning_rate must be a number of at least 0"),
+        (("net.py:build", *SIZE, "-o", "none/bundle"), 2, "--output none/bundle: there is no folder"),
+        (("net.py:build", *SIZE, "--opset", "9"), 2, "Invalid value for '--opset'"),
+    ],
+)
+def test_what_stands_in_the_way(
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Captured,
+    arguments: tuple[str, ...],
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    save_file({"x": torch.zeros(1)}, tmp_path / "other")
+    before = sorted(tmp_path.iterdir())
+    output = () if "-o" in arguments else ("-o", "bundle")
+    assert export(*arguments, *output) == code
+    assert message in error_of(capsys)
+    assert [path for path in sorted(tmp_path.iterdir()) if path.name != "__pycache__"] == before
+
+
+def test_random_weights_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipes, "derive", stop)
+    assert export("resnet20", "--width", 0.25, "-o", tmp_path / "bundle") == 130
+    assert "resnet20 has random weights: give trained ones with --weights" in capsys.readouterr().err
+    np.savez(tmp_path / "w.npz", **{k: v.numpy() for k, v in load(Recipe("resnet20")).module.state_dict().items()})
+    assert export("resnet20", "--weights", tmp_path / "w.npz", "-o", tmp_path / "bundle") == 130
+    assert "random" not in capsys.readouterr().err
+
+
+def test_settings_file(model: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", pictures(9)[0])
+    lines = ["momentum = 0.5", "[export]", "input-size = 8", 'cuts = ["stem", "block2"]', "quiet = true"]
+    lines.append(f'calibration = "{tmp_path}/x.npy"')
+    (tmp_path / "settings.toml").write_text("\n".join(lines))
+    assert export(model, "-o", tmp_path / "bundle", "--config", tmp_path / "settings.toml") == 0
+    bundle = read_bundle(tmp_path / "bundle")
+    assert bundle.config.momentum == 0.5 and bundle.model.cuts == ("stem", "block2")
+    golden = bundle.reference()["images"]
+    assert golden.shape == (8, 3, 8, 8), "the self-test uses calibration images"
+    shown = torch.from_numpy(pictures(9)[0]).permute(0, 3, 1, 2) / 255
+    assert all(any(torch.equal(image, one) for one in shown) for image in golden)
+
+
+def test_help_names_every_adaptation_setting() -> None:
+    import click
+
+    text = command.get_help(click.Context(command))
+    assert re.search(r"--learning-rate.*--momentum.*--regulariser.*--entropy-margin", text, re.DOTALL)
