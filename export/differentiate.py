@@ -67,7 +67,6 @@ def differentiate(frozen: Frozen, needs_gradient: bool = True) -> SegmentGraphs:
         backward.constants,
     )
     forward = derivation.forward.graph([*graph.outputs, *(r.value.name for r in residuals)])
-    forward = _residuals_early(forward, {node.output for node in graph.nodes})
     return SegmentGraphs(
         forward,
         backward,
@@ -89,16 +88,6 @@ def _recompute(forward: Graph, backward: Graph) -> Graph:
         {**forward.constants, **backward.constants},
     )
     return fused.pruned()
-
-
-def _residuals_early(forward: Graph, original: set[str]) -> Graph:
-    """Make each residual directly behind the last value that it reads, so that this value can be freed."""
-    place: dict[str, int] = {}
-    for i, node in enumerate(forward.nodes):
-        read = [place[name] for name in node.inputs if name in place]
-        place[node.output] = i if node.output in original else max(read, default=0)
-    nodes = sorted(forward.nodes, key=lambda node: place[node.output])  # stable: an original node comes first
-    return Graph(forward.inputs, forward.outputs, tuple(nodes), forward.values, forward.constants)
 
 
 def _active(graph: Graph, wanted: Sequence[str]) -> set[str]:

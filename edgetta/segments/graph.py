@@ -7,6 +7,7 @@ dimensions are fixed when the graph is made.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ BATCH = -1
 # Stands for the batch while shapes are inferred on meta tensors: a prime larger than any layer is wide.
 _BATCH_PROBE = 7919
 _MAX_NODES = 100_000
+
+Kind = tuple[tuple[int, ...], str]
+"""Shape and dtype of a value."""
 
 
 @dataclass(frozen=True)
@@ -186,23 +190,27 @@ class GraphBuilder:
         return Graph(tuple(self.inputs), tuple(outputs), tuple(self.nodes), self.values, self.constants).pruned()
 
     def _infer(self, op: str, inputs: Sequence[str], attributes: Mapping[str, Any]) -> tuple[tuple[int, ...], str]:
-        return infer(op, [self._probe(name) for name in inputs], attributes)
+        return infer(op, [self._kind(name) for name in inputs], attributes)
 
-    def _probe(self, name: str) -> torch.Tensor | None:
-        return _probe(self.constants[name] if name in self.constants else self.values[name]) if name else None
+    def _kind(self, name: str) -> Kind | None:
+        return _kind(self.constants[name] if name in self.constants else self.values[name]) if name else None
 
 
-def infer(
-    op: str, arguments: Sequence[torch.Tensor | None], attributes: Mapping[str, Any]
-) -> tuple[tuple[int, ...], str]:
-    """Shape and dtype of an operator's result, for arguments on the meta device.
+def infer(op: str, arguments: Sequence[Kind | None], attributes: Mapping[str, Any]) -> Kind:
+    """Shape and dtype of an operator's result, for arguments of these shapes and dtypes.
 
     Raises `ValueError` where the batch would be merged with another dimension, and what torch raises for arguments
     that do not fit.
     """
+    settings = tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in attributes.items())
+    return _infer(op, tuple(arguments), settings)
+
+
+@functools.lru_cache(maxsize=4096)
+def _infer(op: str, arguments: tuple[Kind | None, ...], settings: tuple[tuple[str, Any], ...]) -> Kind:
     from edgetta.segments.operators import OPERATORS
 
-    result = OPERATORS[op](*arguments, **attributes)
+    result = OPERATORS[op](*(None if kind is None else _probe(*kind) for kind in arguments), **dict(settings))
     shape = []
     for size in result.shape:
         if size != _BATCH_PROBE and size % _BATCH_PROBE == 0 and size > 0:
@@ -211,12 +219,15 @@ def infer(
     return tuple(shape), "bool" if result.dtype == torch.bool else "float"
 
 
-def _probe(operand: torch.Tensor | Value) -> torch.Tensor:
-    if isinstance(operand, torch.Tensor):
-        shape, boolean = tuple(operand.shape), operand.dtype == torch.bool
-    else:
-        shape, boolean = operand.with_batch(_BATCH_PROBE), operand.dtype == "bool"
-    return torch.empty(shape, device="meta", dtype=torch.bool if boolean else torch.float32)
+def _kind(operand: torch.Tensor | Value) -> Kind:
+    if isinstance(operand, Value):
+        return operand.shape, operand.dtype
+    return tuple(operand.shape), "bool" if operand.dtype == torch.bool else "float"
+
+
+def _probe(shape: tuple[int, ...], dtype: str) -> torch.Tensor:
+    sizes = [_BATCH_PROBE if size == BATCH else size for size in shape]
+    return torch.empty(sizes, device="meta", dtype=torch.bool if dtype == "bool" else torch.float32)
 
 
 def _check(graph: Graph) -> None:
@@ -230,9 +241,9 @@ def _check(graph: Graph) -> None:
             raise BundleError(f"a graph in the bundle declares {value.name!r} wrongly; export the bundle again")
     if any(name not in graph.values or name in graph.constants or not name for name in graph.inputs):
         raise BundleError("a graph in the bundle has an undefined input; export the bundle again")
-    known: dict[str, torch.Tensor | None] = {"": None}
-    known |= {name: _probe(tensor) for name, tensor in graph.constants.items()}
-    known |= {name: _probe(graph.values[name]) for name in graph.inputs}
+    known: dict[str, Kind | None] = {"": None}
+    known |= {name: _kind(tensor) for name, tensor in graph.constants.items()}
+    known |= {name: _kind(graph.values[name]) for name in graph.inputs}
     for node in graph.nodes:
         if node.op not in OPERATORS:
             raise BundleError(f"the bundle uses operator {node.op!r}, which this edgetta does not know; update it")
@@ -246,12 +257,12 @@ def _check(graph: Graph) -> None:
                 f"a graph in the bundle is malformed: {node.op} cannot make {node.output!r} ({error}); "
                 "export the bundle again"
             ) from error
-        if inferred != (value.shape, value.dtype):
+        if inferred != _kind(value):
             raise BundleError(
                 f"a graph in the bundle declares {node.output!r} as {value.dtype} {value.shape}, but {node.op} makes "
                 f"{inferred[1]} {inferred[0]}; export the bundle again"
             )
-        known[node.output] = _probe(value)
+        known[node.output] = inferred
     if any(name not in known or not name for name in graph.outputs):
         raise BundleError("a graph in the bundle has an undefined output; export the bundle again")
 

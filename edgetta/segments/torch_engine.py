@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from edgetta.segments.contract import GradientMode, Residuals, SegmentGraphs
-from edgetta.segments.graph import Graph
+from edgetta.segments.graph import Graph, Node
 from edgetta.segments.operators import OPERATORS
 
 # Operators that may write their result over their first argument, where nothing else needs that.
@@ -45,13 +45,14 @@ class Program:
         self.graph = graph
         self.constants = {name: _moved(tensor, device, dtype) for name, tensor in graph.constants.items()}
         self._wanted = set(graph.outputs)
+        nodes = _schedule(graph)
         last: dict[str, int] = {}
-        for i, node in enumerate(graph.nodes):
+        for i, node in enumerate(nodes):
             last |= dict.fromkeys((*node.inputs, node.output), i)
-        made = {node.output for node in graph.nodes}
-        shared = {name for node in graph.nodes if node.op in _VIEWS for name in (node.inputs[0], node.output)}
+        made = {node.output for node in nodes}
+        shared = {name for node in nodes if node.op in _VIEWS for name in (node.inputs[0], node.output)}
         self._steps = []
-        for i, node in enumerate(graph.nodes):
+        for i, node in enumerate(nodes):
             done = tuple(n for n in dict.fromkeys((*node.inputs, node.output)) if n in made and last[n] == i)
             call = OPERATORS[node.op]
             if node.op in _IN_PLACE:
@@ -146,6 +147,23 @@ class TorchSegment:
         if tensor.untyped_storage().nbytes() > tensor.nbytes:
             tensor = tensor.clone()  # a view would keep the whole of its base
         return residual.pack(tensor) if self._pack else tensor
+
+
+def _schedule(graph: Graph) -> list[Node]:
+    """The nodes in the order in which they run.
+
+    What makes residuals alone, and every mask, comes directly behind the last value that it reads, so that this value
+    can be freed: a graph lists them behind all others. (ONNX Runtime orders nodes by itself, to the same effect.)
+    """
+    needed = {graph.outputs[0]}
+    for node in reversed(graph.nodes):
+        if node.output in needed:
+            needed.update(node.inputs)
+    place: dict[str, int] = {}
+    for i, node in enumerate(graph.nodes):
+        early = node.output not in needed or graph.values[node.output].dtype == "bool"
+        place[node.output] = max((place[n] for n in node.inputs if n in place), default=0) if early else i
+    return sorted(graph.nodes, key=lambda node: place[node.output])  # stable, so what is read stays in front
 
 
 def _moved(tensor: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
