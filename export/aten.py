@@ -113,6 +113,25 @@ def batch_norm(
     return lower.emit("BatchNormalization", x, scale, shift, mean, var, epsilon=float(eps)), None, None
 
 
+@rule("aten.batch_norm.default")
+def composite_batch_norm(
+    lower: Lowering,
+    fake: Any,
+    x: Activation,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    *_: Any,
+) -> str:
+    if training or mean is None or var is None:
+        raise ValueError("a BatchNorm without running statistics, or in training mode, is not supported")
+    return batch_norm(lower, fake, x, weight, bias, mean, var, momentum, eps)[0]
+
+
 @rule("aten.layer_norm.default")
 def layer_norm(
     lower: Lowering,
