@@ -7,6 +7,7 @@ always meet the segments that they were warmed up with.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
@@ -16,10 +17,15 @@ from edgetta.adaptation.meta_network import Initialisation
 from edgetta.adaptation.model import AdaptableModel, Gradient, build
 from edgetta.adaptation.network import AdaptiveNetwork, BatchNorm
 from edgetta.errors import UsageError
+from edgetta.export.cut import automatic_cuts
 from edgetta.export.derive import derive
+from edgetta.export.trace import trace
 from edgetta.models import Model, load_model
 from edgetta.models.architectures import ARCHITECTURES
 from edgetta.segments.torch_engine import TorchSegment
+
+DEFAULT_PARTS = 4
+"""Parts of a network for which no paper says a number."""
 
 # What `load_model` takes by name and does not hand on.
 _OWN_FIELDS = frozenset({"spec", "weights", "num_classes", "width", "input_shape", "mean", "std"})
@@ -39,7 +45,7 @@ class Recipe:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)  # for the library or function that builds the model
-    parts: int | None = None  # None: the network's published number, else 4
+    parts: int | None = None  # None: the network's published number, else `DEFAULT_PARTS` or what it has
     cuts: tuple[str, ...] | None = None  # module names, the stem's end first; None: published, else automatic
     batch_norm: Literal["adaptive", "source"] = "adaptive"
     adapt_bias: bool = False
@@ -120,17 +126,32 @@ def derive_recipe(recipe: Recipe, model: Model | None = None) -> Derived:
             origin = "published" if count in model.parts.splits else "by stages"
             if count in model.parts.inferred:
                 origin = "inferred"
+    if cuts is None and recipe.parts is None:
+        cuts = _automatic_cuts(model)
     adaptable = derive(
         model.module,
         model.input_shape,
         cuts,
-        4 if recipe.parts is None else recipe.parts,
+        DEFAULT_PARTS if recipe.parts is None else recipe.parts,
         recipe.batch_norm,
         recipe.adapt_bias,
         recipe.initialisation,
         kernel,
     )
     return Derived(recipe, model, adaptable, origin)
+
+
+def _automatic_cuts(model: Model) -> tuple[str, ...]:
+    """Cuts into the default number of parts, or into as many as a smaller model has.
+
+    Raises:
+        UsageError: it has none.
+    """
+    traced = trace(model.module, model.input_shape)
+    for parts in range(DEFAULT_PARTS, 1, -1):
+        with suppress(UsageError):
+            return automatic_cuts(traced, parts)
+    return automatic_cuts(traced, 1)
 
 
 def has_given_weights(recipe: Recipe) -> bool:

@@ -168,6 +168,8 @@ def _prepared(values: dict[str, Any]) -> Prepared | None:
 
     folder = Path(values["model"])
     if not folder.is_dir():
+        if "/" in values["model"] and not folder.suffix and ":" not in values["model"]:
+            raise UsageError(f"MODEL {folder}: there is no such folder; give the one that `edgetta prepare` wrote")
         return None
     if not is_prepared(folder):
         raise UsageError(

@@ -85,7 +85,7 @@ def _distance_to_source(bundle: Bundle, images: torch.Tensor) -> float:
 
 def test_what_is_not_said_is_chosen_and_told(model: str, tmp_path: Path, capsys: Captured) -> None:
     out = tmp_path / "bundle.zip"
-    assert export(model, "-o", out, *SIZE, "--parts", 2, "--num-classes", 4, "--bn", "source") == 0
+    assert export(model, "-o", out, *SIZE, "--num-classes", 4, "--bn", "source") == 0
     printed = capsys.readouterr().out
     bundle = read_bundle(out)
     assert len(bundle.model.parts) == 2 and bundle.model.classes == 4 and bundle.classes is None
@@ -116,6 +116,7 @@ def test_a_bundle_is_replaced_only_when_asked(
         (("resnet21",), 2, "no model is called 'resnet21' (did you mean resnet"),
         (("net.py:biuld", *SIZE), 2, "net.py has no function 'biuld'"),
         (("none.py:build", *SIZE), 2, "none.py: no such file"),
+        (("prepared/",), 2, "MODEL prepared: there is no such folder"),
         (("photos",), 2, "MODEL photos is a folder, but none that `edgetta prepare` wrote"),
         (("net.py:build",), 2, "does not say what images it takes"),
         (("net.py:build", "--input-size", "big"), 2, "--input-size big is no size"),

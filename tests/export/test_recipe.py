@@ -1,4 +1,4 @@
-"""Recipes: what they choose when nobody says, that they repeat themselves, and that they survive being written down."""
+"""Recipes: what they choose when nobody says, and that they survive being written down."""
 
 from __future__ import annotations
 
