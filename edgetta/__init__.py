@@ -32,7 +32,18 @@ _HOMES = {
     "load_model": "edgetta.models",
 }
 
-__all__ = ["__version__", *_HOMES]
+__all__ = [
+    "AdaptConfig",
+    "AdaptedModule",
+    "Adapter",
+    "EdgettaError",
+    "Runtime",
+    "StepResult",
+    "__version__",
+    "adapt",
+    "load",
+    "load_model",
+]
 
 
 def __getattr__(name: str) -> Any:
