@@ -14,6 +14,11 @@ BENCHES: dict[str, tuple[str, str]] = {
     "latency": ("edgetta.bench.latency", "Time inference, prediction and adaptation steps, side by side."),
 }
 
+EXAMPLES = """\b
+Example:
+  edgetta bench latency --model wrn40_2 --batch 64 --json latency.json
+"""
+
 
 class BenchGroup(click.Group):
     """A group whose sub-verbs are named in `BENCHES` and imported when they are called."""
@@ -51,13 +56,9 @@ class BenchGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in BENCHES.items()])
 
 
-@click.group(cls=BenchGroup, subcommand_metavar="BENCH [ARGUMENTS]...")
+@click.group(cls=BenchGroup, epilog=EXAMPLES, subcommand_metavar="BENCH [ARGUMENTS]...")
 def command() -> None:
     """Measure on this machine, and write results with machine, versions and date beside them.
-
-    \b
-    Example:
-      edgetta bench latency --model wrn40_2 --batch 64 --json latency.json
 
     Measure on a quiet machine: other programs show in every figure.
     """

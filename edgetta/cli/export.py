@@ -37,10 +37,25 @@ ORIGINS = {
     "automatic": "automatic, shallow layers finer",
 }
 
+EXAMPLES = """\b
+Examples:
+  edgetta export prepared/ -o bundle/
+  edgetta export wrn40_2 --weights wrn.pt --calibration photos/ -o bundle.zip
+  edgetta export timm:resnet18 --option pretrained=true --parts 5 -o bundle/
+  edgetta export net.py:build --input-size 64 --cuts stem,block2 -o bundle/
+"""
 
-@click.command()
+
+@click.command(epilog=EXAMPLES)
 @click.argument("model")
-@click.option("-o", "--output", metavar="BUNDLE", required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    metavar="BUNDLE",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The folder or .zip to write.",
+)
 @model_options
 @click.option(
     "--calibration",
@@ -64,7 +79,9 @@ ORIGINS = {
     help="Mode that is tested, and whose bytes are shown; the bundle serves every mode.",
 )
 @click.option("--opset", metavar="N", type=click.IntRange(17, 21), default=17, show_default=True, help="Of the ONNX.")
-@click.option("--seed", metavar="N", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--seed", metavar="N", type=click.IntRange(0), default=0, show_default=True, help="Of weights that nobody gave."
+)
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that exists.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no table.")
 @config_option
@@ -78,13 +95,6 @@ def command(**values: Any) -> None:
     BUNDLE is a folder, or a zip where its name ends in .zip. Built-in networks are cut as published, others
     automatically; the cuts are printed and can be given with --cuts. Adaptation settings (--learning-rate and so on)
     become the bundle's defaults, which `edgetta run` can override.
-
-    \b
-    Examples:
-      edgetta export prepared/ -o bundle/
-      edgetta export wrn40_2 --weights wrn.pt --calibration photos/ -o bundle.zip
-      edgetta export timm:resnet18 --option pretrained=true --parts 5 --classes names.txt -o bundle/
-      edgetta export net.py:build --input-size 64 --cuts stem,block2,block4 -o bundle/
 
     Next: `edgetta inspect BUNDLE`, or `edgetta run BUNDLE SOURCE`.
     """

@@ -41,13 +41,27 @@ def _augmentation_options(function: Any) -> Any:
     return function
 
 
-@click.command()
+EXAMPLES = """\b
+Examples:
+  edgetta prepare wrn40_2 --weights wrn.pt --data cifar10-jpeg -o prepared/
+  edgetta prepare timm:resnet18 --option pretrained=true --epochs 3 \\
+      --data photos/ -o prepared/
+  edgetta prepare net.py:build --input-size 64 --data train.npz -o prepared/
+  edgetta export prepared/ -o bundle/
+"""
+
+
+@click.command(epilog=EXAMPLES)
 @click.argument("model")
 @click.option("--data", metavar="DATA", required=True, help="Labelled source images; see above.")
-@click.option("-o", "--output", metavar="PREPARED", required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", metavar="PREPARED", required=True, type=click.Path(path_type=Path), help="The folder to fill."
+)
 @click.option("--warm-up/--no-warm-up", default=True, help="Train the meta-networks (the default), or only measure.")
-@click.option("--epochs", metavar="N", type=click.IntRange(1), default=10, show_default=True)
-@click.option("--batch", metavar="N", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--epochs", metavar="N", type=click.IntRange(1), default=10, show_default=True, help="Of the warm-up.")
+@click.option(
+    "--batch", metavar="N", type=click.IntRange(1), default=64, show_default=True, help="Images per warm-up step."
+)
 @click.option("--learning-rate", metavar="RATE", type=float, default=5e-2, show_default=True, help="Of SGD.")
 @click.option("--momentum", metavar="M", type=float, default=0.9, show_default=True, help="Of SGD.")
 @click.option(
@@ -68,7 +82,9 @@ def _augmentation_options(function: Any) -> Any:
 @click.option("--decay", metavar="X", type=float, default=0.2, show_default=True, help="The rate's factor there.")
 @_augmentation_options
 @click.option("--blur-sigma", metavar="LOW,HIGH", help="Range of the blur's sigma in pixels.")
-@click.option("--seed", metavar="N", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--seed", metavar="N", type=click.IntRange(0), default=0, show_default=True, help="Of everything that is drawn."
+)
 @click.option(
     "--held-out",
     metavar="SHARE",
@@ -99,13 +115,6 @@ def command(**values: Any) -> None:
     weights, meta.safetensors and report.json, and is itself a MODEL for `edgetta export`.
 
     Without this verb, `edgetta export` makes a bundle that starts as feature alignment and needs no source data.
-
-    \b
-    Examples:
-      edgetta prepare wrn40_2 --weights wrn.pt --data cifar10-jpeg -o prepared/
-      edgetta prepare timm:resnet18 --option pretrained=true --data photos/ -o prepared/ --epochs 3 --flip 0.5
-      edgetta prepare net.py:build --input-size 64 --data train.npz -o prepared/ --limit 2000 --epochs 2
-      edgetta export prepared/ -o bundle/
     """
     try:
         _prepare(values)

@@ -23,8 +23,17 @@ if TYPE_CHECKING:
 STORED_BATCH = 64
 """Frames per step where all frames are there already; frames of a live source are predicted one by one."""
 
+EXAMPLES = """\b
+Examples:
+  edgetta run bundle/ photos/ -o predictions.csv
+  edgetta run bundle/ camera:0 --state learnt.safetensors --save-every 100
+  edgetta run bundle/ frames.npz --batch 32 --learning-rate 0.0005
+  edgetta run bundle/ clip.mp4 -o - | head
+  edgetta run bundle/ photos/ --when off            (only predict)
+"""
 
-@click.command()
+
+@click.command(epilog=EXAMPLES)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("source")
 @click.option(
@@ -85,14 +94,6 @@ def command(**values: Any) -> None:
 
     Every frame is predicted first and learnt from afterwards. Frames that cannot be used are skipped, counted and
     named. Adaptation settings that are not given come from the bundle.
-
-    \b
-    Examples:
-      edgetta run bundle/ photos/ -o predictions.csv
-      edgetta run bundle/ camera:0 --state learnt.safetensors --save-every 100
-      edgetta run bundle/ frames.npz --batch 32 --learning-rate 0.0005
-      edgetta run bundle/ clip.mp4 -o - | head
-      edgetta run bundle/ photos/ --when off            (only predict)
 
     The exit code is 0 at the end of the source, 130 after Ctrl-C and 143 after SIGTERM; rows and state are whole then.
     """
