@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from edgetta.export.lowering import RULES, Activation, Lowering, Operand, Rule, pair, rule
+from edgetta.segments.graph import LARGEST
 
 
 @rule("aten.conv2d.default")
@@ -210,13 +211,28 @@ def gelu(lower: Lowering, fake: Any, x: Activation, approximate: str = "none", *
     return lower.emit("Mul", lower.emit("Mul", x, 0.5), lower.emit("Add", lower.emit("Tanh", inner), 1.0))
 
 
-@rule("aten.hardtanh.default", "aten.clamp.default")
-def hardtanh(lower: Lowering, fake: Any, x: Activation, low: float | None = -1.0, high: float | None = 1.0) -> str:
+@rule("aten.hardtanh.default")
+def hardtanh(lower: Lowering, fake: Any, x: Activation, low: float = -1.0, high: float = 1.0) -> str:
+    return lower.emit("Clip", x, min=float(low), max=float(high))
+
+
+@rule("aten.clamp.default")
+def clamp(lower: Lowering, fake: Any, x: Activation, low: float | None = None, high: float | None = None) -> str:
     if high is None and low == 0:
         return lower.emit("Relu", x)
     return lower.emit(
-        "Clip", x, min=float(-3.4e38 if low is None else low), max=float(3.4e38 if high is None else high)
+        "Clip", x, min=-LARGEST if low is None else float(low), max=LARGEST if high is None else float(high)
     )
+
+
+@rule("aten.clamp_min.default")
+def clamp_min(lower: Lowering, fake: Any, x: Activation, low: float) -> str:
+    return clamp(lower, fake, x, low)
+
+
+@rule("aten.clamp_max.default")
+def clamp_max(lower: Lowering, fake: Any, x: Activation, high: float) -> str:
+    return clamp(lower, fake, x, None, high)
 
 
 @rule("aten.leaky_relu.default")
@@ -240,10 +256,12 @@ def attention(
     dropout: float = 0.0,
     causal: bool = False,
     scale: float | None = None,
-    **_: Any,
+    enable_gqa: bool = False,
 ) -> str:
-    if causal:
-        raise ValueError("causal attention is not supported")
+    if causal or dropout or enable_gqa:
+        raise ValueError("causal attention, dropout inside attention and grouped queries are not supported")
+    if isinstance(mask, Tensor) and mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape).masked_fill(~mask, -LARGEST)
     shape = lower.builder.shape(query)
     rank = len(shape)
     factor = scale if scale is not None else 1.0 / math.sqrt(shape[-1])

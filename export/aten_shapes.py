@@ -29,6 +29,21 @@ def rsub(lower: Lowering, fake: Any, a: Activation, b: float) -> str:
     return lower.emit("Sub", b, a)
 
 
+@rule("aten.pow.Tensor_Scalar")
+def power(lower: Lowering, fake: Any, x: Activation, exponent: float) -> str:
+    if exponent == 0.5:
+        return lower.emit("Sqrt", x)
+    if exponent not in (2, 3):
+        raise ValueError(f"the power {exponent} is not supported")
+    square = lower.emit("Mul", x, x)
+    return square if exponent == 2 else lower.emit("Mul", square, x)
+
+
+@rule("aten.rsqrt.default")
+def rsqrt(lower: Lowering, fake: Any, x: Activation) -> str:
+    return lower.emit("Reciprocal", lower.emit("Sqrt", x))
+
+
 @rule("aten.mean.dim")
 def mean(
     lower: Lowering, fake: Any, x: Activation, axes: Sequence[int] | None, keepdim: bool = False, **_: Any
@@ -56,7 +71,6 @@ def _axes(lower: Lowering, x: str, axes: Sequence[int] | None) -> list[int]:
     "aten.contiguous.default",
     "aten.alias.default",
     "aten.detach.default",
-    "aten.dropout.default",
     "aten.lift_fresh_copy.default",
     "aten._to_copy.default",
     "aten.to.dtype",
@@ -64,6 +78,13 @@ def _axes(lower: Lowering, x: str, axes: Sequence[int] | None) -> list[int]:
 def identity(lower: Lowering, fake: Any, x: Activation, *_: Any, **__: Any) -> Activation:
     if not fake.dtype.is_floating_point:
         raise ValueError(f"a conversion to {fake.dtype} is not supported")
+    return x
+
+
+@rule("aten.dropout.default")
+def dropout(lower: Lowering, fake: Any, x: Activation, share: float, training: bool) -> Activation:
+    if training:
+        raise ValueError("dropout in training mode is not supported")
     return x
 
 
@@ -89,6 +110,14 @@ def transpose(lower: Lowering, fake: Any, x: Activation, a: int, b: int) -> str:
 @rule("aten.cat.default")
 def cat(lower: Lowering, fake: Any, parts: Sequence[Operand], axis: int = 0) -> str:
     return lower.emit("Concat", *parts, axis=axis % len(fake.shape))
+
+
+@rule("aten.stack.default")
+def stack(lower: Lowering, fake: Any, parts: Sequence[Activation], axis: int = 0) -> str:
+    shape = shape_of(fake)
+    axis %= len(shape)
+    apart = [*shape[:axis], 1, *shape[axis + 1 :]]
+    return lower.emit("Concat", *(lower.reshape(part, apart) for part in parts), axis=axis)
 
 
 @rule("aten.slice.Tensor")
@@ -146,13 +175,16 @@ def pad(
     number = mode if isinstance(mode, int | float) else value
     if isinstance(mode, str) and mode != "constant":
         raise ValueError(f"padding mode {mode!r} is not supported")
-    if all(size == 0 for size in sizes):
-        return x
     rank = lower.rank(x)
     starts, ends = [0] * rank, [0] * rank
     for i in range(len(sizes) // 2):
         starts[rank - 1 - i], ends[rank - 1 - i] = sizes[2 * i], sizes[2 * i + 1]
-    return lower.emit("Pad", x, pads=[*starts, *ends], value=float(number or 0.0))
+    for axis in range(rank):
+        if min(starts[axis], ends[axis]) < 0:  # negative padding crops
+            size = lower.builder.shape(x)[axis]
+            x = _take(lower, x, axis, max(0, -starts[axis]), size + min(0, ends[axis]))
+    pads = [max(0, size) for size in (*starts, *ends)]
+    return lower.emit("Pad", x, pads=pads, value=float(number or 0.0)) if any(pads) else x
 
 
 @rule("aten.expand.default")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 from edgetta.export.derivation import RULES, Derivation, Rule, rule
-from edgetta.segments.graph import GraphBuilder, Node
+from edgetta.segments.graph import LARGEST, GraphBuilder, Node
 
 
 @rule("Relu")
@@ -31,7 +31,10 @@ def hard_sigmoid(d: Derivation, node: Node, gradient: str) -> list[str | None]:
 
 def _inside(d: Derivation, name: str, low: float, high: float) -> str:
     above = d.forward.emit("Greater", name, d.forward.scalar(low))
-    return d.forward.emit("And", above, d.forward.emit("Less", name, d.forward.scalar(high)))
+    if high >= LARGEST:
+        return above
+    below = d.forward.emit("Less", name, d.forward.scalar(high))
+    return below if low <= -LARGEST else d.forward.emit("And", above, below)
 
 
 Derivative = Callable[[GraphBuilder, str, str], str]

@@ -9,9 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from edgetta.export.derivation import Derivation, DifferentiationError, rule
-from edgetta.segments.graph import Node
-
-_BELOW_ALL = -3.0e38
+from edgetta.segments.graph import LARGEST, Node
 
 
 @rule("MaxPool")
@@ -50,7 +48,7 @@ def _winners(d: Derivation, node: Node, offsets: Sequence[tuple[int, int]]) -> l
     read = [(result[i] - 1) * strides[i] + kernel[i] for i in range(2)]  # rows and columns, padding included
     after = [max(0, read[i] - size[i] - pads[i]) for i in range(2)]
     if any(pads[:2]) or any(after):
-        x = f.emit("Pad", x, pads=[0, 0, *pads[:2], 0, 0, *after], value=_BELOW_ALL)
+        x = f.emit("Pad", x, pads=[0, 0, *pads[:2], 0, 0, *after], value=-LARGEST)
     first, taken = [], ""
     for i, j in offsets:
         ends = [i + (result[0] - 1) * strides[0] + 1, j + (result[1] - 1) * strides[1] + 1]

@@ -41,7 +41,8 @@ class Lowering:
             return value
         if not isinstance(value, Tensor):
             return self.builder.scalar(float(value))
-        return self.builder.constant(self._names.get(id(value), "constant"), value.float())
+        name = self._names.get(id(value), "constant")
+        return self.builder.constant(name, value if value.is_floating_point() else value.float())
 
     def rank(self, name: str) -> int:
         return len(self.builder.shape(name))

@@ -141,7 +141,7 @@ def _in_place(node: torch.fx.Node) -> bool:
 def _is_view(node: torch.fx.Node) -> bool:
     """Whether a call may return its argument's memory."""
     schema = getattr(node.target, "_schema", None)
-    if schema is None or RULES.get(str(node.target)) is aten_shapes.identity:
+    if schema is None or RULES.get(str(node.target)) in (aten_shapes.identity, aten_shapes.dropout):
         return True
     return any(returned.alias_info is not None for returned in schema.returns)
 
@@ -159,8 +159,8 @@ def _lower(lowering: Lowering, node: torch.fx.Node, known: Mapping[str, Any]) ->
         return arguments[0][arguments[1]]  # type: ignore[index]
     values = lowering.builder.values
     if not _symbolic(fake) and not any(isinstance(a, str) and a in values for a in _leaves((arguments, keywords))):
-        try:
-            return node.target(*arguments, **keywords)  # type: ignore[operator] # constants alone: compute them now
+        try:  # constants alone: compute them now, in float64 so that no engine sees them rounded twice
+            return node.target(*_doubled(arguments), **_doubled(keywords))  # type: ignore[operator]
         except Exception as error:  # torch raises many kinds
             raise TraceError(f"cannot evaluate {target} on constants: {error}") from error
     where = next(reversed([path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]), "")
@@ -179,6 +179,14 @@ def _lower(lowering: Lowering, node: torch.fx.Node, known: Mapping[str, Any]) ->
 def _symbolic(fake: Any) -> bool:
     """Whether a traced result's shape depends on the batch."""
     return any(not isinstance(size, int) for tensor in _leaves(fake) for size in getattr(tensor, "shape", ()))
+
+
+def _doubled(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _doubled(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_doubled(item) for item in value)
+    return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
 def _leaves(value: Any) -> list[Any]:

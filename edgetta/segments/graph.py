@@ -18,6 +18,8 @@ import torch
 from edgetta.errors import BundleError
 
 BATCH = -1
+LARGEST = 3.0e38
+"""Stands for infinity, which not every engine takes: nearly the largest number of float32."""
 # Stands for the batch while shapes are inferred on meta tensors: a prime larger than any layer is wide.
 _BATCH_PROBE = 7919
 _MAX_NODES = 100_000
