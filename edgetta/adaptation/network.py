@@ -93,6 +93,7 @@ class AdaptiveNetwork:
         statistics, momentum = self.statistics(x.shape[0])
         if statistics == "ema" and not track:
             momentum = 0.0
+        before = self.statistics_snapshot() if not track else None
         tape = Tape(batch=x.shape[0])
         x, _ = self.stem.forward(x, keep=False, momentum=momentum)
         for k, (part, meta) in enumerate(zip(self.parts, self._metas, strict=True)):
@@ -106,6 +107,8 @@ class AdaptiveNetwork:
         logits, residuals = self.classifier.forward(x, keep=keep, momentum=momentum)
         if keep:
             tape.residuals.append(residuals)
+        if before is not None:  # under `batch` the frozen segments take the batch's statistics as their state
+            self.restore_statistics(before)
         return logits, tape
 
     @torch.no_grad()

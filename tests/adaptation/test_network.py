@@ -80,6 +80,14 @@ def test_auto_statistics_follow_the_batch_size() -> None:
     assert kind == "ema" and momentum == pytest.approx(1 / network.ema_images)
 
 
+@pytest.mark.parametrize("policy", ["ema", "batch"])
+def test_running_statistics_stay_when_not_tracked(policy: str) -> None:
+    network = network_of(small_model(), policy)  # type: ignore[arg-type]
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    network.forward(images(20), keep=False, track=False)
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
 def test_running_statistics_move_only_when_tracked() -> None:
     network = network_of(small_model(), "ema")
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
