@@ -67,6 +67,7 @@ def trace(model: nn.Module | torch.export.ExportedProgram, input_shape: tuple[in
             tensor = constants[target].detach().cpu()
             known[node.name] = lowering.name(tensor.float() if tensor.is_floating_point() else tensor, target)
         elif node.op == "placeholder":
+            _check_input(node.meta["val"], input_shape)
             known[node.name] = lowering.builder.input("x", (BATCH, *input_shape))
         elif node.op == "output":
             outputs = [known[argument.name] for argument in node.args[0]]
@@ -105,6 +106,17 @@ def _export(model: nn.Module, input_shape: tuple[int, int, int]) -> torch.export
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TraceError(f"torch.export cannot trace the model at input {input_shape}: {reason}") from error
+
+
+def _check_input(fake: torch.Tensor, input_shape: tuple[int, int, int]) -> None:
+    """An exported program brings its own input: any batch, and images of the size asked for."""
+    if isinstance(fake.shape[0], int):
+        raise TraceError(
+            f"the program takes a batch of {fake.shape[0]} only; export it with torch.export.export(..., "
+            "dynamic_shapes=({0: torch.export.Dim('batch')},)) and an example batch of at least 2"
+        )
+    if tuple(fake.shape[1:]) != tuple(input_shape):
+        raise TraceError(f"the program takes images of shape {tuple(fake.shape[1:])}, not {tuple(input_shape)}")
 
 
 def _with_rules(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:

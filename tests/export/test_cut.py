@@ -1,0 +1,132 @@
+"""Cutting: the pieces are the whole, automatic cuts fall behind blocks, an impossible cut names a legal one."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgetta.errors import UsageError
+from edgetta.export.cut import automatic_cuts, cut, legal_cuts
+from edgetta.export.trace import Trace, trace
+from edgetta.segments.graph import Graph
+from edgetta.segments.torch_engine import Program
+from tests.export.autograd_reference import randomise
+from tests.export.small_networks import SMALL, Network, SqueezeExcite, conv_bn
+
+
+@functools.cache
+def traced(name: str) -> Trace:
+    torch.manual_seed(0)
+    return trace(randomise(SMALL[name].build()).eval(), SMALL[name].input_shape)
+
+
+def run(graph: Graph, x: Tensor) -> Tensor:
+    return Program(graph, dtype=torch.float64).run({"x": x})[0]
+
+
+@pytest.mark.parametrize("name", ["resnet20", "transformer"])
+def test_the_pieces_are_the_whole(name: str) -> None:
+    whole = traced(name)
+    pieces = cut(whole, SMALL[name].cuts)
+    assert pieces.names == SMALL[name].cuts
+    x = torch.rand(2, *SMALL[name].input_shape, dtype=torch.float64)
+    expected = run(whole.graph, x)
+    for graph in (pieces.stem, *pieces.parts, pieces.classifier):
+        assert graph.inputs == ("x",)
+        x = run(graph, x)
+    assert torch.equal(x, expected)
+    weights = [set(graph.constants) for graph in (pieces.stem, *pieces.parts, pieces.classifier)]
+    assert set().union(*weights) == set(whole.graph.constants)  # and no piece carries another one's
+
+
+@pytest.mark.parametrize(
+    ("name", "parts", "expected"),
+    [
+        ("wide_resnet", 3, ("conv1", "block1", "block2", "block3")),
+        ("resnet20", 3, ("relu", "layer1.1", "layer2.0", "layer3")),
+        ("resnet20", 4, ("relu", "layer1.0", "layer1", "layer2.1", "layer3")),
+        ("resnet20", 9, ("relu", *(f"layer{s}{b}" for s in (1, 2, 3) for b in (".0", ".1", "")))),
+        ("transformer", 3, ("stem", "body.a", "body.b.0", "body")),
+    ],
+)
+def test_automatic_cuts_fall_behind_blocks(name: str, parts: int, expected: tuple[str, ...]) -> None:
+    assert automatic_cuts(traced(name), parts) == expected
+    assert cut(traced(name), parts=parts).names == expected
+
+
+def test_shallow_layers_are_cut_finer() -> None:
+    names = automatic_cuts(traced("resnet20"), 4)
+    blocks = automatic_cuts(traced("resnet20"), 9)
+    ends = [blocks.index(name) for name in names]
+    sizes = [end - start for start, end in itertools.pairwise(ends)]
+    assert sizes == sorted(sizes)
+
+
+def test_a_network_without_blocks_is_cut_behind_activations() -> None:
+    names = automatic_cuts(traced("vgg"), 3)
+    assert names == ("stem", "body.a.2", "body.b", "body.d.1")
+
+
+def test_a_gate_inside_a_block_is_no_block() -> None:
+    class Plain(SqueezeExcite):
+        """Without its shortcut the gate's output would be a legal cut too."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.activation(self.conv(x))
+            gates = self.gate(self.expand(nn.functional.silu(self.reduce(y.mean((2, 3), keepdim=True)))))
+            return y * gates
+
+    model = Network(conv_bn(3, 8), 8, a=Plain(8, nn.Sigmoid()), b=Plain(8, nn.Sigmoid()), c=conv_bn(8, 8))
+    found = trace(model.eval(), (3, 8, 8))
+    assert {"body.a.conv", "body.a.activation"} <= set(legal_cuts(found))
+    assert automatic_cuts(found, 2) == ("stem", "body.a", "body.b")
+
+
+def test_more_parts_than_blocks() -> None:
+    with pytest.raises(UsageError, match="the model has 9 places where a part can end, fewer than the 12 parts"):
+        automatic_cuts(traced("resnet20"), 12)
+
+
+def test_one_value_may_have_several_names() -> None:
+    """layer1.2 is the end of layer1: both names are taken, and mean the same."""
+    inner = cut(traced("resnet20"), ["relu", "layer1.2", "layer3"])
+    outer = cut(traced("resnet20"), ["relu", "layer1", "layer3"])
+    assert inner.parts[0].outputs == outer.parts[0].outputs
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (["relu"], "at least two cuts"),
+        (["relu", "layer1.0.conv1"], "cannot be cut after 'layer1.0.conv1'.*the nearest legal cut is 'relu'"),
+        (["relu", "layer2.1.bn2"], "cannot be cut after 'layer2.1.bn2'.*the nearest legal cut is 'layer2.1'"),
+        (["relu", "layer2.5"], "no module 'layer2.5'; the nearest legal cut is 'layer2"),
+        (["relu", "linear"], "the nearest legal cut is 'layer3'"),
+        (["layer1", "layer1.0"], "cut 'layer1.0' does not come after 'layer1'"),
+        (["relu", "relu"], "cut 'relu' does not come after 'relu'"),
+    ],
+)
+def test_an_impossible_cut_names_the_nearest_legal_one(names: list[str], reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        cut(traced("resnet20"), names)
+
+
+def test_a_network_that_cannot_be_cut() -> None:
+    class Crossed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x - self.conv(x)
+
+    found = trace(Crossed().eval(), (3, 8, 8))
+    assert legal_cuts(found) == {}
+    with pytest.raises(UsageError, match="cannot be cut after 'conv', nor anywhere else"):
+        cut(found, ["conv", "conv"])
+    with pytest.raises(UsageError, match="the model has 0 places"):
+        cut(found)
