@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from edgetta.adaptation.network import AdaptiveNetwork
+from edgetta.adaptation.network import AdaptiveNetwork, Tape
 from edgetta.adaptation.objective import Objective, entropy, filtered_entropy
 from edgetta.errors import UsageError
 
@@ -124,7 +124,7 @@ class Adapter:
         if small and self.config.when != "off":
             return self._small_step(images, due)
         if not due:
-            return self._predict(images, "off" if self.config.when == "off" else "waiting")
+            return self._predict(images, "off" if self.config.when == "off" else "waiting")[0]
         logits, objective, distance = self._update(images)
         return self._result(logits, objective, distance)
 
@@ -140,69 +140,92 @@ class Adapter:
         """Continue where `momentum_buffers` and `counters` were taken."""
         for i, buffer in momentum.items():
             if i < len(self._parameters) and buffer.shape == self._parameters[i].shape:
-                self.optimizer.state[self._parameters[i]]["momentum_buffer"] = buffer.to(self._parameters[i].device)
+                self.optimizer.state[self._parameters[i]]["momentum_buffer"] = buffer.to(self._parameters[i]).clone()
         for name in self.counters():
             setattr(self, name, int(counters.get(name, 0)))
 
     def _small_step(self, images: Tensor, due: bool) -> StepResult:
-        self._recent.extend(images)
-        self._fresh += images.shape[0]
-        result = self._predict(images, "waiting")
+        result, sound = self._predict(images, "waiting")
+        if sound:  # a frame that is not finite would cost the window its update
+            self._recent.extend(images.clone())  # the caller may fill the same buffer again
+            self._fresh += images.shape[0]
         if not due or self._fresh < self.config.window:
             return result
         self._fresh = 0
         _, objective, distance = self._update(torch.stack(list(self._recent)), track=False)
         done = self._result(result.logits, objective, distance)
-        return StepResult(
-            result.logits, result.entropy, done.adapted, done.reason, done.objective, done.regulariser, done.kept
-        )
+        return replace(done, entropy=result.entropy)
 
-    def _predict(self, images: Tensor, reason: Reason) -> StepResult:
+    def _predict(self, images: Tensor, reason: Reason) -> tuple[StepResult, bool]:
+        """The prediction, and whether everything in it was finite; otherwise statistics are as before."""
         snapshot = self.network.statistics_snapshot()
         logits, _ = self.network.forward(images, keep=False)
-        if not bool(torch.isfinite(logits).all()):
+        sound = bool(torch.isfinite(logits).all()) and self.network.statistics_finite()
+        if not sound:
             self.network.restore_statistics(snapshot)
-        return StepResult(logits, entropy(logits), False, reason, math.nan, math.nan, 0)
+        return StepResult(logits, entropy(logits), False, reason, math.nan, math.nan, 0), sound
 
     def _update(self, images: Tensor, track: bool = True) -> tuple[Tensor, Objective | None, float]:
         """One update; the objective is None when it was refused, and then nothing has changed."""
-        snapshot = self.network.statistics_snapshot()
-        if self.config.passes == 2:
-            _, tape = self.network.forward(images, track=track)
-            self.network.backward(tape, None, self.config.regulariser)
-            if not self._apply():
-                self.network.restore_statistics(snapshot)
-                return self.network.forward(images, keep=False, track=False)[0], None, math.nan
-        logits, tape = self.network.forward(images, track=track and self.config.passes == 1)
-        objective = filtered_entropy(logits, self.config.entropy_margin)
-        distance = float(torch.stack(tape.distances).sum())
-        if not (math.isfinite(distance) and bool(torch.isfinite(logits).all())):
-            self._refuse()
-            self.network.restore_statistics(snapshot)
-            return logits, None, math.nan
-        regulariser = self.config.regulariser if self.config.passes == 1 else 0.0
-        self.network.backward(tape, objective.gradient, regulariser)
-        if not self._apply():
-            self.network.restore_statistics(snapshot)
-            return logits, None, math.nan
-        self.updates += 1
-        self.empty += objective.kept == 0
+        statistics = self.network.statistics_snapshot()
+        learnt = self._learnt() if self.config.passes == 2 else []  # one pass moves weights last, when all is checked
+        logits, objective, distance = self._try_update(images, track)
+        self.optimizer.zero_grad(set_to_none=True)
+        if objective is None:
+            self.network.restore_statistics(statistics)
+            self._restore_learnt(learnt)
+            self.skipped += 1
+        else:
+            self.updates += 1
+            self.empty += objective.kept == 0
         return logits, objective, distance
 
+    def _try_update(self, images: Tensor, track: bool) -> tuple[Tensor, Objective | None, float]:
+        """As `_update`, but where the objective is None, statistics and the first of two passes may have moved."""
+        predicted, tape = self.network.forward(images, track=track)
+        logits, regulariser = predicted, self.config.regulariser
+        if self.config.passes == 2:
+            if not self._sound(logits, tape):
+                return predicted, None, math.nan
+            self.network.backward(tape, None, regulariser)
+            if not self._apply():
+                return predicted, None, math.nan
+            logits, tape = self.network.forward(images, track=False)
+            regulariser = 0.0
+        if not self._sound(logits, tape):
+            return predicted, None, math.nan
+        objective = filtered_entropy(logits, self.config.entropy_margin)
+        distance = float(torch.stack(tape.distances).sum())
+        self.network.backward(tape, objective.gradient, regulariser)
+        return predicted, objective if self._apply() else None, distance
+
+    def _sound(self, logits: Tensor, tape: Tape) -> bool:
+        """Whether everything that a forward made is finite."""
+        made = torch.cat([logits.flatten(), torch.stack(tape.distances)])
+        return bool(torch.isfinite(made).all()) and self.network.statistics_finite()
+
     def _apply(self) -> bool:
-        """Move the parameters, unless a gradient is not finite: then nothing moves and the refusal is counted."""
+        """Move the parameters by their gradients, unless one is not finite: then nothing moves."""
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        norms = torch.stack(torch._foreach_norm(gradients)) if gradients else torch.zeros(1)
-        if not bool(torch.isfinite(norms).all()):
-            self._refuse()
+        if gradients and not bool(torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all()):
             return False
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return True
 
-    def _refuse(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        self.skipped += 1
+    def _learnt(self) -> list[tuple[Tensor, Tensor | None]]:
+        """Copies of every parameter and its momentum."""
+        buffers = self.momentum_buffers()
+        return [
+            (parameter.detach().clone(), buffers[i].clone() if i in buffers else None)
+            for i, parameter in enumerate(self._parameters)
+        ]
+
+    @torch.no_grad()
+    def _restore_learnt(self, learnt: list[tuple[Tensor, Tensor | None]]) -> None:
+        for parameter, (value, momentum) in zip(self._parameters, learnt, strict=False):
+            parameter.copy_(value)
+            self.optimizer.state[parameter]["momentum_buffer"] = momentum
 
     def _result(self, logits: Tensor, objective: Objective | None, distance: float) -> StepResult:
         if objective is None:

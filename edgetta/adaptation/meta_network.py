@@ -63,10 +63,6 @@ class Kept:
     def tensors(self) -> dict[str, Tensor]:
         return {"x_in": self.x_in, "x_frozen": self.x_frozen, "convolved": self.convolved}
 
-    def kept_bytes(self) -> int:
-        held = sum(t.numel() * t.element_size() for t in self.tensors().values())
-        return held + self.norm_moments.nbytes + self.branch_moments.nbytes
-
 
 class MetaNetwork(nn.Module):
     """Trainable part of EcoTTA; `forward` and `backward` work without autograd."""
@@ -139,9 +135,14 @@ class MetaNetwork(nn.Module):
 
     @torch.no_grad()
     def backward(
-        self, kept: Kept, grad: Tensor | None, regulariser: float = 0.0, needs_input: bool = True
+        self,
+        kept: Kept,
+        grad: Tensor | None,
+        regulariser: float = 0.0,
+        needs_frozen: bool = True,
+        needs_input: bool = True,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Add to the parameters' gradients; return those of x_k and x~_{k-1}.
+        """Add to the parameters' gradients; return those of x_k and x~_{k-1}, None where they are not needed.
 
         `grad` is the objective's gradient of x~_k, of its shape, or None. The gradient of
         `regulariser * mean |x~_k - x_k|` reaches the parameters only (its inputs are detached).
@@ -167,15 +168,19 @@ class MetaNetwork(nn.Module):
 
         to_convolved = self._through_branch(total, active, kept, accumulate=True)
         self._accumulate(("conv",), (self._conv_weight_gradient(kept.x_in, to_convolved),))
-        if objective is None or not needs_input:
+        if objective is None:
             return None, None
-        if total is not objective:
-            del total
-            to_convolved = self._through_branch(objective, active, kept, accumulate=False)
-        del active
-        to_input = self._conv_input_gradient(kept.x_in, to_convolved)
-        to_frozen = input_gradient(objective, frozen, kept.norm_moments, self.norm_weight)
-        return to_frozen.view(kept.x_frozen.shape), to_input
+        to_frozen = to_input = None
+        if needs_input:
+            if total is not objective:
+                del total
+                to_convolved = self._through_branch(objective, active, kept, accumulate=False)
+            del active
+            to_input = self._conv_input_gradient(kept.x_in, to_convolved)
+        if needs_frozen:
+            to_frozen = input_gradient(objective, frozen, kept.norm_moments, self.norm_weight)
+            to_frozen = to_frozen.view(kept.x_frozen.shape)
+        return to_frozen, to_input
 
     def regulariser(self, out: Tensor, x_frozen: Tensor) -> Tensor:
         """R_k = mean |x~_k - x_k| (the self-distilled regularisation, equation 3)."""

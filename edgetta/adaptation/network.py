@@ -27,7 +27,7 @@ EMA_IMAGES = 64  # running statistics forget with a time constant of about this 
 
 @dataclass
 class Tape:
-    """What one forward keeps for its backward, part by part. `release` it, or let `backward` consume it."""
+    """What one forward keeps for its backward, part by part. `backward` consumes it."""
 
     batch: int = 0
     residuals: list[Residuals] = field(default_factory=list)  # stem excluded: parts, then classifier
@@ -88,7 +88,7 @@ class AdaptiveNetwork:
     def forward(self, x: Tensor, keep: bool = True, track: bool = True) -> tuple[Tensor, Tape]:
         """Logits (N, classes) for images (N, C, H, W) in [0, 1], and the tape when `keep` is set.
 
-        With `track` False running statistics are used but not moved.
+        With `track` False running statistics are used but not moved, nor replaced by those of this batch.
         """
         statistics, momentum = self.statistics(x.shape[0])
         if statistics == "ema" and not track:
@@ -125,10 +125,11 @@ class AdaptiveNetwork:
         for k in reversed(range(len(self.parts))):
             part, meta = self.parts[k], self._metas[k]
             residuals, kept = tape.residuals.pop(), tape.kept.pop()
-            to_frozen, to_input = meta.backward(kept, grad, regulariser, needs_input=self._needs_backward(k) or k > 0)
+            through_part = part.gradient != "local" and self._needs_backward(k)
+            to_frozen, to_input = meta.backward(kept, grad, regulariser, through_part, k > 0)
             del kept
-            grad = to_input if k > 0 else None
-            if to_frozen is None or part.gradient == "local" or not self._needs_backward(k):
+            grad = to_input
+            if to_frozen is None:
                 continue
             through, bias_gradients = part.input_gradient(residuals, to_frozen)
             self._accumulate(part, bias_gradients)
@@ -148,6 +149,12 @@ class AdaptiveNetwork:
         for meta, buffers in zip(self.metas, snapshot[len(owners) :], strict=True):
             for name, buffer in meta.named_buffers():
                 buffer.copy_(buffers[name])
+
+    def statistics_finite(self) -> bool:
+        """Whether all running statistics are numbers: an overflow need not show in the logits."""
+        statistics = [tensor for _, segment in self._segments() for tensor in segment.state.values()]
+        flat = torch.cat([tensor.flatten() for tensor in (*statistics, *self.metas.buffers())])
+        return bool(torch.isfinite(flat).all())
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Everything that adaptation updates: the meta-networks', then the biases of frozen segments that adapt."""
@@ -173,12 +180,11 @@ class AdaptiveNetwork:
         for name, tensor in tensors.items():
             if current[name].shape != tensor.shape:
                 raise ValueError(f"tensor {name!r} has shape {tuple(tensor.shape)}, not {tuple(current[name].shape)}")
-        device = next(iter(self.metas.parameters())).device
         for name, tensor in self.metas.state_dict().items():
             tensor.copy_(tensors[f"metas.{name}"])
         for prefix, segment in self._segments():
             for key in segment.state:
-                segment.state[key] = tensors[f"{prefix}.{key}"].to(device).clone()
+                segment.state[key] = tensors[f"{prefix}.{key}"].to(segment.state[key]).clone()
             for key, bias in segment.biases.items():
                 bias.copy_(tensors[f"{prefix}.{key}"])
 

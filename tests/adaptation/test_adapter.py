@@ -25,13 +25,19 @@ def snapshot(of: AdaptiveNetwork) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in of.state_dict().items()}
 
 
+def learnt(adapter: Adapter) -> dict[str, torch.Tensor]:
+    momentum = {f"momentum.{i}": buffer.clone() for i, buffer in adapter.momentum_buffers().items()}
+    return {**snapshot(adapter.network), **momentum}
+
+
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(a[name], b[name]) for name in a)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_predicts_before_it_updates() -> None:
+@pytest.mark.parametrize("passes", [1, 2])
+def test_predicts_before_it_updates(passes: int) -> None:
     before = network().forward(stream(), keep=False)[0]
-    adapter = Adapter(network(), AdaptConfig(entropy_margin=1.0, learning_rate=0.1))
+    adapter = Adapter(network(), AdaptConfig(entropy_margin=1.0, learning_rate=0.1, passes=passes))
     result = adapter.step(stream())
     assert torch.allclose(result.logits, before, atol=1e-6) and result.adapted and result.kept == 24
     assert not torch.allclose(adapter.network.forward(stream(), keep=False)[0], before, atol=1e-3)
@@ -55,22 +61,41 @@ def test_schedule(when: str, expected: list[int]) -> None:
     assert [int(adapter.step(stream()).adapted) for _ in range(4)] == expected
 
 
-def test_a_batch_that_is_not_finite_changes_nothing_and_is_counted() -> None:
-    adapter = Adapter(network("ema"), AdaptConfig(entropy_margin=1.0))
+@pytest.mark.parametrize("policy", ["ema", "batch"])
+@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
+def test_a_batch_that_is_not_finite_changes_nothing_and_is_counted(policy: str, passes: int, bad: float) -> None:
+    """1e30 is finite; the variance of what it makes is not, though the logits are."""
+    adapter = Adapter(network(policy), AdaptConfig(entropy_margin=1.0, passes=passes))
     adapter.step(stream())
-    before = snapshot(adapter.network)
+    before = learnt(adapter)
     poisoned = stream()
-    poisoned[3, 1, 4, 4] = math.nan
+    poisoned[3, 1, 4, 4] = bad
     result = adapter.step(poisoned)
     assert result.reason == "non-finite" and not result.adapted and adapter.skipped == 1
-    assert same(before, snapshot(adapter.network)), "neither weights nor running statistics may move"
+    assert same(before, learnt(adapter)), "neither weights nor running statistics nor momentum may move"
     assert adapter.step(stream()).adapted, "and the stream goes on"
 
 
-def test_prediction_of_a_bad_batch_leaves_running_statistics_alone() -> None:
-    adapter = Adapter(network("ema"), AdaptConfig(when="off"))
+def test_a_second_pass_that_fails_takes_the_first_back() -> None:
+    adapter = Adapter(network("ema"), AdaptConfig(entropy_margin=1.0, passes=2, learning_rate=1e37, momentum=0.0))
     before = snapshot(adapter.network)
-    adapter.step(torch.full((4, 3, 16, 16), math.inf))
+    assert adapter.step(stream()).reason == "non-finite" and adapter.skipped == 1
+    assert same(before, snapshot(adapter.network))
+    calm = Adapter(network("ema"), AdaptConfig(entropy_margin=1.0, passes=2))
+    calm.step(stream())
+    momentum = {i: buffer.clone() for i, buffer in calm.momentum_buffers().items()}
+    calm.optimizer.param_groups[0]["lr"] = 1e37
+    assert calm.step(stream()).reason == "non-finite"
+    assert all(torch.equal(momentum[i], buffer) for i, buffer in calm.momentum_buffers().items())
+
+
+@pytest.mark.parametrize("policy", ["ema", "batch"])
+@pytest.mark.parametrize("bad", [math.inf, 1e30])
+def test_prediction_of_a_bad_batch_leaves_running_statistics_alone(policy: str, bad: float) -> None:
+    adapter = Adapter(network(policy), AdaptConfig(when="off"))
+    before = snapshot(adapter.network)
+    adapter.step(torch.full((4, 3, 16, 16), bad))
     assert same(before, snapshot(adapter.network))
 
 
@@ -81,6 +106,36 @@ def test_small_batches_are_answered_at_once_and_gathered() -> None:
     assert all(result.logits.shape == (1, 5) for result in results)
     assert [i for i, result in enumerate(results) if result.adapted] == [5, 11]
     assert adapter.updates == 2 and results[5].kept == 6
+
+
+def test_a_frame_that_is_not_finite_does_not_cost_its_window_the_update() -> None:
+    adapter = Adapter(network(), AdaptConfig(window=6, entropy_margin=1.0))
+    images = stream(7)
+    images[2] = math.nan
+    results = [adapter.step(images[i : i + 1]) for i in range(7)]
+    assert [i for i, result in enumerate(results) if result.adapted] == [6] and results[6].kept == 6
+
+
+def test_the_window_holds_frames_whose_buffer_is_filled_again() -> None:
+    images, ends = stream(6), []
+    buffer = torch.empty(1, 3, 16, 16)
+    for reuse in (False, True):
+        adapter = Adapter(network(), AdaptConfig(window=6, entropy_margin=1.0))
+        for i in range(6):
+            adapter.step(buffer.copy_(images[i]) if reuse else images[i : i + 1])
+        ends.append(snapshot(adapter.network))
+    assert same(*ends)
+
+
+def test_updates_from_a_window_leave_running_statistics_to_the_frames() -> None:
+    """A window of 16 and more is normalised with its own statistics, which must not replace the running ones."""
+    frames, ends = stream(20), []
+    for when in ("always", "off"):
+        adapter = Adapter(network(), AdaptConfig(window=20, when=when, entropy_margin=1.0))
+        adapted = [adapter.step(frames[i : i + 1]).adapted for i in range(20)]
+        assert any(adapted) == (when == "always")
+        ends.append({name: t for name, t in snapshot(adapter.network).items() if ".state." in name})
+    assert ends[0] and same(*ends)
 
 
 def test_two_passes_differ_from_one_and_both_move() -> None:

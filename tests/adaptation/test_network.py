@@ -88,10 +88,13 @@ def test_running_statistics_stay_when_not_tracked(policy: str) -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
 
 
-def test_running_statistics_move_only_when_tracked() -> None:
-    network = network_of(small_model(), "ema")
+@pytest.mark.parametrize("count", [4, 24])
+def test_running_statistics_move_only_when_tracked(count: int) -> None:
+    """24 images are normalised with their own statistics, 4 with running ones."""
+    network = network_of(small_model(), "auto")
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    network.forward(images(4), keep=False, track=False)
+    network.forward(images(count), keep=False, track=False)
+    network.forward(images(count) * float("nan"), keep=False, track=False)
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
     network.forward(images(4), keep=False)
     moved = [name for name, tensor in network.state_dict().items() if not torch.equal(before[name], tensor)]
