@@ -27,11 +27,11 @@ from torch import Tensor
 
 from edgetta import __version__
 from edgetta.adaptation.adapter import AdaptConfig
-from edgetta.adaptation.model import AdaptableModel, build
+from edgetta.adaptation.model import AdaptableModel, Gradient, build
 from edgetta.adaptation.network import AdaptiveNetwork
 from edgetta.bundle import build_network, engine_name, read_bundle
 from edgetta.bundle_manifest import FORMAT, MANIFEST, SCHEMA, describe_segment, seal
-from edgetta.bundle_self_test import golden_run, self_test
+from edgetta.bundle_self_test import SelfTest, golden_run, self_test
 from edgetta.errors import BundleError, EdgettaError, UsageError
 from edgetta.export.kept_bytes import kept_bytes
 from edgetta.export.onnx_writer import OPSET, to_onnx
@@ -61,9 +61,10 @@ def write_bundle(
     provenance: Mapping[str, Any] | None = None,
     rate_law: RateLaw | Mapping[str, Any] | None = None,
     golden: Tensor | None = None,
+    gradient: Gradient = "auto",
     opset: int = OPSET,
     overwrite: bool = False,
-) -> None:
+) -> dict[str, SelfTest]:
     """Write the bundle at `path`: a zip where the name ends in `.zip`, else a folder.
 
     model, network  the derived graphs, and the network on any engine whose state (meta-networks, running statistics,
@@ -75,10 +76,11 @@ def write_bundle(
     provenance      where model, weights and warm-up came from; JSON-compatible
     rate_law        learning rate by batch size, or `to_json` of it
     golden          images (N, C, H, W) in [0, 1] for the self-test; synthetic ones when None. They are shipped
+    gradient        mode that is self-tested; the bundle serves every mode
     overwrite       replace a bundle that is there; anything else that is there is never replaced
 
     It is built beside `path`, read back, self-tested on the engines that are here, and renamed: after a failure `path`
-    is as it was.
+    is as it was. Returns what the self-test found, by engine.
     Raises `UsageError` for arguments that do not fit together or a path that is taken, `StorageError` when the disk is
     full and the like, `BundleError` when what was written fails its checks, `MissingDependencyError` without onnx.
     """
@@ -124,11 +126,12 @@ def write_bundle(
             "files": writer.files,
         }
         writer.finish(manifest)
-        _check_what_was_written(temporary, target)
+        tested = _check_what_was_written(temporary, target, gradient)
         if zipped:
             atomic_write(target, lambda file: _zip(temporary, file))
         else:
             _put_in_place(temporary, target)
+        return tested
     except OSError as error:
         raise storage_error(error, target) from error
     finally:
@@ -279,12 +282,12 @@ def _listed_files(target: Path) -> set[str] | None:
         return None
 
 
-def _check_what_was_written(temporary: Path, target: Path) -> None:
+def _check_what_was_written(temporary: Path, target: Path, gradient: Gradient) -> dict[str, SelfTest]:
     """A bundle that fails on the machine that wrote it would fail on every device."""
     try:
         bundle = read_bundle(temporary)
-        for engine in dict.fromkeys(("torch", engine_name("auto"))):
-            self_test(bundle, build_network(bundle, engine))
+        engines = dict.fromkeys(("torch", engine_name("auto")))
+        return {engine: self_test(bundle, build_network(bundle, engine, gradient)) for engine in engines}
     except BundleError as error:
         raise BundleError(str(error).replace(str(temporary), str(target))) from error
 

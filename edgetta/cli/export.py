@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shlex
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from edgetta.adaptation.network import AdaptiveNetwork
+    from edgetta.bundle import SelfTest
     from edgetta.export.prepared import Prepared
     from edgetta.export.recipe import Derived, Recipe
     from edgetta.models import Model
@@ -119,7 +119,7 @@ def command(**values: Any) -> None:
     derived = derive_recipe(recipe, model)
     network = derived.network(values["gradient"])
     _bring_to_start(network, derived, material)
-    write_bundle(
+    tested = write_bundle(
         output,
         derived.adaptable,
         network,
@@ -128,10 +128,10 @@ def command(**values: Any) -> None:
         classes=names or (None if prepared is None else prepared.classes),
         provenance=_provenance(derived, material, prepared),
         golden=material.golden(),
+        gradient=values["gradient"],
         opset=values["opset"],
         overwrite=values["overwrite"],
     )
-    tested = _test(output, values["gradient"])
     if show:
         _show(output, derived, material, tested, values["gradient"])
 
@@ -239,19 +239,6 @@ def _bring_to_start(network: AdaptiveNetwork, derived: Derived, material: _Mater
         ) from error
 
 
-def _test(output: Path, gradient: Any) -> list[tuple[str, float, float]]:
-    """Read the bundle as a device would, and test it on every engine: name, error of logits, error of gradients."""
-    from edgetta.bundle import build_network, read_bundle, self_test
-
-    bundle = read_bundle(output)
-    results = []
-    for engine in ("torch", "onnxruntime"):
-        if engine == "torch" or importlib.util.find_spec(engine) is not None:
-            found = self_test(bundle, build_network(bundle, engine, gradient))
-            results.append((engine, found.logits_error, found.gradient_error))
-    return results
-
-
 def _provenance(derived: Derived, material: _Material, prepared: Prepared | None) -> dict[str, Any]:
     """Where everything came from. Paths are reduced to names: a bundle travels, and folders are nobody's business."""
     recipe = derived.recipe
@@ -279,9 +266,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
         raise UsageError(f"{output} exists already; choose another path, or replace it with --overwrite")
 
 
-def _show(
-    output: Path, derived: Derived, material: _Material, tested: list[tuple[str, float, float]], gradient: Any
-) -> None:
+def _show(output: Path, derived: Derived, material: _Material, tested: dict[str, SelfTest], gradient: Any) -> None:
     from edgetta.cli.tables import bytes_text, print_facts, print_line, print_table
     from edgetta.export.kept_bytes import kept_bytes
 
@@ -307,8 +292,9 @@ def _show(
         ),
         ("bundle", f"{output}, {bytes_text(sum(path.stat().st_size for path in files))}{count}"),
     ]
-    for engine, logits, gradients in tested:
-        facts.append((f"self-test on {engine}", f"logits within {logits:.1e}, gradients within {gradients:.1e}"))
+    for engine, found in tested.items():
+        errors = f"logits within {found.logits_error:.1e}, gradients within {found.gradient_error:.1e}"
+        facts.append((f"self-test on {engine}", errors))
     print_facts(facts)
     place = shlex.quote(str(output))
     print_line(f"next: edgetta inspect {place}, or edgetta run {place} SOURCE", style="green")
