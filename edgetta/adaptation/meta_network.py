@@ -170,7 +170,8 @@ class MetaNetwork(nn.Module):
         self._accumulate(("conv",), (self._conv_weight_gradient(kept.x_in, to_convolved),))
         if objective is None:
             return None, None
-        to_frozen = to_input = None
+        to_frozen: Tensor | None = None
+        to_input: Tensor | None = None
         if needs_input:
             if total is not objective:
                 del total
