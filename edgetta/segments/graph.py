@@ -7,7 +7,6 @@ dimensions are fixed when the graph is made.
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,16 +15,11 @@ from typing import Any
 import torch
 
 from edgetta.errors import BundleError
+from edgetta.segments.shapes import BATCH, KNOWN, Kind, infer
 
-BATCH = -1
 LARGEST = 3.0e38
 """Stands for infinity, which not every engine takes: nearly the largest number of float32."""
-# Stands for the batch while shapes are inferred on meta tensors: a prime larger than any layer is wide.
-_BATCH_PROBE = 7919
 _MAX_NODES = 100_000
-
-Kind = tuple[tuple[int, ...], str]
-"""Shape and dtype of a value."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +172,7 @@ class GraphBuilder:
         while not name or name in self.values or name in self.constants:
             self._count += 1
             name = f"{self._prefix}{self._count}"
-        shape, dtype = self._infer(op, inputs, attributes)
+        shape, dtype = infer(op, [self._kind(name) for name in inputs], attributes)
         self.values[name] = Value(name, shape, dtype)
         self.nodes.append(Node(op, tuple(inputs), name, attributes))
         return name
@@ -191,34 +185,8 @@ class GraphBuilder:
     def graph(self, outputs: Iterable[str]) -> Graph:
         return Graph(tuple(self.inputs), tuple(outputs), tuple(self.nodes), self.values, self.constants).pruned()
 
-    def _infer(self, op: str, inputs: Sequence[str], attributes: Mapping[str, Any]) -> tuple[tuple[int, ...], str]:
-        return infer(op, [self._kind(name) for name in inputs], attributes)
-
     def _kind(self, name: str) -> Kind | None:
         return _kind(self.constants[name] if name in self.constants else self.values[name]) if name else None
-
-
-def infer(op: str, arguments: Sequence[Kind | None], attributes: Mapping[str, Any]) -> Kind:
-    """Shape and dtype of an operator's result, for arguments of these shapes and dtypes.
-
-    Raises `ValueError` where the batch would be merged with another dimension, and what torch raises for arguments
-    that do not fit.
-    """
-    settings = tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in attributes.items())
-    return _infer(op, tuple(arguments), settings)
-
-
-@functools.lru_cache(maxsize=4096)
-def _infer(op: str, arguments: tuple[Kind | None, ...], settings: tuple[tuple[str, Any], ...]) -> Kind:
-    from edgetta.segments.operators import OPERATORS
-
-    result = OPERATORS[op](*(None if kind is None else _probe(*kind) for kind in arguments), **dict(settings))
-    shape = []
-    for size in result.shape:
-        if size != _BATCH_PROBE and size % _BATCH_PROBE == 0 and size > 0:
-            raise ValueError(f"{op} merges the batch with another dimension")
-        shape.append(BATCH if size == _BATCH_PROBE else int(size))
-    return tuple(shape), "bool" if result.dtype == torch.bool else "float"
 
 
 def _kind(operand: torch.Tensor | Value) -> Kind:
@@ -227,15 +195,8 @@ def _kind(operand: torch.Tensor | Value) -> Kind:
     return tuple(operand.shape), "bool" if operand.dtype == torch.bool else "float"
 
 
-def _probe(shape: tuple[int, ...], dtype: str) -> torch.Tensor:
-    sizes = [_BATCH_PROBE if size == BATCH else size for size in shape]
-    return torch.empty(sizes, device="meta", dtype=torch.bool if dtype == "bool" else torch.float32)
-
-
 def _check(graph: Graph) -> None:
     """Raise `BundleError` unless the nodes are in order, known, and give the shapes that the graph declares."""
-    from edgetta.segments.operators import OPERATORS
-
     if len(graph.nodes) > _MAX_NODES:
         raise BundleError(f"a graph in the bundle has {len(graph.nodes)} nodes, more than the {_MAX_NODES} allowed")
     for value in graph.values.values():
@@ -247,14 +208,14 @@ def _check(graph: Graph) -> None:
     known |= {name: _kind(tensor) for name, tensor in graph.constants.items()}
     known |= {name: _kind(graph.values[name]) for name in graph.inputs}
     for node in graph.nodes:
-        if node.op not in OPERATORS:
+        if node.op not in KNOWN:
             raise BundleError(f"the bundle uses operator {node.op!r}, which this edgetta does not know; update it")
         if node.output in known or node.output not in graph.values or any(name not in known for name in node.inputs):
             raise BundleError(f"a graph in the bundle is malformed at {node.output!r}; export the bundle again")
         value = graph.values[node.output]
         try:
             inferred = infer(node.op, [known[name] for name in node.inputs], node.attributes)
-        except Exception as error:  # torch raises many kinds for arguments that do not fit
+        except ValueError as error:
             raise BundleError(
                 f"a graph in the bundle is malformed: {node.op} cannot make {node.output!r} ({error}); "
                 "export the bundle again"
