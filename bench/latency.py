@@ -202,4 +202,6 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
         times = [f"{inference:.3f}", f"{predict:.3f}", f"x{predict / inference:.2f}"]
         times += [f"{step:.3f}", f"x{step / inference:.2f}"]
         table.add_row(row["model"], row["engine"], row["gradient"], row["bn"], *times)
-    Console().print(table)
+    console = Console()
+    console.width = max(console.width, 100)  # a ratio cut short says nothing
+    console.print(table)
