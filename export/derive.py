@@ -72,17 +72,13 @@ def _meta_specs(
         if len(source) == 3 and len(target) == 3 and source[1] == target[1]:
             specs.append(MetaSpec(source[2], target[2], 1, 1, True, initialisation, normalised))
             continue
-        if (
-            len(source) != 4
-            or len(target) != 4
-            or source[2] % target[2]
-            or source[2] // target[2] != source[3] // target[3]
-        ):
+        stride = -(-source[2] // target[2]) if len(source) == len(target) == 4 else 0
+        if not stride or any(-(-source[axis] // stride) != target[axis] for axis in (2, 3)):
             raise UsageError(
                 f"part {k} turns {source[1:]} into {target[1:]}, which no meta-network can stand beside; "
                 "cut between feature maps (C, H, W) or token sequences (T, C) of the same length"
             )
-        specs.append(MetaSpec(source[1], target[1], kernel, source[2] // target[2], False, initialisation, normalised))
+        specs.append(MetaSpec(source[1], target[1], kernel, stride, False, initialisation, normalised))
     return specs
 
 

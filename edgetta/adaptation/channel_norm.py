@@ -40,6 +40,8 @@ def moments(x: Tensor, statistics: Statistics, mean: Tensor, variance: Tensor, m
         return Moments(torch.zeros_like(mean), torch.ones_like(mean), False)
     if statistics == "batch":
         batch_mean, batch_variance = mean_and_variance(x)
+        mean.copy_(batch_mean)  # where running statistics take over when a smaller batch comes
+        variance.copy_(batch_variance)
         return Moments(batch_mean, torch.rsqrt(batch_variance + EPSILON), True)
     if momentum > 0:
         batch_mean, batch_variance = mean_and_variance(x)

@@ -122,11 +122,15 @@ def warm_up_step(network: AdaptiveNetwork, images: Tensor, labels: Tensor, optim
     if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
         raise UsageError(f"labels must lie in 0..{logits.shape[1] - 1}, got {int(labels.min())}..{int(labels.max())}")
     objective = cross_entropy(logits, labels)
-    if math.isfinite(objective.value):
-        network.backward(tape, objective.gradient)
+    if not math.isfinite(objective.value):
+        return objective.value
+    network.backward(tape, objective.gradient)
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    finite = bool(torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all())
+    if finite:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return objective.value
+    return objective.value if finite else math.nan
 
 
 def accuracy(network: AdaptiveNetwork, images: Tensor, labels: Tensor, batch: int = 128) -> float:
