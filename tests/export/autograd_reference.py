@@ -37,7 +37,7 @@ def reference(
     biases: bool = False,
     seed: int = 0,
 ) -> list[PartReference]:
-    """Every part's gradient, for the parts between consecutive modules of `cuts`, on `images` (N, C, H, W)."""
+    """The gradients of what lies between the modules of `cuts`, and behind the last one, on `images` (N, C, H, W)."""
     model = copy.deepcopy(model).double().eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
@@ -59,14 +59,14 @@ def reference(
         return leaves[-1].clone()  # a copy, so that an in-place ReLU behind the cut is allowed
 
     handles = [model.get_submodule(name).register_forward_hook(cut_here) for name in cuts]
-    model(images.double())
+    logits = model(images.double())
     for handle in handles:
         handle.remove()
     if len(outputs) != len(cuts):
         raise RuntimeError("a cut module was called more than once; the reference cannot tell which call is meant")
 
     parts = []
-    for x, y in zip(leaves, outputs[1:], strict=False):
+    for x, y in zip(leaves, [*outputs[1:], logits], strict=True):
         grad_y = torch.randn(y.shape, generator=generator, dtype=torch.float64)
         used = list(parameters.items()) if biases else []
         gradients = torch.autograd.grad(y, [x, *(p for _, p in used)], grad_y, retain_graph=True, allow_unused=True)

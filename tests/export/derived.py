@@ -13,25 +13,33 @@ from edgetta.export.cut import CutModel
 from edgetta.export.differentiate import differentiate
 from edgetta.export.onnx_writer import to_onnx
 from edgetta.segments.contract import GradientMode, SegmentGraphs
+from edgetta.segments.graph import Graph
 from edgetta.segments.onnxruntime_engine import OnnxProgram, OnnxRuntimeSegment
 from edgetta.segments.torch_engine import Program, TorchSegment
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a derived segment returned, and the bytes it kept in between."""
+    """What a derived segment returned, and what it kept in between: bytes, and the masks among it."""
 
     y: Tensor
     grad_x: Tensor
     grad_biases: dict[str, Tensor]
     kept_bytes: int
+    masks: dict[str, Tensor]
 
 
 def derive(
     model: CutModel, policy: BatchNormPolicy, adapt_bias: bool = False, dtype: torch.dtype = torch.float32
 ) -> list[SegmentGraphs]:
-    """The graphs of every part (stem and classifier left out)."""
-    return [differentiate(settle(part.to(dtype), policy, adapt_bias)) for part in model.parts]
+    """The graphs of every part, then the classifier's (the stem, which has no backward, is left out)."""
+    return [derive_one(graph, policy, adapt_bias, dtype) for graph in (*model.parts, model.classifier)]
+
+
+def derive_one(
+    graph: Graph, policy: BatchNormPolicy, adapt_bias: bool = False, dtype: torch.dtype = torch.float32
+) -> SegmentGraphs:
+    return differentiate(settle(graph.to(dtype), policy, adapt_bias))
 
 
 def models(graphs: SegmentGraphs, gradient: GradientMode) -> dict[str, bytes]:
@@ -60,8 +68,24 @@ def gradient_of(part: TorchSegment | OnnxRuntimeSegment, x: Tensor, grad_y: Tens
     """One forward and one backward."""
     y, residuals = part.forward(x, momentum=momentum)
     kept = residuals.kept_bytes()
+    masks = [r for r in part.graphs.residuals if r.kind == "mask" and r.value.name in residuals.kept]
+    own = {r.value.name: residuals.kept[r.value.name] for r in masks}
+    unpacked = {
+        r.value.name: r.unpack(own[r.value.name], len(x)) for r in masks if own[r.value.name].dtype != torch.bool
+    }
     grad_x, grad_biases = part.input_gradient(residuals, grad_y)
-    return Result(y, grad_x, grad_biases, kept)
+    return Result(y, grad_x, grad_biases, kept, own | unpacked)
+
+
+def own_masks_bound(masks: Mapping[str, Tensor], residuals: Mapping[str, Tensor], usual: float) -> float:
+    """How far off a gradient may be that an engine computed with its own masks, given those of float64.
+
+    A few masks per ten million fall on the other side of zero. Each changes one element of a gradient: next to nothing
+    in a large map, and in a small one more than the `usual` bound.
+    """
+    flipped = [(int((masks[name] != residuals[name]).sum()), masks[name].numel()) for name in masks]
+    assert sum(f for f, _ in flipped) <= 3 + 1e-6 * sum(n for _, n in flipped)
+    return max(usual, 6.0 * sum(2.0 * f / n for f, n in flipped) ** 0.5)
 
 
 def residuals_in_float64(graphs: SegmentGraphs, x: Tensor, momentum: float = 0.1) -> dict[str, Tensor]:

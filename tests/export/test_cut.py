@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from edgetta.errors import UsageError
 from edgetta.export.cut import automatic_cuts, cut, legal_cuts
 from edgetta.export.trace import Trace, trace
+from edgetta.models import load_model
 from edgetta.segments.graph import Graph
 from edgetta.segments.torch_engine import Program
 from tests.export.autograd_reference import randomise
@@ -84,6 +85,29 @@ def test_a_gate_inside_a_block_is_no_block() -> None:
     found = trace(model.eval(), (3, 8, 8))
     assert {"body.a.conv", "body.a.activation"} <= set(legal_cuts(found))
     assert automatic_cuts(found, 2) == ("stem", "body.a", "body.b")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("resnet18", ("maxpool", "layer1.0", "layer1", "layer2", "layer4")),
+        ("resnet50", ("maxpool", "layer1.1", "layer2.0", "layer3.0", "layer4")),
+        ("resnext50_32x4d", ("maxpool", "layer1.1", "layer2.0", "layer3.0", "layer4")),
+        ("mobilenetv2_100", ("bn1", "blocks.1.0", "blocks.2.0", "blocks.3.2", "blocks")),
+        ("mobilenetv3_small_100", ("bn1", "blocks.1.0", "blocks.2.0", "blocks.3.0", "blocks.4")),
+        ("efficientnet_b0", ("bn1", "blocks.1.0", "blocks.2.0", "blocks.4.0", "blocks")),
+        ("convnext_tiny", ("stem", "stages.0.blocks.1", "stages.1.blocks.0", "stages.2.blocks.2", "stages")),
+        ("vit_small_patch16_224", ("pos_drop", "blocks.2", "blocks.5", "blocks.8", "blocks")),
+        ("densenet121", ("features.pool0", *(f"features.denseblock{i}" for i in (1, 2, 3, 4)))),
+        ("regnety_002", ("stem", "s1", "s3.b1", "s4.b1", "s4")),
+    ],
+)
+def test_automatic_cuts_of_timm(name: str, expected: tuple[str, ...]) -> None:
+    """Stem, blocks, classifier: never inside a block, a head convolution stays with the classifier."""
+    size = 224 if name.startswith("vit") else 64
+    found = trace(load_model(f"timm:{name}", input_shape=(3, size, size)).module, (3, size, size))
+    assert automatic_cuts(found, 4) == expected
 
 
 def test_more_parts_than_blocks() -> None:

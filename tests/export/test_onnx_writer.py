@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from edgetta.errors import UsageError
 from edgetta.export.batch_norm import settle
-from edgetta.export.cut import cut
+from edgetta.export.cut import CutModel, cut
 from edgetta.export.differentiate import differentiate
 from edgetta.export.onnx_writer import to_onnx
 from edgetta.export.trace import trace
+from edgetta.models import load_model
 from edgetta.segments.contract import SegmentGraphs
 from edgetta.segments.graph import Graph
 from edgetta.segments.onnxruntime_engine import OnnxProgram
@@ -119,14 +123,60 @@ def test_a_weight_file_of_something_else_is_refused(tmp_path: Path) -> None:
         to_onnx(graph, "forward", tmp_path / "weights.safetensors")
 
 
-@pytest.mark.parametrize(("name", "policy", "adapt_bias"), VARIANTS)
-def test_tensorrt_parses_every_graph(name: str, policy: str, adapt_bias: bool) -> None:
+def test_onnx_runtime_makes_masks_early(tmp_path: Path) -> None:
+    """The file lists masks behind everything else, which makes ONNX Runtime run each right behind its ReLU.
+
+    Otherwise all activations would be alive at the end of the forward.
+    """
+    graph = pieces("wide_resnet", "source", False)[2].forward
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
+    session = onnxruntime.InferenceSession(to_onnx(graph, "forward").SerializeToString(), options)
+    session.run(None, {"x": np.zeros(graph.values["x"].with_batch(2), np.float32)})
+    events = json.loads(Path(session.end_profiling()).read_text())
+    ran = [e["args"]["op_name"] for e in events if e.get("cat") == "Node" and e["name"].endswith("kernel_time")]
+    waiting = [ran[:i].count("Relu") - ran[:i].count("Greater") for i in range(len(ran))]
+    assert ran.count("Greater") >= 2
+    assert max(waiting) <= 1
+
+
+def parse(graphs: Iterable[tuple[str, Graph]]) -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx: its parser works without a GPU")
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
-    for title, graph in every_graph(name, policy, adapt_bias):
+    for title, graph in graphs:
         network = builder.create_network(0)
         parser = trt.OnnxParser(network, logger)
         parsed = parser.parse(to_onnx(graph, title).SerializeToString())
         assert parsed, f"{title}: {[parser.get_error(i).desc() for i in range(parser.num_errors)]}"
         assert network.num_outputs == len(graph.outputs)
+
+
+@pytest.mark.parametrize(("name", "policy", "adapt_bias"), VARIANTS)
+def test_tensorrt_parses_every_graph(name: str, policy: str, adapt_bias: bool) -> None:
+    parse(every_graph(name, policy, adapt_bias))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("policy", ["source", "ema"])
+@pytest.mark.parametrize("name", ["wrn40_2", "timm:resnet50", "timm:mobilenetv2_100", "timm:efficientnet_b0"])
+def test_tensorrt_parses_large_networks(name: str, policy: Any) -> None:
+    model = load_model(name, input_shape=None if name == "wrn40_2" else (3, 64, 64))
+    parse(graphs_of(cut(trace(model.module, model.input_shape)), policy))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["timm:convnext_tiny", "timm:vit_small_patch16_224"])
+def test_tensorrt_parses_networks_with_layer_norm(name: str) -> None:
+    shape = (3, 224, 224)
+    parse(graphs_of(cut(trace(load_model(name, input_shape=shape).module, shape)), "source"))
+
+
+def graphs_of(model: CutModel, policy: Any) -> Iterator[tuple[str, Graph]]:
+    for k, piece in enumerate((*model.parts, model.classifier)):
+        graphs = differentiate(settle(piece, policy, adapt_bias=True))
+        yield f"{k}_forward", graphs.forward
+        for direction, graph in (("backward", graphs.backward), ("recompute", graphs.recompute)):
+            assert graph is not None
+            onnx.checker.check_model(to_onnx(graph, direction), full_check=True)
+            yield f"{k}_{direction}", graph
