@@ -49,7 +49,9 @@ class OnnxProgram:
         batch = next((t.shape[0] for name, t in inputs.items() if self.graph.values[name].per_sample), 1)
         alive = []
         for name in self._inputs:
-            tensor = inputs[name].contiguous()
+            # The session reads raw memory: of another type it would make nonsense.
+            kind = torch.bool if self.graph.values[name].dtype == "bool" else torch.float32
+            tensor = inputs[name].to("cpu", kind).contiguous()
             alive.append(tensor)
             binding.bind_input(name, "cpu", 0, _numpy_type(tensor), tuple(tensor.shape), tensor.data_ptr())
         results = []
