@@ -29,3 +29,10 @@ class BundleError(EdgettaError):
     """A bundle or state file that is damaged, unsafe, or of a version that this edgetta does not read."""
 
     exit_code = 4
+
+
+def one_line(error: Exception) -> str:
+    """What a foreign error says, as one line of bounded length: torch and ONNX Runtime explain themselves in many."""
+    text = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) and error.args else str(error)
+    words = " ".join(text.split()) or type(error).__name__
+    return words if len(words) <= 400 else f"{words[:200]} ... {words[-200:]}"

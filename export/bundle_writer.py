@@ -1,6 +1,6 @@
 """Write an adaptable model and its warmed-up network as a bundle: a folder, or a zip of it, all of it or nothing.
 
-The files are described in `edgetta.bundle_manifest`. Weights are stored once per segment, as safetensors: the ONNX
+The files are described in `edgetta.bundle.manifest`. Weights are stored once per segment, as safetensors: the ONNX
 files point into them.
 """
 
@@ -29,9 +29,9 @@ from edgetta import __version__
 from edgetta.adaptation.adapter import AdaptConfig
 from edgetta.adaptation.model import AdaptableModel, Gradient, build
 from edgetta.adaptation.network import AdaptiveNetwork
-from edgetta.bundle import build_network, engine_name, read_bundle
-from edgetta.bundle_manifest import FORMAT, MANIFEST, SCHEMA, describe_segment, seal
-from edgetta.bundle_self_test import SelfTest, golden_run, self_test
+from edgetta.bundle import SelfTest, build_network, engine_name, read_bundle, self_test
+from edgetta.bundle.manifest import FORMAT, MANIFEST, SCHEMA, describe_segment, seal
+from edgetta.bundle.reference import golden_run
 from edgetta.errors import BundleError, EdgettaError, UsageError
 from edgetta.export.kept_bytes import kept_bytes
 from edgetta.export.onnx_writer import OPSET, to_onnx

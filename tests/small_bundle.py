@@ -20,7 +20,7 @@ from edgetta.adaptation.adapter import AdaptConfig
 from edgetta.adaptation.model import AdaptableModel
 from edgetta.adaptation.network import AdaptiveNetwork
 from edgetta.bundle import read_bundle
-from edgetta.bundle_manifest import seal
+from edgetta.bundle.manifest import seal
 from edgetta.errors import BundleError
 from edgetta.export.bundle_writer import write_bundle
 from edgetta.offline.source_statistics import set_source_statistics

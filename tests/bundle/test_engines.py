@@ -150,7 +150,7 @@ def test_the_device_imports_no_exporter(whole: Path) -> None:
         "heavy = ('onnx', 'onnxruntime', 'scipy', 'timm', 'torchvision', 'edgetta.export', 'edgetta.offline')\n"
         "print([name for name in heavy if name in sys.modules])\n"
     )
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parent.parent.parent
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", "-c", program, str(whole)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root, env=environment)

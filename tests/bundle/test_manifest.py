@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edgetta import bundle_manifest
+from edgetta.bundle import manifest as bundle_manifest
 from edgetta.bundle import read_bundle
 from edgetta.errors import BundleError
 from tests.small_bundle import (

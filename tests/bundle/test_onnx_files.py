@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgetta.bundle import build_network, read_bundle, self_test
-from edgetta.bundle_onnx import check_onnx
+from edgetta.bundle.onnx_files import check_onnx
 from edgetta.errors import BundleError
 from tests.small_bundle import (
     copy_of_it,

@@ -1,42 +1,27 @@
-"""Read a bundle on the device: check every file, rebuild the graphs, put them on an engine, test them.
-
-    bundle = read_bundle("wrn40_2.bundle")
-    network = build_network(bundle, engine="onnxruntime")
-    self_test(bundle, network)
-
-Nothing here unpickles, imports onnx or imports the exporter. What is wrong with a bundle is a `BundleError`.
-"""
+"""Read a bundle: check every file, rebuild the graphs, and check that they fit together."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from edgetta.adaptation.adapter import AdaptConfig
-from edgetta.adaptation.model import AdaptableModel, Gradient, build
-from edgetta.adaptation.network import AdaptiveNetwork, BatchNorm
-from edgetta.bundle_files import BundleFiles, open_bundle
-from edgetta.bundle_graphs import check_model, read_segment, read_source, read_tensors
-from edgetta.bundle_manifest import KeptBytes, SegmentEntry
-from edgetta.bundle_onnx import MAX_ONNX_BYTES, check_onnx
-from edgetta.bundle_self_test import SelfTest, read_reference, self_test
-from edgetta.errors import BundleError, EdgettaError, MissingDependencyError, UsageError
+from edgetta.adaptation.model import AdaptableModel, Gradient
+from edgetta.adaptation.network import BatchNorm
+from edgetta.bundle.files import BundleFiles, open_bundle
+from edgetta.bundle.graphs import check_model, read_segment, read_source, read_tensors
+from edgetta.bundle.manifest import KeptBytes, SegmentEntry
+from edgetta.bundle.onnx_files import MAX_ONNX_BYTES, check_onnx
+from edgetta.bundle.reference import read_reference
+from edgetta.errors import BundleError, UsageError
 from edgetta.rate_law import RateLaw
-from edgetta.segments.contract import GradientMode, Segment, SegmentGraphs
-from edgetta.segments.onnxruntime_engine import OnnxProgram, OnnxRuntimeSegment, import_onnxruntime
-from edgetta.segments.torch_engine import Program, TorchSegment
-
-__all__ = ["Bundle", "SelfTest", "build_network", "read_bundle", "self_test", "source_program"]
-
-EngineName = Literal["torch", "onnxruntime"]
-ENGINES = ("auto", *get_args(EngineName))
+from edgetta.segments.contract import SegmentGraphs
 
 
 @dataclass(frozen=True)
@@ -80,7 +65,7 @@ class Bundle:
 
         Raises `UsageError` where there is none.
         """
-        entry = self._entry(segment)
+        entry = self.entry(segment)
         if direction not in entry.onnx:
             raise UsageError(f"segment {segment!r} has no direction {direction!r}; it has {', '.join(entry.onnx)}")
         return self.files.file(entry.onnx[direction])
@@ -100,7 +85,8 @@ class Bundle:
         """Golden "images", "source_logits", "logits", and "gradient.NAME" of some parameters."""
         return read_reference(self.files, self.model)
 
-    def _entry(self, segment: str) -> SegmentEntry:
+    def entry(self, segment: str) -> SegmentEntry:
+        """What the manifest says of a segment. Raises `UsageError` where there is none of that name."""
         manifest = self.files.manifest
         entries = {entry.name: entry for entry in (*manifest.segments, manifest.source)}
         if segment not in entries:
@@ -120,83 +106,6 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     except BaseException:
         files.discard()
         raise
-
-
-def build_network(
-    bundle: Bundle,
-    engine: str = "auto",
-    gradient: Gradient = "auto",
-    batch_norm: BatchNorm | None = None,
-    threads: int = 0,
-) -> AdaptiveNetwork:
-    """The bundle's network on an engine, in the state in which it was shipped.
-
-    engine      "torch", "onnxruntime", or "auto": ONNX Runtime where it is installed. Both run on the CPU
-    gradient    "auto", "exact", "recompute" or "local"
-    batch_norm  "auto", "batch", "ema" or "source"; the bundle's own when None
-    threads     of ONNX Runtime, 0 for as many as torch has; torch's own are set with `torch.set_num_threads`
-    Raises `UsageError` for options that cannot be, `MissingDependencyError` where the engine is not installed,
-    `BundleError` where the engine refuses the bundle's files.
-    """
-    name = engine_name(engine)
-    if gradient not in get_args(Gradient):
-        raise UsageError(f"unknown gradient mode {gradient!r}; choose one of {', '.join(get_args(Gradient))}")
-    if threads < 0:
-        raise UsageError(f"{threads} threads are none; use 1 or more, or 0 for as many as torch has")
-    policy = bundle.batch_norm if batch_norm is None else batch_norm
-    if policy not in get_args(BatchNorm):
-        raise UsageError(f"unknown BatchNorm policy {policy!r}; choose one of {', '.join(get_args(BatchNorm))}")
-
-    def make(segment: str, graphs: SegmentGraphs, mode: GradientMode) -> Segment:
-        if name == "torch":
-            return TorchSegment(graphs, mode)
-        directions = bundle._entry(segment).onnx
-        paths = {direction: str(bundle.onnx_path(segment, direction)) for direction in directions}
-        with _engine_errors(bundle, segment):
-            return OnnxRuntimeSegment(graphs, paths, mode, threads)
-
-    network = build(bundle.model, make, gradient, policy)
-    network.ema_images = bundle.ema_images
-    try:
-        network.load_state_dict(bundle.meta_tensors())
-    except ValueError as error:
-        raise BundleError(
-            f"{bundle.files.manifest.meta_tensors} in bundle {bundle.path}: {error}; export the bundle again"
-        ) from error
-    return network
-
-
-def source_program(bundle: Bundle, engine: str = "auto", threads: int = 0) -> Callable[[Tensor], Tensor]:
-    """The unadapted backbone on an engine: images (N, C, H, W) in [0, 1] -> logits (N, classes)."""
-    graph = bundle.model.source
-    if engine_name(engine) == "torch":
-        program = Program(graph)
-
-        def run_torch(images: Tensor) -> Tensor:
-            with torch.no_grad():
-                return program.run({"x": images})[0]
-
-        return run_torch
-    with _engine_errors(bundle, "source"):
-        session = OnnxProgram(str(bundle.onnx_path("source")), graph, threads)
-    return lambda images: session.run({"x": images}, graph.outputs)[0]
-
-
-def engine_name(engine: str) -> EngineName:
-    """Resolve "auto". Raises `UsageError` for an engine that edgetta does not have."""
-    if engine == "auto":
-        with suppress(MissingDependencyError):
-            import_onnxruntime()
-            return "onnxruntime"
-        return "torch"
-    if engine == "torch" or engine == "onnxruntime":
-        return engine  # type: ignore[return-value]
-    raise UsageError(f"unknown engine {engine!r}; choose one of {', '.join(ENGINES)}")
-
-
-def engine_of(network: AdaptiveNetwork) -> EngineName:
-    """The engine that a network of `build_network` runs on."""
-    return "onnxruntime" if isinstance(network.classifier, OnnxRuntimeSegment) else "torch"
 
 
 def _assembled(files: BundleFiles) -> Bundle:
@@ -254,18 +163,3 @@ def _check_onnx_files(files: BundleFiles, entry: SegmentEntry, segment: SegmentG
         graph = graphs[direction]
         if graph is None or (found.inputs, found.outputs) != (graph.inputs, graph.outputs):
             raise BundleError(f"{where} is not the {direction} graph of {entry.graphs}; export the bundle again")
-
-
-@contextmanager
-def _engine_errors(bundle: Bundle, segment: str) -> Iterator[None]:
-    """What ONNX Runtime raises while it loads a file has no common kind; here it becomes a `BundleError`."""
-    try:
-        yield
-    except EdgettaError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BundleError(
-            f"ONNX Runtime refuses segment {segment!r} of bundle {bundle.path}: {reason}; "
-            "try --engine torch, or export the bundle again"
-        ) from error

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgetta import bundle_files
 from edgetta.bundle import Bundle, build_network, read_bundle, self_test
+from edgetta.bundle import files as bundle_files
 from edgetta.errors import BundleError, EdgettaError
 from tests.small_bundle import (
     copy_of_it,

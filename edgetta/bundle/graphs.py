@@ -16,9 +16,9 @@ from torch import Tensor
 
 from edgetta.adaptation.meta_network import MetaSpec
 from edgetta.adaptation.model import AdaptableModel
-from edgetta.bundle_files import BundleFiles
-from edgetta.bundle_manifest import SegmentEntry, describe_segment, parse_json
-from edgetta.errors import BundleError
+from edgetta.bundle.files import BundleFiles
+from edgetta.bundle.manifest import SegmentEntry, describe_segment, parse_json
+from edgetta.errors import BundleError, one_line
 from edgetta.segments.contract import Residual, ResidualKind, SegmentGraphs
 from edgetta.segments.graph import BATCH, Graph
 
@@ -48,7 +48,7 @@ def read_segment(files: BundleFiles, entry: SegmentEntry) -> SegmentGraphs:
         )
         _check_segment(segment)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BundleError(f"{where} is malformed: {_what(error)}; {_AGAIN}") from error
+        raise BundleError(f"{where} is malformed: {one_line(error)}; {_AGAIN}") from error
     _check_description(segment, entry, where)
     return segment
 
@@ -133,9 +133,9 @@ def _graph(data: Any, tensors: Mapping[str, Tensor], where: str) -> Graph | None
         graph = Graph.from_json(data, tensors)
         _check_sizes(graph)
     except BundleError as error:
-        raise BundleError(f"{where}: {_line(str(error))}") from error
+        raise BundleError(f"{where}: {one_line(error)}") from error
     except Exception as error:  # attributes of the wrong kind fail in the operator, each in its own way
-        raise BundleError(f"{where} is malformed: {_what(error)}; {_AGAIN}") from error
+        raise BundleError(f"{where} is malformed: {one_line(error)}; {_AGAIN}") from error
     return graph
 
 
@@ -196,14 +196,3 @@ def _check_description(segment: SegmentGraphs, entry: SegmentEntry, where: str) 
     described = describe_segment(segment)
     if described != entry.described or set(described["signatures"]) != set(entry.onnx):
         raise BundleError(f"{where} is not the segment {entry.name!r} that the manifest describes; {_AGAIN}")
-
-
-def _what(error: Exception) -> str:
-    text = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) and error.args else str(error)
-    return _line(text) or type(error).__name__
-
-
-def _line(text: str) -> str:
-    """One line of bounded length: torch explains itself in many."""
-    words = " ".join(text.split())
-    return words if len(words) <= 400 else f"{words[:200]} ... {words[-200:]}"
