@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgetta.adaptation.adapter import AdaptConfig, Adapter, StepResult
     from edgetta.adaptation.module import AdaptedModule, adapt
+    from edgetta.adaptation.step_memory import StepMemory
     from edgetta.errors import EdgettaError
     from edgetta.models import load_model
     from edgetta.runtime import Runtime, load
@@ -26,6 +27,7 @@ _HOMES = {
     "Adapter": "edgetta.adaptation.adapter",
     "EdgettaError": "edgetta.errors",
     "Runtime": "edgetta.runtime",
+    "StepMemory": "edgetta.adaptation.step_memory",
     "StepResult": "edgetta.adaptation.adapter",
     "adapt": "edgetta.adaptation.module",
     "load": "edgetta.runtime",
@@ -38,6 +40,7 @@ __all__ = [
     "Adapter",
     "EdgettaError",
     "Runtime",
+    "StepMemory",
     "StepResult",
     "__version__",
     "adapt",

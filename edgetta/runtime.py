@@ -18,6 +18,7 @@ from torch import Tensor
 from edgetta.adaptation.adapter import AdaptConfig, Adapter, StepResult
 from edgetta.adaptation.model import Gradient
 from edgetta.adaptation.network import BatchNorm
+from edgetta.adaptation.step_memory import FULL, StepMemory
 from edgetta.bundle import Bundle, build_network, read_bundle, self_test, source_program
 from edgetta.errors import BundleError, UsageError
 from edgetta.storage import atomic_write_bytes
@@ -39,6 +40,7 @@ def load(
     batch_norm: BatchNorm | None = None,
     threads: int = 0,
     check: bool = True,
+    memory: StepMemory = FULL,
 ) -> Runtime:
     """Load a bundle (a directory or a zip) and make it run.
 
@@ -48,9 +50,10 @@ def load(
     batch_norm  "auto", "batch", "ema" or "source"; the bundle's own when None
     threads     per engine; 0 takes torch's number
     check       run the bundle's self-test on this engine
+    memory      what a step keeps between forward and backward
     Raises `BundleError` when the bundle is damaged, unsafe, too new, or fails its self-test here.
     """
-    return Runtime(read_bundle(Path(bundle)), engine, config, gradient, batch_norm, threads, check)
+    return Runtime(read_bundle(Path(bundle)), engine, config, gradient, batch_norm, threads, check, memory)
 
 
 class Runtime:
@@ -68,10 +71,11 @@ class Runtime:
         batch_norm: BatchNorm | None = None,
         threads: int = 0,
         check: bool = True,
+        memory: StepMemory = FULL,
     ) -> None:
         self.bundle = bundle
         self.config = config or bundle.config
-        self.network = build_network(bundle, engine, gradient, batch_norm, threads)
+        self.network = build_network(bundle, engine, gradient, batch_norm, threads, memory)
         if check:
             self_test(bundle, self.network)
         self._start = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}

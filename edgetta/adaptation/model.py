@@ -11,6 +11,7 @@ from typing import Literal
 
 from edgetta.adaptation.meta_network import MetaNetwork, MetaSpec
 from edgetta.adaptation.network import AdaptiveNetwork, BatchNorm
+from edgetta.adaptation.step_memory import FULL, StepMemory
 from edgetta.errors import UsageError
 from edgetta.segments.contract import GradientMode, Segment, SegmentGraphs
 from edgetta.segments.graph import Graph
@@ -60,6 +61,7 @@ def build(
     gradient: Gradient = "auto",
     batch_norm: BatchNorm = "auto",
     seed: int = 0,
+    memory: StepMemory = FULL,
 ) -> AdaptiveNetwork:
     """The model on some engine: `make_segment(name, graphs, mode)` makes each segment.
 
@@ -80,4 +82,5 @@ def build(
         make_segment("classifier", model.classifier, last),
         [MetaNetwork(spec, seed + k) for k, spec in enumerate(model.metas)],
         batch_norm,
+        memory=memory,
     )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from edgetta.adaptation.adapter import AdaptConfig, Adapter, StepResult
 from edgetta.adaptation.model import Gradient, build
 from edgetta.adaptation.network import AdaptiveNetwork, BatchNorm
+from edgetta.adaptation.step_memory import FULL, StepMemory
 from edgetta.errors import UsageError
 from edgetta.segments.contract import GradientMode, SegmentGraphs
 from edgetta.segments.torch_engine import TorchSegment
@@ -50,6 +51,7 @@ def adapt(
     config: AdaptConfig | None = None,
     gradient: Gradient = "auto",
     batch_norm: BatchNorm = "auto",
+    memory: StepMemory = FULL,
     device: torch.device | str = "cpu",
     seed: int = 0,
     **options: Any,
@@ -59,6 +61,7 @@ def adapt(
     parts          module names after which the model is cut (the stem's end first), or how many parts to make
     source_images  images (N, C, H, W), or batches of them, for the source statistics of the meta-networks; synthetic
                    ones serve when there are none
+    memory         what a step keeps between forward and backward
     options        go to `edgetta.export.derive.derive` (kernel, initialisation, adapt_bias)
     Raises `TraceError` or `UsageError` naming what stands in the way.
     """
@@ -74,7 +77,7 @@ def adapt(
     def make_segment(name: str, graphs: SegmentGraphs, mode: GradientMode) -> TorchSegment:
         return TorchSegment(graphs, mode, device)
 
-    network = build(derived, make_segment, gradient, batch_norm, seed)
+    network = build(derived, make_segment, gradient, batch_norm, seed, memory)
     network.metas.to(device)
     batches = batches_of(source_images, 64) if isinstance(source_images, Tensor) else source_images
     set_source_statistics(network, batches, input_shape)

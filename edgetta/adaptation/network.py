@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from edgetta.adaptation.channel_norm import Statistics
 from edgetta.adaptation.meta_network import Kept, MetaNetwork
+from edgetta.adaptation.step_memory import FULL, StepMemory
+from edgetta.errors import UsageError
 from edgetta.segments.contract import Residuals, Segment
 
 BatchNorm = Literal["auto", "batch", "ema", "source"]
@@ -30,6 +32,7 @@ class Tape:
     """What one forward keeps for its backward, part by part. `backward` consumes it."""
 
     batch: int = 0
+    memory: StepMemory = FULL  # as it was at the forward
     residuals: list[Residuals] = field(default_factory=list)  # stem excluded: parts, then classifier
     kept: list[Kept] = field(default_factory=list)
     distances: list[Tensor] = field(default_factory=list)  # R_k = mean |x~_k - x_k|
@@ -57,6 +60,7 @@ class AdaptiveNetwork:
                  batch (of each batch), ema (running), source (as trained; running ones that do not move),
                  auto (batch from 16 images up, ema below)
     ema_images   time constant of the running statistics, in images
+    memory       what a step keeps; may be replaced between steps: a forward reads it, and its tape remembers it
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class AdaptiveNetwork:
         metas: Sequence[MetaNetwork],
         batch_norm: BatchNorm = "auto",
         ema_images: int = EMA_IMAGES,
+        memory: StepMemory = FULL,
     ) -> None:
         self.stem = stem
         self.parts = list(parts)
@@ -75,6 +80,7 @@ class AdaptiveNetwork:
         self._metas = list(metas)
         self.batch_norm: BatchNorm = batch_norm
         self.ema_images = ema_images
+        self.memory = memory
 
     def statistics(self, batch: int) -> tuple[Statistics, float]:
         """The meta-networks' statistics policy and the frozen BatchNorms' momentum for a batch of this size."""
@@ -94,10 +100,13 @@ class AdaptiveNetwork:
         if statistics == "ema" and not track:
             momentum = 0.0
         before = self.statistics_snapshot() if not track else None
-        tape = Tape(batch=x.shape[0])
+        memory = self.memory
+        if keep and (memory.storage != "full" or memory.slice):
+            raise UsageError(f"storage {memory.storage!r} in slices of {memory.slice} is not ready yet; use 'full'")
+        tape = Tape(batch=x.shape[0], memory=memory)
         x, _ = self.stem.forward(x, keep=False, momentum=momentum)
         for k, (part, meta) in enumerate(zip(self.parts, self._metas, strict=True)):
-            frozen, residuals = part.forward(x, keep=keep and self._needs_backward(k), momentum=momentum)
+            frozen, residuals = part.forward(x, keep=keep and self._passes_gradient(k, memory), momentum=momentum)
             out, kept = meta(x, frozen, statistics, momentum, keep)
             if kept is not None:
                 tape.residuals.append(residuals)
@@ -125,7 +134,7 @@ class AdaptiveNetwork:
         for k in reversed(range(len(self.parts))):
             part, meta = self.parts[k], self._metas[k]
             residuals, kept = tape.residuals.pop(), tape.kept.pop()
-            through_part = part.gradient != "local" and self._needs_backward(k)
+            through_part = self._passes_gradient(k, tape.memory)
             to_frozen, to_input = meta.backward(kept, grad, regulariser, through_part, k > 0)
             del kept
             grad = to_input
@@ -192,9 +201,10 @@ class AdaptiveNetwork:
         parts = [(f"part{k}", part) for k, part in enumerate(self.parts, 1)]
         return [("stem", self.stem), *parts, ("classifier", self.classifier)]
 
-    def _needs_backward(self, k: int) -> bool:
-        """Part k (from 0) passes a gradient on, unless it is the first and has nothing that adapts."""
-        return k > 0 or bool(self.parts[k].biases)
+    def _passes_gradient(self, k: int, memory: StepMemory) -> bool:
+        """Part k (from 0) passes a gradient on, unless local, or the first with nothing that adapts."""
+        part = self.parts[k]
+        return not memory.local and part.gradient != "local" and (k > 0 or bool(part.biases))
 
     @staticmethod
     def _accumulate(segment: Segment, gradients: dict[str, Tensor]) -> None:

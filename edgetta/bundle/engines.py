@@ -11,6 +11,7 @@ from torch import Tensor
 
 from edgetta.adaptation.model import Gradient, build
 from edgetta.adaptation.network import AdaptiveNetwork, BatchNorm
+from edgetta.adaptation.step_memory import FULL, StepMemory
 from edgetta.bundle.reading import Bundle
 from edgetta.errors import BundleError, EdgettaError, MissingDependencyError, UsageError, one_line
 from edgetta.segments.contract import GradientMode, Segment, SegmentGraphs
@@ -27,6 +28,7 @@ def build_network(
     gradient: Gradient = "auto",
     batch_norm: BatchNorm | None = None,
     threads: int = 0,
+    memory: StepMemory = FULL,
 ) -> AdaptiveNetwork:
     """The bundle's network on an engine, in the state in which it was shipped.
 
@@ -34,6 +36,7 @@ def build_network(
     gradient    "auto", "exact", "recompute" or "local"
     batch_norm  "auto", "batch", "ema" or "source"; the bundle's own when None
     threads     of ONNX Runtime, 0 for as many as torch has; torch's own are set with `torch.set_num_threads`
+    memory      what a step keeps between forward and backward
     Raises `UsageError` for options that cannot be, `MissingDependencyError` where the engine is not installed,
     `BundleError` where the engine refuses the bundle's files.
     """
@@ -54,7 +57,7 @@ def build_network(
         with _engine_errors(bundle, segment):
             return OnnxRuntimeSegment(graphs, paths, mode, threads)
 
-    network = build(bundle.model, make, gradient, policy)
+    network = build(bundle.model, make, gradient, policy, memory=memory)
     network.ema_images = bundle.ema_images
     try:
         network.load_state_dict(bundle.meta_tensors())

@@ -64,6 +64,22 @@ Examples:
     type=click.Choice(["auto", "batch", "ema", "source"]),
     help="Statistics of the BatchNorms; default the bundle's. auto: of the batch from 16 images up, else running.",
 )
+@click.option(
+    "--storage",
+    type=click.Choice(["full", "half", "int8", "recompute", "recompute-int8"]),
+    default="full",
+    show_default=True,
+    help="How the meta-networks keep what a step's backward needs: as floats, in 16 or 8 bits, or rebuilt from the "
+    "tensors between the parts (exact, or those in 8 bits: the least memory).",
+)
+@click.option(
+    "--slice",
+    metavar="IMAGES",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Run the backward in slices of so many images: a lower peak of memory, the same gradients. 0: all at once.",
+)
 @adaptation_options
 @click.option(
     "--state",
@@ -98,6 +114,7 @@ def command(**values: Any) -> None:
     The exit code is 0 at the end of the source, 130 after Ctrl-C and 143 after SIGTERM; rows and state are whole then.
     """
     # What can fail cheaply comes first, what replaces a file last.
+    from edgetta.adaptation.step_memory import StepMemory
     from edgetta.bundle import read_bundle
     from edgetta.cli.tables import print_line
     from edgetta.predictions import open_writer
@@ -115,7 +132,10 @@ def command(**values: Any) -> None:
             import torch
 
             torch.set_num_threads(values["threads"])
-        runtime = Runtime(bundle, values["engine"], config, values["gradient"], values["bn"], values["threads"])
+        memory = StepMemory(values["storage"], values["slice"])
+        runtime = Runtime(
+            bundle, values["engine"], config, values["gradient"], values["bn"], values["threads"], memory=memory
+        )
         state: Path | None = values["state"]
         if state is not None and state.exists():
             runtime.load_state(state)
