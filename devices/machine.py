@@ -1,4 +1,4 @@
-"""What Linux and a Jetson say of themselves, as values. Parsers of text alone: recorded outputs can test them."""
+"""What Linux says of itself, as values. Parsers of text alone: recorded outputs can test them."""
 
 from __future__ import annotations
 
@@ -44,8 +44,6 @@ ARM_CORES = {
     (0x4E, 0x004): "NVIDIA Carmel",
 }
 
-JETPACK_OF_L4T = {32: "4", 34: "5", 35: "5", 36: "6", 38: "7", 39: "7"}
-
 
 @dataclass(frozen=True)
 class Cpu:
@@ -78,28 +76,11 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class TegraRelease:
-    """The release of Linux for Tegra, such as 36.4.3."""
+class FreeBlocks:
+    """The largest blocks of free memory that are in one piece: their bytes, and how many of them there are."""
 
-    major: int
-    revision: str
-
-    @property
-    def version(self) -> str:
-        return f"{self.major}.{self.revision}"
-
-    @property
-    def jetpack(self) -> str | None:
-        """The JetPack generation, such as "6"; None for a release that is not in the table."""
-        return JETPACK_OF_L4T.get(self.major)
-
-
-@dataclass(frozen=True)
-class PowerMode:
-    """A power mode of a Jetson. The same number means other modes on other boards: the name is what counts."""
-
-    name: str
-    number: int | None
+    bytes: int
+    count: int
 
 
 def parse_cpuinfo(text: str) -> Cpu:
@@ -139,28 +120,24 @@ def parse_meminfo(text: str) -> Memory | None:
     return Memory(kib["MemTotal"] * 1024, kib.get("MemAvailable", estimate) * 1024)
 
 
+def parse_free_blocks(text: str, page_bytes: int = 4096) -> FreeBlocks | None:
+    """Read /proc/buddyinfo; None where it lists no zone.
+
+    Its columns count free blocks of 1, 2, 4, ... pages; those of all zones are added.
+    """
+    zones = re.findall(r"^Node\s+\d+, zone\s+\w+\s+([\d ]+)$", text, re.MULTILINE)
+    counts = [sum(column) for column in zip(*(map(int, zone.split()) for zone in zones), strict=False)]
+    if not any(counts):
+        return None
+    order = max(order for order, count in enumerate(counts) if count)
+    return FreeBlocks(page_bytes << order, counts[order])
+
+
 def parse_memory_limit(text: str) -> int | None:
     """Read a control group's limit (`memory.max` or `memory.limit_in_bytes`) in bytes; None where there is none."""
     text = text.strip()
     # The first version of control groups writes "no limit" as a number near 2**63.
     return int(text) if text.isdigit() and int(text) < 2**60 else None
-
-
-def parse_tegra_release(text: str) -> TegraRelease | None:
-    """Read /etc/nv_tegra_release: `# R36 (release), REVISION: 4.3, GCID: ...`."""
-    match = re.search(r"R(\d+)\s*\([^)]*\),\s*REVISION:\s*(\d+(?:\.\d+)*)", text)
-    return TegraRelease(int(match[1]), match[2]) if match else None
-
-
-def parse_power_mode(text: str) -> PowerMode | None:
-    """Read what `nvpmodel -q` prints: a line `NV Power Mode: 25W` and the mode's number on the next."""
-    match = re.search(r"NV Power Mode\s*:[ \t]*(\S[^\r\n]*?)[ \t]*\r?(?:\n\s*(\d+)\s*$|\n|$)", text, re.MULTILINE)
-    return PowerMode(match[1], int(match[2]) if match[2] else None) if match else None
-
-
-def parse_device_tree_model(raw: bytes) -> str:
-    """Read /proc/device-tree/model, a string that ends with NUL."""
-    return raw.split(b"\0")[0].decode("utf-8", "replace").strip()
 
 
 def version_pair(version: str) -> tuple[int, int]:

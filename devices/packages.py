@@ -14,6 +14,7 @@ from edgetta.devices.report import Check, Status
 
 OLDEST_TORCH = (2, 3)
 OLDEST_ONNXRUNTIME = (1, 16)
+OLDEST_TENSORRT = (8, 5)
 
 _ABSENT = "not installed"
 
@@ -105,8 +106,12 @@ def check_tensorrt(jetson: str | None) -> Check:
         module, trouble = _import(name)
         if module is not None:
             version = str(module.__version__)
+            facts = {"package": name, "version": version}
             label = version if name == "tensorrt" else f"{version} (TensorRT-RTX)"
-            return Check("tensorrt", "ok", label, facts={"package": name, "version": version})
+            if name == "tensorrt" and version_pair(version) < OLDEST_TENSORRT:
+                remedy = f"engines need {'.'.join(map(str, OLDEST_TENSORRT))} or newer: take a newer JetPack"
+                return Check("tensorrt", "warning", label, remedy, facts)
+            return Check("tensorrt", "ok", label, facts=facts)
         if trouble != _ABSENT:
             return Check(
                 "tensorrt", "warning", f"{name}: {trouble}", "reinstall it, or uninstall it if it is not needed"

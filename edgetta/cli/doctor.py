@@ -50,6 +50,12 @@ def show(report: Report) -> None:
         table.add_row(Text(check.status, style=_STYLES[check.status]), Text(check.name), found)
     console.print(table)
     console.print()
+    traps = next((check.facts.get("traps", []) for check in report.checks if check.name == "profile"), [])
+    if traps:
+        console.print(Text("What others stumbled over on this device:", style="bold"))
+        for trap in traps:
+            console.print(Text(f"- {trap}"))
+        console.print()
     if report.usable:
         console.print(Text("edgetta can run here.", style="green"))
     else:

@@ -31,6 +31,13 @@ def test_table(report: list[Check], capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[-1] == "edgetta can run here."
 
 
+def test_traps_of_the_device_stand_below(report: list[Check], capsys: pytest.CaptureFixture[str]) -> None:
+    report.append(Check("profile", "ok", "thor", facts={"traps": ["only CUDA 13 [and later] runs"]}))
+    assert main(["doctor"]) == 0
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert "What others stumbled over on this device:" in lines and "- only CUDA 13 [and later] runs" in lines
+
+
 def test_problems_are_named_and_end_with_1(report: list[Check], capsys: pytest.CaptureFixture[str]) -> None:
     report.append(Check("numpy", "problem", "not installed", "pip install numpy"))
     report.append(Check("memory", "problem", "x" * 150, "buy some"))

@@ -1,22 +1,20 @@
-"""Parsers of what Linux and Jetsons say, on recorded outputs."""
+"""Parsers of what Linux says, on recorded outputs."""
 
 from __future__ import annotations
 
 import pytest
 
 from edgetta.devices.machine import (
+    FreeBlocks,
     Memory,
-    PowerMode,
-    TegraRelease,
     covers,
     parse_cpuinfo,
-    parse_device_tree_model,
+    parse_free_blocks,
     parse_meminfo,
     parse_memory_limit,
-    parse_power_mode,
-    parse_tegra_release,
     version_pair,
 )
+from tests.devices.conftest import Recorded
 
 EPYC = """\
 processor\t: {number}
@@ -98,78 +96,30 @@ def test_memory() -> None:
     assert parse_meminfo("") is None
 
 
+def test_memory_of_a_jetson(recorded: Recorded) -> None:
+    memory = parse_meminfo(recorded("jetpack4-tx2", "meminfo"))
+    assert memory == Memory(8038788 * 1024, 5642288 * 1024)
+
+
+def test_free_blocks(recorded: Recorded) -> None:
+    assert parse_free_blocks(recorded("jetpack6-orin-nano", "buddyinfo")) == FreeBlocks(2**21, 8)
+    server = (
+        "Node 0, zone      DMA      0      0      0      0      0      0      0      0      1      1      3 \n"
+        "Node 0, zone    DMA32      1      1      4      2      5      4      3      3      4      2    752 \n"
+        "Node 1, zone   Normal   2309  17532  20921   8010   2613   1666    598    148     30     20     45 \n"
+    )
+    assert parse_free_blocks(server) == FreeBlocks(2**22, 3 + 752 + 45)
+    assert parse_free_blocks(server, page_bytes=65536) == FreeBlocks(2**26, 800)
+    assert parse_free_blocks("Node 0, zone   Normal   0   0   0 \n") is None
+    assert parse_free_blocks("") is None
+
+
 @pytest.mark.parametrize(
     ("text", "limit"),
     [("max\n", None), ("536870912\n", 2**29), ("9223372036854771712\n", None), ("", None), ("-1", None)],
 )
 def test_memory_limit(text: str, limit: int | None) -> None:
     assert parse_memory_limit(text) == limit
-
-
-@pytest.mark.parametrize(
-    ("text", "release", "version", "jetpack"),
-    [
-        (
-            "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, "
-            "DATE: Wed Jan  8 01:49:37 UTC 2025\n# KERNEL_VARIANT: oot\nTARGET_USERSPACE_LIB_DIR=nvidia\n",
-            TegraRelease(36, "4.3"),
-            "36.4.3",
-            "6",
-        ),
-        (
-            "# R35 (release), REVISION: 4.1, GCID: 33958178, BOARD: t186ref, EABI: aarch64, DATE: Tue Aug  1 2023",
-            TegraRelease(35, "4.1"),
-            "35.4.1",
-            "5",
-        ),
-        ("# R32 (release), REVISION: 7.1, GCID: 29818004, BOARD: t210ref", TegraRelease(32, "7.1"), "32.7.1", "4"),
-        ("# R38 (release), REVISION: 2.2", TegraRelease(38, "2.2"), "38.2.2", "7"),
-        ("# R99 (release), REVISION: 1", TegraRelease(99, "1"), "99.1", None),
-    ],
-)
-def test_tegra_release(text: str, release: TegraRelease, version: str, jetpack: str | None) -> None:
-    parsed = parse_tegra_release(text)
-    assert parsed == release
-    assert (parsed.version, parsed.jetpack) == (version, jetpack)
-
-
-def test_no_tegra_release() -> None:
-    assert parse_tegra_release("") is None
-    assert parse_tegra_release("Ubuntu 22.04") is None
-
-
-@pytest.mark.parametrize(
-    ("text", "mode"),
-    [
-        ("NV Power Mode: 25W\n1\n", PowerMode("25W", 1)),
-        ("NV Fan Mode:quiet\nNV Power Mode: MAXN_SUPER\n2\n", PowerMode("MAXN_SUPER", 2)),
-        ("NV Fan Mode:cool\nNV Power Mode: MODE_30W_4CORE\n5\n", PowerMode("MODE_30W_4CORE", 5)),
-        (
-            "NVPM VERB: parsing done for /etc/nvpmodel.conf\nNVPM VERB: Current mode: NV Power Mode: MODE_15W_6CORE\n"
-            "2\nNVPM VERB: PARAM CPU_ONLINE: ARG CORE_0: PATH /sys/devices/system/cpu/cpu0/online: REAL_VAL: 1",
-            PowerMode("MODE_15W_6CORE", 2),
-        ),
-        (
-            "NV Fan Mode:quiet\nNV Power Mode: MODE_15W_DESKTOP\n7\n"
-            "NVPM ERROR: Error opening /sys/kernel/nvpmodel_emc_cap/emc_iso_cap: 13\n",
-            PowerMode("MODE_15W_DESKTOP", 7),
-        ),
-        ("NV Power Mode: MAXN\r\n0\r\n", PowerMode("MAXN", 0)),
-        ("NV Power Mode: Max Performance", PowerMode("Max Performance", None)),
-        ("NVPM ERROR: Error opening /var/lib/nvpmodel/status", None),
-        ("NV Power Mode:\n", None),
-        ("", None),
-    ],
-)
-def test_power_mode(text: str, mode: PowerMode | None) -> None:
-    assert parse_power_mode(text) == mode
-
-
-def test_device_tree() -> None:
-    raw = b"NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super\0"
-    assert parse_device_tree_model(raw) == "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super"
-    assert parse_device_tree_model(b"\xff\0more") == "�"
-    assert parse_device_tree_model(b"") == ""
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,9 @@ def test_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, "tensorrt", __version__="10.3.0.30")
     check = packages.check_tensorrt("Jetson")
     assert (check.status, check.value) == ("ok", "10.3.0.30")
+    install(monkeypatch, "tensorrt", __version__="8.2.1.8")
+    check = packages.check_tensorrt("Jetson")
+    assert check.status == "warning" and check.remedy == "engines need 8.5 or newer: take a newer JetPack"
     remove(monkeypatch, "tensorrt")
     assert packages.check_tensorrt(None).value == "1.7.1.116 (TensorRT-RTX)"
     remove(monkeypatch, "tensorrt", "tensorrt_rtx")
