@@ -50,7 +50,7 @@ def show(report: Report) -> None:
         table.add_row(Text(check.status, style=_STYLES[check.status]), Text(check.name), found)
     console.print(table)
     console.print()
-    traps = next((check.facts.get("traps", []) for check in report.checks if check.name == "profile"), [])
+    traps: list[str] = next((check.facts.get("traps", []) for check in report.checks if check.name == "profile"), [])
     if traps:
         console.print(Text("What others stumbled over on this device:", style="bold"))
         for trap in traps:
