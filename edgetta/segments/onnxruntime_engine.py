@@ -41,6 +41,8 @@ class OnnxProgram:
         self._session = runtime.InferenceSession(model, _options(runtime, threads), providers=["CPUExecutionProvider"])
         self._fetch_only = runtime.RunOptions()
         self._fetch_only.only_execute_path_to_fetches = True
+        # Otherwise one large batch would hold its memory for good.
+        self._fetch_only.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self._inputs = [entry.name for entry in self._session.get_inputs()]
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> list[Tensor]:

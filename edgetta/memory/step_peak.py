@@ -1,0 +1,124 @@
+"""Peak memory and kept bytes of an adaptation step and of plain inference, each measured in a fresh process."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from edgetta.memory.fresh_process import in_fresh_process
+
+
+@dataclass(frozen=True)
+class StepCase:
+    """What runs how. Names and values as in `edgetta.load`; images are random, and every sample counts."""
+
+    bundle: str
+    batch: int
+    engine: str = "auto"
+    gradient: str = "auto"
+    batch_norm: str | None = None  # the bundle's own
+    storage: str = "full"  # of the meta-networks' tensors, see `step_memory.StepMemory`
+    slice: int = 0
+    local: bool = False
+    size: tuple[int, int] | None = None  # height and width of the images; the bundle's own
+    threads: int = 0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of one call above the loaded, warmed-up model, in bytes; see `Peak`. Kept bytes are 0 for inference."""
+
+    peak_bytes: int
+    held_bytes: int
+    level_bytes: int
+    kept_bytes: int  # between forward and backward, as the contract counts
+    alive_bytes: int  # the same, as what is alive counts
+    seconds: float  # median; measured on a quiet machine or not at all
+    source: str
+
+
+def measure_step(case: StepCase) -> Measured:
+    """A step that predicts and updates, in a fresh process. Raises `MeasurementError`, see `in_fresh_process`."""
+    return Measured(**in_fresh_process("edgetta.memory.step_peak:step_here", **asdict(case)))
+
+
+def measure_inference(case: StepCase) -> Measured:
+    """Plain inference of the unadapted backbone as one graph, in a fresh process; gradient and storage say nothing."""
+    return Measured(**in_fresh_process("edgetta.memory.step_peak:inference_here", **asdict(case)))
+
+
+def step_here(**arguments: Any) -> dict[str, Any]:
+    """`measure_step` in this process."""
+    import torch
+
+    from edgetta.adaptation.adapter import AdaptConfig, Adapter
+    from edgetta.bundle import build_network, read_bundle
+    from edgetta.memory.meter import measure_kept
+
+    case = _case(arguments)
+    if case.threads:
+        torch.set_num_threads(case.threads)
+    bundle = read_bundle(Path(case.bundle))
+    network = build_network(bundle, case.engine, case.gradient, case.batch_norm, case.threads)  # type: ignore[arg-type]
+    if (case.storage, case.slice, case.local) != ("full", 0, False):
+        from edgetta.adaptation.step_memory import StepMemory  # type: ignore[import-not-found,unused-ignore]
+
+        network.memory = StepMemory(case.storage, case.slice, case.local)  # type: ignore[attr-defined,unused-ignore]
+    images = _images(case, bundle.model.input_shape)
+    adapter = Adapter(network, AdaptConfig(entropy_margin=1.0, small_batch=1))
+    measured = _measure(lambda: adapter.step(images))
+    kept = measure_kept(network, images)
+    return asdict(Measured(**(measured | {"kept_bytes": kept.contract, "alive_bytes": kept.alive})))
+
+
+def inference_here(**arguments: Any) -> dict[str, Any]:
+    """`measure_inference` in this process."""
+    import torch
+
+    from edgetta.bundle import read_bundle, source_program
+
+    case = _case(arguments)
+    if case.threads:
+        torch.set_num_threads(case.threads)
+    bundle = read_bundle(Path(case.bundle))
+    program = source_program(bundle, case.engine, case.threads)
+    images = _images(case, bundle.model.input_shape)
+    return asdict(Measured(**_measure(lambda: program(images))))
+
+
+def _measure(run: Callable[[], object]) -> dict[str, Any]:
+    from edgetta.memory.peak import measure_peak
+
+    peak = measure_peak(run)
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return {
+        "peak_bytes": peak.peak,
+        "held_bytes": peak.held,
+        "level_bytes": peak.level,
+        "kept_bytes": 0,
+        "alive_bytes": 0,
+        "seconds": statistics.median(seconds),
+        "source": peak.source,
+    }
+
+
+def _case(arguments: dict[str, Any]) -> StepCase:
+    known = {field.name for field in fields(StepCase)}
+    size = arguments.get("size")
+    return StepCase(**{k: v for k, v in arguments.items() if k in known} | {"size": tuple(size) if size else None})
+
+
+def _images(case: StepCase, input_shape: tuple[int, int, int]) -> Any:
+    import torch
+
+    height, width = case.size or input_shape[1:]
+    shape = (case.batch, input_shape[0], height, width)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
