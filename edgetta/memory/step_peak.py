@@ -21,7 +21,7 @@ class StepCase:
     engine: str = "auto"
     gradient: str = "auto"
     batch_norm: str | None = None  # the bundle's own
-    storage: str = "full"  # of the meta-networks' tensors, see `step_memory.StepMemory`
+    storage: str = "full"  # this and the next two: see `StepMemory`
     slice: int = 0
     local: bool = False
     size: tuple[int, int] | None = None  # height and width of the images; the bundle's own
@@ -56,6 +56,7 @@ def step_here(**arguments: Any) -> dict[str, Any]:
     import torch
 
     from edgetta.adaptation.adapter import AdaptConfig, Adapter
+    from edgetta.adaptation.step_memory import StepMemory
     from edgetta.bundle import build_network, read_bundle
     from edgetta.memory.meter import measure_kept
 
@@ -63,11 +64,8 @@ def step_here(**arguments: Any) -> dict[str, Any]:
     if case.threads:
         torch.set_num_threads(case.threads)
     bundle = read_bundle(Path(case.bundle))
-    network = build_network(bundle, case.engine, case.gradient, case.batch_norm, case.threads)  # type: ignore[arg-type]
-    if (case.storage, case.slice, case.local) != ("full", 0, False):
-        from edgetta.adaptation.step_memory import StepMemory  # type: ignore[import-not-found,unused-ignore]
-
-        network.memory = StepMemory(case.storage, case.slice, case.local)  # type: ignore[attr-defined,unused-ignore]
+    memory = StepMemory(case.storage, case.slice, case.local)  # type: ignore[arg-type]
+    network = build_network(bundle, case.engine, case.gradient, case.batch_norm, case.threads, memory)  # type: ignore[arg-type]
     images = _images(case, bundle.model.input_shape)
     adapter = Adapter(network, AdaptConfig(entropy_margin=1.0, small_batch=1))
     measured = _measure(lambda: adapter.step(images))
