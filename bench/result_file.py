@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 import edgetta
 from edgetta.devices.machine import parse_cpuinfo
-from edgetta.storage import atomic_write_json
+from edgetta.storage import atomic_write_text
 
 _PACKAGES = ("torch", "numpy", "onnxruntime", "onnx", "scipy", "scikit-learn", "timm")
 
@@ -42,6 +43,19 @@ def environment() -> dict[str, Any]:
 
 
 def write_results(path: Path, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> None:
-    """Write rows to a JSON file, atomically."""
+    """Write rows to a JSON file, one to a line, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_json(path, {**environment(), "settings": dict(settings), "rows": [dict(row) for row in rows]})
+    head = json.dumps({**environment(), "settings": dict(settings)}, indent=2, ensure_ascii=False, allow_nan=False)
+    lines = ",\n    ".join(json.dumps(dict(row), ensure_ascii=False, allow_nan=False) for row in rows)
+    atomic_write_text(path, f'{head[:-2]},\n  "rows": [\n    {lines}\n  ]\n}}\n')
+
+
+def rows_to_continue(path: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows that an interrupted run left at `path`, where versions and settings are those of now; else none."""
+    try:
+        written = json.loads(path.read_text())
+        if written["versions"] == environment()["versions"] and written["settings"] == dict(settings):
+            return list(written["rows"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return []

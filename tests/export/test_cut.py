@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from edgetta.bench.exactness.reference import randomise
 from edgetta.errors import UsageError
 from edgetta.export.cut import automatic_cuts, cut, legal_cuts
 from edgetta.export.trace import Trace, trace
 from edgetta.models import load_model
 from edgetta.segments.graph import Graph
 from edgetta.segments.torch_engine import Program
-from tests.export.autograd_reference import randomise
 from tests.export.small_networks import SMALL, Network, SqueezeExcite, conv_bn
 
 

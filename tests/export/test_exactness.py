@@ -14,12 +14,8 @@ import functools
 import pytest
 import torch
 
-from edgetta.export.batch_norm import BatchNormPolicy
-from edgetta.export.cut import CutModel, cut
-from edgetta.export.trace import trace
-from edgetta.segments.contract import GradientMode, SegmentGraphs
-from tests.export.autograd_reference import PartReference, randomise, reference, relative_error
-from tests.export.derived import (
+from edgetta.bench.exactness.reference import PartReference, randomise, reference, relative_error
+from edgetta.bench.exactness.segments import (
     derive,
     gradient_of,
     gradient_with_imposed,
@@ -27,6 +23,10 @@ from tests.export.derived import (
     residuals_in_float64,
     segment,
 )
+from edgetta.export.batch_norm import BatchNormPolicy
+from edgetta.export.cut import CutModel, cut
+from edgetta.export.trace import trace
+from edgetta.segments.contract import GradientMode, SegmentGraphs
 from tests.export.small_networks import SMALL, SMOOTH
 
 FLOAT64, IMPOSED, OWN_MASKS, ROUNDED = 1e-10, 1e-5, 2e-3, 2e-2

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from edgetta.bench.exactness.reference import randomise, relative_error
 from edgetta.errors import UsageError
 from edgetta.export.batch_norm import settle
 from edgetta.export.cut import CutModel, cut
@@ -26,7 +27,6 @@ from edgetta.segments.contract import SegmentGraphs
 from edgetta.segments.graph import Graph
 from edgetta.segments.onnxruntime_engine import OnnxProgram
 from edgetta.segments.torch_engine import Program
-from tests.export.autograd_reference import randomise, relative_error
 from tests.export.small_networks import SMALL
 
 VARIANTS = [("wide_resnet", "ema", True), ("vgg", "source", False), ("mobile", "batch", True)]

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgetta.bench.exactness.reference import relative_error
 from edgetta.export.batch_norm import settle
 from edgetta.export.derivation import RULES as GRADIENT_RULES
 from edgetta.export.differentiate import differentiate
@@ -20,7 +21,6 @@ from edgetta.export.trace import trace
 from edgetta.segments.graph import Graph
 from edgetta.segments.onnxruntime_engine import OnnxProgram
 from edgetta.segments.torch_engine import Program
-from tests.export.autograd_reference import relative_error
 
 SHAPE = (4, 6, 10)
 

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgetta.bench.exactness.reference import randomise, relative_error
 from edgetta.errors import UsageError
 from edgetta.export.trace import TraceError, read_exported, trace
 from edgetta.segments.graph import BATCH
 from edgetta.segments.torch_engine import Program
-from tests.export.autograd_reference import randomise, relative_error
 from tests.export.small_networks import SMALL
 
 SHAPE = (3, 8, 8)

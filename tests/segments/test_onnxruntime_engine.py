@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from edgetta.bench.exactness.reference import randomise
+from edgetta.bench.exactness.segments import models, segment
 from edgetta.errors import MissingDependencyError
 from edgetta.export.batch_norm import settle
 from edgetta.export.cut import cut
@@ -18,8 +20,6 @@ from edgetta.segments.contract import GradientMode, SegmentGraphs
 from edgetta.segments.graph import BATCH, GraphBuilder
 from edgetta.segments.onnxruntime_engine import OnnxRuntimeSegment, import_onnxruntime
 from edgetta.segments.torch_engine import TorchSegment
-from tests.export.autograd_reference import randomise
-from tests.export.derived import models, segment
 from tests.export.small_networks import SMALL
 
 

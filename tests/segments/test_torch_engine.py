@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from edgetta.bench.exactness.reference import randomise
 from edgetta.export.batch_norm import settle
 from edgetta.export.cut import cut
 from edgetta.export.differentiate import differentiate
@@ -17,7 +18,6 @@ from edgetta.models import load_model
 from edgetta.segments.contract import GradientMode, Residuals, SegmentGraphs
 from edgetta.segments.graph import BATCH, GraphBuilder
 from edgetta.segments.torch_engine import Program, TorchSegment
-from tests.export.autograd_reference import randomise
 from tests.export.small_networks import SMALL
 
 

@@ -1,4 +1,4 @@
-"""From a module to the derived graphs of its parts, and their gradients on each engine, for the tests."""
+"""From a module to the derived graphs of its parts, and their gradients on each engine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgetta.export.batch_norm import EMA_MOMENTUM, BatchNormPolicy, settle
 from edgetta.export.cut import CutModel
 from edgetta.export.differentiate import differentiate
 from edgetta.export.onnx_writer import to_onnx
-from edgetta.segments.contract import GradientMode, SegmentGraphs
+from edgetta.segments.contract import GradientMode, Residuals, SegmentGraphs
 from edgetta.segments.graph import Graph
 from edgetta.segments.onnxruntime_engine import OnnxProgram, OnnxRuntimeSegment
 from edgetta.segments.torch_engine import Program, TorchSegment
@@ -20,13 +20,13 @@ from edgetta.segments.torch_engine import Program, TorchSegment
 
 @dataclass(frozen=True)
 class Result:
-    """What a derived segment returned, and what it kept in between: bytes, and the masks among it."""
+    """What a derived segment returned, and what it kept in between: in bytes, and unpacked (`exact` only), by name."""
 
     y: Tensor
     grad_x: Tensor
     grad_biases: dict[str, Tensor]
     kept_bytes: int
-    masks: dict[str, Tensor]
+    residuals: dict[str, Tensor]
 
 
 def derive(
@@ -58,34 +58,39 @@ def segment(
     gradient: GradientMode = "exact",
     dtype: torch.dtype = torch.float32,
     pack: bool = True,
+    threads: int = 1,
 ) -> TorchSegment | OnnxRuntimeSegment:
     if engine == "torch":
         return TorchSegment(graphs, gradient, dtype=dtype, pack=pack)
-    return OnnxRuntimeSegment(graphs, models(graphs, gradient), gradient, threads=1)
+    return OnnxRuntimeSegment(graphs, models(graphs, gradient), gradient, threads)
 
 
 def gradient_of(part: TorchSegment | OnnxRuntimeSegment, x: Tensor, grad_y: Tensor, momentum: float = 0.1) -> Result:
     """One forward and one backward."""
     y, residuals = part.forward(x, momentum=momentum)
-    kept = residuals.kept_bytes()
-    masks = [r for r in part.graphs.residuals if r.kind == "mask" and r.value.name in residuals.kept]
-    own = {r.value.name: residuals.kept[r.value.name] for r in masks}
-    unpacked = {
-        r.value.name: r.unpack(own[r.value.name], len(x)) for r in masks if own[r.value.name].dtype != torch.bool
-    }
+    kept_bytes = residuals.kept_bytes()
+    unpacked = _unpacked(part, residuals) if part.gradient == "exact" else {}
     grad_x, grad_biases = part.input_gradient(residuals, grad_y)
-    return Result(y, grad_x, grad_biases, kept, own | unpacked)
+    return Result(y, grad_x, grad_biases, kept_bytes, unpacked)
 
 
-def own_masks_bound(masks: Mapping[str, Tensor], residuals: Mapping[str, Tensor], usual: float) -> float:
-    """How far off a gradient may be that an engine computed with its own masks, given those of float64.
+def _unpacked(part: TorchSegment | OnnxRuntimeSegment, residuals: Residuals) -> dict[str, Tensor]:
+    """Residuals as the backward graph takes them."""
+    found = dict(residuals.shared)
+    for residual in part.graphs.residuals:
+        kept = residuals.kept.get(residual.value.name)
+        if kept is not None:
+            packed = residual.kind in ("mask", "code") and kept.dtype == torch.uint8
+            found[residual.value.name] = residual.unpack(kept, residuals.batch) if packed else kept
+    return found
 
-    A few masks per ten million fall on the other side of zero. Each changes one element of a gradient: next to nothing
-    in a large map, and in a small one more than the `usual` bound.
-    """
-    flipped = [(int((masks[name] != residuals[name]).sum()), masks[name].numel()) for name in masks]
-    assert sum(f for f, _ in flipped) <= 3 + 1e-6 * sum(n for _, n in flipped)
-    return max(usual, 6.0 * sum(2.0 * f / n for f, n in flipped) ** 0.5)
+
+def gradient_in_float64(graphs: SegmentGraphs, residuals: Mapping[str, Tensor], grad_y: Tensor) -> Tensor:
+    """grad_x in float64 from residuals that were made elsewhere; `graphs` derived in float64."""
+    assert graphs.backward is not None
+    inputs = {r.value.name: residuals[r.value.name] for r in graphs.residuals}
+    inputs = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()} | {"grad_y": grad_y.double()}
+    return Program(graphs.backward, dtype=torch.float64).run(inputs)[0]
 
 
 def residuals_in_float64(graphs: SegmentGraphs, x: Tensor, momentum: float = 0.1) -> dict[str, Tensor]:

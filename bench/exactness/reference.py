@@ -42,9 +42,9 @@ def reference(
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and policy != "source":
-            module.forward = MethodType(_batch_norm(policy, momentum), module)
+            module.forward = MethodType(_batch_norm(policy, momentum), module)  # type: ignore[method-assign]
         if isinstance(module, nn.Hardsigmoid):  # torch differentiates it with a float32 sixth, even in float64
-            module.forward = lambda x: torch.clamp(x / 6.0 + 0.5, 0.0, 1.0)
+            module.forward = _hard_sigmoid  # type: ignore[method-assign, assignment]
     parameters = {name: p for name, p in model.named_parameters() if name.endswith("bias")}
     if biases:
         for parameter in parameters.values():
@@ -101,6 +101,10 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
             elif name.endswith("gamma"):  # layer scale, which begins at 1e-6
                 value.copy_(uniform(value, 0.3, 1.0))
     return model
+
+
+def _hard_sigmoid(x: Tensor) -> Tensor:
+    return torch.clamp(x / 6.0 + 0.5, 0.0, 1.0)
 
 
 def _batch_norm(policy: str, momentum: float) -> Any:
