@@ -45,6 +45,27 @@ def test_wheel_holds_every_listed_package_and_every_module(site: Path) -> None:
     assert (site / "edgetta" / "py.typed").is_file()
 
 
+def test_wheel_is_pure_python(site: Path) -> None:
+    """One wheel serves x86-64 and Arm: no machine code, no tag of a platform, and no dependency that says otherwise."""
+    (information,) = site.glob("edgetta-*.dist-info")
+    lines = (information / "WHEEL").read_text().splitlines()
+    assert "Tag: py3-none-any" in lines and "Root-Is-Purelib: true" in lines
+    assert not [p for p in site.rglob("*") if p.suffix in (".so", ".pyd", ".dylib", ".c", ".pyx")]
+    metadata = (information / "METADATA").read_text()
+    assert "platform_machine" not in metadata and "sys_platform" not in metadata
+
+
+def test_wheel_holds_what_devices_need(site: Path) -> None:
+    folder = site / "edgetta" / "devices"
+    profiles = {p.name for p in (ROOT / "devices" / "profiles").glob("*.toml")}
+    assert {p.name for p in (folder / "profiles").iterdir()} == profiles
+    assert {p.name for p in folder.glob("*.toml")} == {"jetpacks.toml", "sources.toml", "traps.toml"}
+    assert (folder / "edgetta.service").is_file()
+    assert "orin-nano-8gb" in python(
+        "from edgetta.devices.profile import profiles; print(list(profiles()))", site=site
+    )
+
+
 @pytest.mark.parametrize("name", FOLDERS)
 def test_importable_from_the_wheel(site: Path, name: str) -> None:
     file = python(f"import {name}; print({name}.__file__)", "-W", "ignore", site=site)

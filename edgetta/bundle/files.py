@@ -116,12 +116,14 @@ def _open_zip(path: Path) -> BundleFiles:
             if MANIFEST not in members:
                 raise BundleError(f"{path} is no bundle, or is cut short: it has no {MANIFEST}; {_AGAIN}")
             with archive.open(members[MANIFEST]) as file:
-                manifest = parse_manifest(_limited(file, MAX_MANIFEST_BYTES, MANIFEST, path), path)
+                raw = _limited(file, MAX_MANIFEST_BYTES, MANIFEST, path)
+            manifest = parse_manifest(raw, path)
             total = sum(entry.size for entry in manifest.files.values())
             if total > max(MIN_LIMITED, MAX_RATIO * path.stat().st_size):
                 raise BundleError(f"{path} would grow to {total} bytes when extracted, as no bundle does; {_AGAIN}")
             folder = _temporary_folder()
             extracted.append(folder)
+            (folder / MANIFEST).write_bytes(raw)  # so that the folder is a bundle itself
             for name, entry in manifest.files.items():
                 if name not in members:
                     raise BundleError(f"{name} is missing from bundle {path}; {_AGAIN}")

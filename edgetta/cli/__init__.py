@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "prepare": ("edgetta.cli.prepare", "Get a trained model ready for the device."),
     "export": ("edgetta.cli.export", "Write a model as a bundle of frozen segments."),
     "run": ("edgetta.cli.run", "Predict on a stream of frames and adapt to it."),
+    "deploy": ("edgetta.cli.deploy", "Bring a bundle to a device over ssh and run it there."),
     "inspect": ("edgetta.cli.inspect", "Show what a bundle or a model consists of."),
     "doctor": ("edgetta.cli.doctor", "Examine this machine, and say what is missing."),
     "bench": ("edgetta.cli.bench", "Measure latency, memory and accuracy."),

@@ -1,0 +1,194 @@
+"""`edgetta deploy`: a bundle onto a device over ssh, tested and running there, or everything left as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgetta.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgetta.cli.progress import Update
+    from edgetta.devices.deployment import DeploySettings, Device, Shipment
+
+EXAMPLES = """\b
+Examples:
+  edgetta deploy bundle/ nano@orin.local --source camera:0
+  edgetta deploy bundle/ pi@10.0.0.7 --source rtsp://cam/1 -- --batch 16 -o predictions.jsonl
+  edgetta deploy bundle/ root@thor --system --source camera:0 --path /opt/doors --name doors
+  edgetta deploy bundle/ nano@orin.local --no-service
+  edgetta deploy bundle/ nano@orin.local --source camera:0 --dry-run
+
+Going back by hand: ssh there, `ln -sfn releases/EARLIER PATH/current`, and restart the service.
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("target", metavar="[USER@]HOST")
+@click.argument("run_options", metavar="[-- RUN OPTIONS]", nargs=-1, type=click.UNPROCESSED)
+@click.option(
+    "--path",
+    metavar="FOLDER",
+    default="edgetta",
+    show_default=True,
+    help="Folder on the device, in the user's home or absolute.",
+)
+@click.option("--port", type=click.IntRange(1, 65535), help="Port of ssh, where it is not 22.")
+@click.option(
+    "--identity",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Private key to log in with; by default those that ssh finds.",
+)
+@click.option(
+    "--ssh-option", "ssh_options", metavar="NAME=VALUE", multiple=True, help="An option of ssh, as after its -o."
+)
+@click.option(
+    "--edgetta",
+    "program",
+    metavar="PROGRAM",
+    help="The edgetta of the device; by default from its PATH, ~/.local/bin, or the .venv in --path.",
+)
+@click.option("--source", metavar="SOURCE", help="Where the service takes frames from, as `edgetta run` names it.")
+@click.option(
+    "--service/--no-service", default=True, help="Run the bundle as a systemd service (the default), or not."
+)
+@click.option("--system", is_flag=True, help="A service of the machine, through root or sudo, instead of the user's.")
+@click.option("--name", default="edgetta", show_default=True, help="Name of the service.")
+@click.option("--build/--no-build", default=True, help="Build TensorRT engines there, where there is a TensorRT.")
+@click.option("--keep", type=click.IntRange(1), default=3, show_default=True, help="Releases that stay on the device.")
+@click.option(
+    "--watch",
+    "watch_seconds",
+    metavar="SECONDS",
+    type=click.IntRange(0),
+    default=20,
+    show_default=True,
+    help="How long the service must live before the deployment counts as good.",
+)
+@click.option("--dry-run", is_flag=True, help="Check everything there and show what would be done; change nothing.")
+def command(**values: Any) -> None:
+    """Bring BUNDLE to a device over ssh, test it there, and run it as a service.
+
+    The device needs sshd and an edgetta. The bundle is copied into a folder of its own and checked there, file by
+    file and by its self-test; TensorRT engines are built where there is a TensorRT; then a link is switched in one
+    step, and a systemd unit runs `edgetta run` on it. When anything fails, the device runs on with what it had.
+
+    What stands after `--` goes to `edgetta run`. Without -o there, predictions go to the journal.
+    """
+    from edgetta.bundle import read_bundle
+    from edgetta.bundle.manifest import MANIFEST
+    from edgetta.devices.deployment import Shipment, deploy, examine, look_at
+    from edgetta.devices.remote import Remote
+
+    settings, address = _settings(values)
+    bundle = read_bundle(values["bundle"])  # a damaged one never leaves this machine
+    names = (MANIFEST, *bundle.files.manifest.files)
+    shipment = Shipment(tuple((name, bundle.files.folder / name) for name in names), bundle.identity)
+    with Remote(address) as remote:
+        device = look_at(remote, settings, shipment.bytes)
+        _say(f"{address.target}: {device.machine}, {device.version}, {device.free_bytes / 2**30:.1f} GiB free")
+        report = examine(remote, device)
+        _show_warnings(report)
+        if values["dry_run"]:
+            _show_plan(settings, device, shipment)
+            return
+        with _copying(shipment) as update:
+            release = deploy(remote, device, report, shipment, settings, _say, update)
+        _show_end(remote, settings, device, release)
+
+
+def _settings(values: dict[str, Any]) -> tuple[DeploySettings, Any]:
+    """The options as settings, checked before anything is asked of the device."""
+    import re
+
+    from edgetta.devices.deployment import DeploySettings
+    from edgetta.devices.remote import Address
+    from edgetta.devices.service import Service
+
+    if not re.fullmatch(r"[A-Za-z0-9_.@:-]+", values["name"]):
+        raise UsageError(f"--name {values['name']!r} is no name of a service: use letters, digits, '-', '_' and '.'")
+    if values["service"] and values["source"] is None:
+        raise UsageError("a service needs frames: add --source (camera:0, rtsp://..., a folder), or --no-service")
+    if not values["service"] and (values["source"] is not None or values["run_options"] or values["system"]):
+        raise UsageError("--source, --system and options of `edgetta run` are for a service: leave out --no-service")
+    if values["target"].startswith("-") or not values["target"].rpartition("@")[2]:
+        raise UsageError(f"{values['target']!r} is no host: write user@host, or a name of your ssh configuration")
+    if "\n" in values["path"] or not values["path"].strip("/~ "):
+        raise UsageError(f"--path {values['path']!r}: choose a folder of its own, such as edgetta or /opt/edgetta")
+    identity: Path | None = values["identity"]
+    if identity is not None and not identity.is_file():
+        raise UsageError(f"--identity {identity}: there is no such file")
+    address = Address(values["target"], values["port"], identity, tuple(values["ssh_options"]))
+    settings = DeploySettings(
+        path=values["path"].rstrip("/"),
+        program=values["program"],
+        service=Service(values["name"], values["system"]) if values["service"] else None,
+        source=values["source"],
+        run_options=tuple(values["run_options"]),
+        build=values["build"],
+        keep=values["keep"],
+        watch_seconds=values["watch_seconds"],
+    )
+    return settings, address
+
+
+@contextmanager
+def _copying(shipment: Shipment) -> Iterator[Any]:
+    from edgetta.cli.progress import progress_bar
+
+    total = shipment.bytes
+    with progress_bar("copying", total // 1024, unit="KiB") as update:
+
+        def tell(sent: int, update: Update = update) -> None:
+            update(sent // 1024)
+
+        yield tell
+
+
+def _say(line: str) -> None:
+    from edgetta.cli.tables import print_line
+
+    print_line(line)
+
+
+def _show_warnings(report: dict[str, Any]) -> None:
+    from edgetta.cli.tables import print_line
+
+    for check in report["checks"]:
+        if check["status"] == "warning":
+            print_line(f"warning: {check['name']}: {check['value']} -> {check['remedy']}", style="yellow")
+
+
+def _show_plan(settings: DeploySettings, device: Device, shipment: Shipment) -> None:
+    from edgetta.devices.deployment import unit
+
+    _say(f"would copy {len(shipment.files)} files, {shipment.bytes / 2**20:,.1f} MiB, to {device.folder}/releases")
+    _say("would check every file and run the bundle's self-test there")
+    _say(f"would switch {device.folder}/current from {device.current or 'nothing'} to the new release")
+    if settings.service is not None:
+        _say(f"would write {settings.service.folder(device.home)}/{settings.service.unit} and start it:")
+        click.echo("\n" + unit(settings, device))
+    _say("dry run: nothing was changed")
+
+
+def _show_end(remote: Any, settings: DeploySettings, device: Device, release: str) -> None:
+    from edgetta.cli.tables import print_line
+    from edgetta.devices.service import linger
+
+    if settings.service is None:
+        _say(f"deployed {release}; run it there: {device.program} run {device.folder}/current/bundle SOURCE")
+        return
+    if not linger(remote, settings.service):
+        remedy = f"`sudo loginctl enable-linger {device.user}` there"
+        print_line(
+            f"warning: {settings.service.unit} starts only when {device.user} logs in; {remedy}", style="yellow"
+        )
+    target = remote.address.target
+    journal = settings.service.journal.removeprefix(settings.service.root)
+    _say(f"deployed {release}; {settings.service.unit} runs. Watch it: ssh {target} {journal} -f")
