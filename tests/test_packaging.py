@@ -46,7 +46,7 @@ def test_wheel_holds_every_listed_package_and_every_module(site: Path) -> None:
 
 
 def test_wheel_is_pure_python(site: Path) -> None:
-    """One wheel serves x86-64 and Arm: no machine code, no tag of a platform, and no dependency that says otherwise."""
+    """One wheel serves x86-64 and Arm: no machine code, no platform in its tag, none in its dependencies."""
     (information,) = site.glob("edgetta-*.dist-info")
     lines = (information / "WHEEL").read_text().splitlines()
     assert "Tag: py3-none-any" in lines and "Root-Is-Purelib: true" in lines
