@@ -102,5 +102,5 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
         flipped = f"{row['flipped']} of {row['masks'] / 1e6:.1f}M"
         table.add_row(row["network"], policy, row["gradient"], row["engine"], *worst, flipped)
     console = Console()
-    console.width = max(console.width, 120)
+    console.width = max(console.width, 132)
     console.print(table)
