@@ -6,10 +6,10 @@ and nothing else, and may hold neither functions, sub-graphs nor operators of a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from edgetta.errors import BundleError
+from edgetta.protobuf import fields, message
 
 MAX_ONNX_BYTES = 64 << 20  # weights lie elsewhere
 _EXTERNAL = 1
@@ -43,21 +43,21 @@ def check_onnx(data: bytes, tensors: str, tensor_bytes: int, where: str) -> Onnx
 
 def _model(data: memoryview, tensors: str, tensor_bytes: int) -> OnnxFile:
     graphs = []
-    for number, value in _fields(data):
+    for number, value in fields(data):
         if number in (_MODEL["training"], _MODEL["functions"]):
             raise ValueError("it holds functions or training information")
         if number == _MODEL["opset"]:
             _default_domain(_last(value, 1))
         if number == _MODEL["graph"]:
-            graphs.append(_message(value))
+            graphs.append(message(value))
     if len(graphs) != 1:
         raise ValueError("it is not an ONNX model")
     inputs, outputs = [], []
-    for number, value in _fields(graphs[0]):
+    for number, value in fields(graphs[0]):
         if number == _GRAPH["node"]:
-            _node(_message(value))
+            _node(message(value))
         elif number == _GRAPH["initializer"]:
-            _tensor(_message(value), tensors, tensor_bytes)
+            _tensor(message(value), tensors, tensor_bytes)
         elif number == _GRAPH["sparse"]:
             raise ValueError("it holds sparse weights")
         elif number == _GRAPH["input"]:
@@ -68,23 +68,23 @@ def _model(data: memoryview, tensors: str, tensor_bytes: int) -> OnnxFile:
 
 
 def _node(node: memoryview) -> None:
-    for number, value in _fields(node):
+    for number, value in fields(node):
         if number == _NODE["domain"]:
-            _default_domain(bytes(_message(value)))
+            _default_domain(bytes(message(value)))
         if number != _NODE["attribute"]:
             continue
-        for kind, content in _fields(_message(value)):
+        for kind, content in fields(message(value)):
             if kind in (_ATTRIBUTE[refused] for refused in ("graph", "graphs", "sparse", "sparses")):
                 raise ValueError("it holds sub-graphs or sparse tensors")
             if kind in (_ATTRIBUTE["tensor"], _ATTRIBUTE["tensors"]):
-                _tensor(_message(content), "", 0)
+                _tensor(message(content), "", 0)
 
 
 def _tensor(tensor: memoryview, tensors: str, tensor_bytes: int) -> None:
     """Check where a tensor's values lie: inside the ONNX file, or within the one tensor file."""
     external = False
     entries: dict[str, str] = {}
-    for number, value in _fields(tensor):
+    for number, value in fields(tensor):
         if number == _TENSOR["location"]:
             external = external or value == _EXTERNAL
         elif number == _TENSOR["external"]:
@@ -110,50 +110,7 @@ def _default_domain(domain: bytes) -> None:
 def _last(value: int | bytes | memoryview, wanted: int) -> bytes:
     """The last text or message with field number `wanted` inside a message; empty where there is none."""
     found = b""
-    for number, content in _fields(_message(value)):
+    for number, content in fields(message(value)):
         if number == wanted:
-            found = bytes(_message(content))
+            found = bytes(message(content))
     return found
-
-
-def _message(value: int | memoryview | bytes) -> memoryview:
-    if isinstance(value, int):
-        raise ValueError("it is not an ONNX model")
-    return memoryview(value)
-
-
-def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Field numbers and values of one protobuf message; raises `ValueError` when it is not one."""
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
-        kind = key & 7
-        if key >> 32:
-            raise ValueError("it is not an ONNX model")
-        if kind == 0:
-            value, at = _varint(data, at)
-            yield key >> 3, value
-            continue
-        if kind == 2:
-            length, at = _varint(data, at)
-        elif kind in (1, 5):
-            length = 8 if kind == 1 else 4
-        else:
-            raise ValueError("it is not an ONNX model")
-        if at + length > len(data):
-            raise ValueError("it is cut short")
-        yield key >> 3, data[at : at + length]
-        at += length
-
-
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        if at >= len(data) or shift > 63:
-            raise ValueError("it is cut short")
-        byte = data[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-        shift += 7

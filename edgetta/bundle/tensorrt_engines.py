@@ -1,0 +1,314 @@
+"""The TensorRT engines of a bundle on this machine: taken from the cache or built, tested, and put together.
+
+    engines = BundleEngines(bundle, TensorRTConfig(precision="fp16"))
+    for job in engines.jobs("auto"):
+        engines.prepare(job)
+
+What is computed wrongly in float16 runs in float32, engine by engine, and that is said.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgetta.adaptation.model import Gradient, build, gradient_mode
+from edgetta.bundle.reading import Bundle
+from edgetta.errors import MissingDependencyError, UsageError
+from edgetta.segments.contract import GradientMode, SegmentGraphs
+from edgetta.segments.graph import Graph
+from edgetta.segments.tensorrt.build import BuildOptions, EngineBuildError, Watch, build_engine
+from edgetta.segments.tensorrt.cache import EngineCache, EngineKey, default_root
+from edgetta.segments.tensorrt.check import (
+    Reference,
+    engine_errors,
+    forward_reference,
+    gradient_reference,
+    verdict,
+)
+from edgetta.segments.tensorrt.engine import TensorRTSegment
+from edgetta.segments.tensorrt.library import find_target
+from edgetta.segments.tensorrt.memory_watch import watch_memory
+from edgetta.segments.tensorrt.onnx_model import OnnxModel, read_onnx
+from edgetta.segments.tensorrt.program import EngineRejectedError, GraphedProgram, Runnable, TensorRTProgram
+from edgetta.segments.torch_engine import TorchSegment
+
+_log = logging.getLogger("edgetta")
+_MOMENTUM = 0.1  # of running statistics in the test of an engine: the batch takes part, and so does what was there
+
+
+@dataclass(frozen=True)
+class TensorRTConfig(BuildOptions):
+    """How a bundle runs on TensorRT: `BuildOptions`, and what does not change an engine.
+
+    batch None takes what the bundle's settings ask for: from 1 to its window, fastest at the window.
+    """
+
+    batch: tuple[int, int, int] | None = None  # type: ignore[assignment]
+    cuda_graphs: bool = False  # replay each engine as a CUDA graph per batch size: quicker to start, more memory
+    cache: Path | None = None  # folder of the engines; None: edgetta/engines in the user's cache folder
+
+    def __post_init__(self) -> None:
+        self.build_options((1, 1, 1))
+
+    def build_options(self, batch: tuple[int, int, int]) -> BuildOptions:
+        """The part that an engine depends on; `batch` where none was chosen. Raises `UsageError`."""
+        values = {field.name: getattr(self, field.name) for field in fields(BuildOptions)}
+        return BuildOptions(**{**values, "batch": self.batch or batch})
+
+
+@dataclass(frozen=True)
+class Job:
+    """One engine: segment ("stem", "part1", ..., "classifier", "source") and direction.
+
+    Directions are "predict" (forward without residuals), "forward", "backward" and "recompute".
+    """
+
+    segment: str
+    direction: str
+    graph: Graph
+
+    @property
+    def title(self) -> str:
+        return f"{self.segment}.{self.direction}"
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What the engine returns: no residuals for predicting, and never what it was given."""
+        return tuple(name for name in self.graph.outputs if name not in self.graph.inputs)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An engine that is ready, and how it came about."""
+
+    job: Job
+    program: TensorRTProgram
+    options: BuildOptions  # precision may be fp32 where fp16 was wanted
+    cached: bool
+    bytes: int
+    seconds: float  # of its build, whenever that was
+    peak: int  # bytes that the build took at most, 0 where nobody knows
+    errors: Mapping[str, float]
+    note: str = ""  # why it was built, or why not in the precision that was wanted
+
+
+class _KnownToFailError(EngineBuildError):
+    """An engine that was built earlier, and computed wrongly."""
+
+
+class BundleEngines:
+    """Engines of one bundle.
+
+    Raises `MissingDependencyError` where TensorRT or a GPU is missing, `StorageError` where the cache cannot be
+    written.
+    """
+
+    def __init__(
+        self, bundle: Bundle, config: TensorRTConfig | None = None, tell: Callable[[str], None] = _log.warning
+    ) -> None:
+        self.bundle = bundle
+        self.target = find_target()
+        self.device = torch.device(self.target.device)
+        root = config.cache if config is not None else None
+        self.cache = EngineCache(root or default_root(), f"{_file_name(bundle.name)}-{bundle.identity[:8]}")
+        self.config = config if config is not None else _remembered(self.cache)
+        window = max(1, bundle.config.window)
+        self.options = self.config.build_options((1, window, window))
+        self._tell = tell
+        self._pool: Any = None
+        self._segments: dict[str, SegmentGraphs] = {
+            **bundle.model.segments(),
+            "source": SegmentGraphs(bundle.model.source, None, None),
+        }
+
+    def jobs(self, gradient: Gradient = "auto") -> list[Job]:
+        """The engines that a network in this gradient mode needs, and that of the unadapted backbone."""
+        model = self.bundle.model
+        found = list(self._jobs("stem", model.stem, "local"))
+        for k, graphs in enumerate(model.parts, 1):
+            found += self._jobs(f"part{k}", graphs, gradient_mode(graphs, gradient))
+        last = gradient_mode(model.classifier, "auto" if gradient == "local" else gradient)
+        found += self._jobs("classifier", model.classifier, last)
+        return [*found, Job("source", "predict", model.source)]
+
+    def segment(self, name: str, graphs: SegmentGraphs, mode: GradientMode) -> TensorRTSegment:
+        """A segment whose engines are ready."""
+        prepared = [self.prepare(job) for job in self._jobs(name, graphs, mode)]
+        directions = {"predict": "forward"}
+        programs = {directions.get(p.job.direction, p.job.direction): self._runnable(p.program) for p in prepared}
+        half = {p.job.direction for p in prepared if p.options.precision == "fp16"}
+        return TensorRTSegment(graphs, programs, mode, self.device, half)
+
+    def source(self) -> Callable[[Tensor], Tensor]:
+        """The unadapted backbone: images (N, C, H, W) in [0, 1] -> logits (N, classes)."""
+        graph = self.bundle.model.source
+        program = self._runnable(self.prepare(Job("source", "predict", graph)).program)
+        return lambda images: program.run({"x": images}, graph.outputs)[0]
+
+    def prepare(self, job: Job, watch: Watch | None = None) -> Prepared:
+        """Take an engine from the cache, or build and test it; `watch` is told how far a build is, in [0, 1].
+
+        Raises `EngineBuildError` where TensorRT makes no engine that computes right.
+        """
+        model = self._model(job)
+        digest = hashlib.sha256(model.to_bytes()).hexdigest()
+        refused = ""
+        for precision in dict.fromkeys((self.options.precision, "fp32")):
+            options = replace(self.options, precision=precision)
+            key = EngineKey(job.segment, job.direction, digest, self.target, options)
+            try:
+                ready = self._cached(job, key) or self._built(job, key, model, watch)
+            except EngineBuildError as error:
+                if precision == "fp32":
+                    raise
+                refused = str(error)
+                if not isinstance(error, _KnownToFailError):
+                    self._tell(f"{job.title} is not usable in float16 ({refused}); float32 is used for it")
+                continue
+            return replace(ready, note=refused or ready.note)
+        raise AssertionError("there is always float32")
+
+    def remember(self, gradient: Gradient) -> None:
+        """Keep the settings, so that the runtime asks for these engines when it is given none."""
+        settings = {field.name: getattr(self.config, field.name) for field in fields(TensorRTConfig)}
+        settings |= {"batch": list(self.options.batch), "cache": None}
+        self.cache.remember({"bundle": self.bundle.identity, "gradient": gradient, "settings": settings})
+
+    def _cached(self, job: Job, key: EngineKey) -> Prepared | None:
+        found = self.cache.find(key)
+        if found.refused:
+            raise _KnownToFailError(found.refused)
+        if found.data is None:
+            return None
+        try:
+            program = TensorRTProgram(found.data, job.graph, self.device, job.title)
+        except EngineRejectedError as error:
+            self._tell(f"{job.title}: {error}; building it again")
+            self.cache.forget(key)
+            return None
+        facts = found.facts if isinstance(found.facts, Mapping) else {}
+        seconds, peak, errors = facts.get("seconds", 0.0), facts.get("peak", 0), facts.get("errors", {})
+        return Prepared(job, program, key.options, True, len(found.data), seconds, peak, errors)
+
+    def _built(self, job: Job, key: EngineKey, model: OnnxModel, watch: Watch | None) -> Prepared:
+        with self.cache.building(lambda: self._tell("another process builds engines; waiting for it")):
+            reason = self.cache.find(key).reason
+            ready = self._cached(job, key)  # perhaps that process built it
+            if ready is not None:
+                return ready
+            if reason != "not built yet":
+                self._tell(f"{job.title}: {reason}; building it again")
+            with watch_memory() as memory:
+                built = build_engine(model, job.title, key.options, self.cache.timing(self.target), watch)
+            program = TensorRTProgram(built.data, job.graph, self.device, job.title)
+            errors = self._errors(job, program, key.options)
+            facts = {"seconds": built.seconds, "workspace": built.workspace, "peak": memory.peak}
+            wrong = verdict(errors, key.options)
+            if wrong:
+                why = f"{job.title} computes wrongly: {wrong}"
+                if key.options.precision == "fp32":
+                    raise EngineBuildError(f"{why}; use --engine onnxruntime, and report this")
+                self.cache.refuse(key, why, facts)
+                raise EngineBuildError(why)
+            self.cache.store(key, built.data, {**facts, "errors": errors})
+        return Prepared(
+            job, program, key.options, False, len(built.data), built.seconds, memory.peak, errors, reason
+        )
+
+    def _errors(self, job: Job, program: TensorRTProgram, options: BuildOptions) -> dict[str, float]:
+        """The test of an engine, on the golden images as they reach its segment."""
+        graphs = self._segments[job.segment]
+        state = {**graphs.initial_state, **graphs.initial_biases}
+        reference = forward_reference(graphs, self._golden[job.segment], state, _MOMENTUM)
+        if job.direction in ("backward", "recompute"):
+            reference = gradient_reference(graphs, job.direction, reference)
+        wanted = {name: tensor for name, tensor in reference.outputs.items() if name in job.outputs}
+        return engine_errors(
+            program, Reference(reference.inputs, wanted), self.device, options.precision == "fp16"
+        )
+
+    @cached_property
+    def _golden(self) -> dict[str, Tensor]:
+        """What reaches each segment when the golden images run through the network, on the torch engine."""
+        seen: dict[str, Tensor] = {}
+
+        class Seen(TorchSegment):
+            name = ""
+
+            def forward(self, x: Tensor, **options: Any) -> Any:
+                seen[self.name] = x
+                return super().forward(x, **options)
+
+        def make(name: str, graphs: SegmentGraphs, _: GradientMode) -> TorchSegment:
+            segment = Seen(graphs, "local")
+            segment.name = name
+            return segment
+
+        network = build(self.bundle.model, make, "local", self.bundle.batch_norm)
+        network.load_state_dict(self.bundle.meta_tensors())
+        images = self.bundle.reference()["images"]
+        smallest, _, largest = self.options.batch
+        count = min(max(images.shape[0], smallest), largest)
+        images = images[[i % images.shape[0] for i in range(count)]]
+        network.forward(images, keep=False)
+        return {**seen, "source": images}
+
+    def _jobs(self, name: str, graphs: SegmentGraphs, mode: GradientMode) -> Iterator[Job]:
+        # Nothing before the first meta-network trains, unless its biases adapt.
+        needed = name != "stem" and (name != "part1" or bool(graphs.initial_biases)) and mode != "local"
+        yield Job(name, "forward" if needed and mode == "exact" else "predict", graphs.forward)
+        if needed and mode == "exact" and graphs.backward is not None:
+            yield Job(name, "backward", graphs.backward)
+        if needed and mode == "recompute" and graphs.recompute is not None:
+            yield Job(name, "recompute", graphs.recompute)
+
+    def _model(self, job: Job) -> OnnxModel:
+        direction = "forward" if job.direction == "predict" else job.direction
+        outputs = set(job.outputs)
+        if job.direction == "predict":
+            outputs &= set(job.graph.outputs[: 1 + len(self._segments[job.segment].state)])
+        return read_onnx(self.bundle.onnx_path(job.segment, direction)).only(outputs)
+
+    def _runnable(self, program: TensorRTProgram) -> Runnable:
+        if not self.config.cuda_graphs or self.device.type != "cuda":
+            return program
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        return GraphedProgram(program, self._pool)
+
+
+def was_built(bundle: Bundle, cache: Path | None = None) -> bool:
+    """Whether `edgetta build` was run for this bundle, and TensorRT can run here: a matter of milliseconds."""
+    folder = (cache or default_root()) / f"{_file_name(bundle.name)}-{bundle.identity[:8]}"
+    if not (folder / "build.json").is_file():
+        return False
+    try:
+        find_target()
+    except MissingDependencyError:
+        return False
+    return True
+
+
+def _remembered(cache: EngineCache) -> TensorRTConfig:
+    """The settings of the last `edgetta build` of the bundle; the default ones where there was none."""
+    last = cache.last_build()
+    try:
+        settings = dict(last["settings"])
+        settings["batch"] = tuple(int(n) for n in settings["batch"])
+        return TensorRTConfig(**settings)
+    except (KeyError, TypeError, ValueError, UsageError):
+        return TensorRTConfig()
+
+
+def _file_name(name: str) -> str:
+    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name).strip(".-")
+    return kept[:60] or "bundle"
