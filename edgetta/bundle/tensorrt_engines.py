@@ -220,9 +220,7 @@ class BundleEngines:
                 self.cache.refuse(key, why, facts)
                 raise EngineBuildError(why)
             self.cache.store(key, built.data, {**facts, "errors": errors})
-        return Prepared(
-            job, program, key.options, False, len(built.data), built.seconds, memory.peak, errors, reason
-        )
+        return Prepared(job, program, key.options, False, len(built.data), built.seconds, memory.peak, errors, reason)
 
     def _errors(self, job: Job, program: TensorRTProgram, options: BuildOptions) -> dict[str, float]:
         """The test of an engine, on the golden images as they reach its segment."""
@@ -232,9 +230,7 @@ class BundleEngines:
         if job.direction in ("backward", "recompute"):
             reference = gradient_reference(graphs, job.direction, reference)
         wanted = {name: tensor for name, tensor in reference.outputs.items() if name in job.outputs}
-        return engine_errors(
-            program, Reference(reference.inputs, wanted), self.device, options.precision == "fp16"
-        )
+        return engine_errors(program, Reference(reference.inputs, wanted), self.device, options.precision == "fp16")
 
     @cached_property
     def _golden(self) -> dict[str, Tensor]:

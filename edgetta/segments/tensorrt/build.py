@@ -46,9 +46,7 @@ class BuildOptions:
             raise UsageError(f"precision is one of {', '.join(get_args(Precision))}, not {self.precision!r}")
         smallest, best, largest = self.batch
         if not 1 <= smallest <= best <= largest:
-            raise UsageError(
-                f"batch is MIN,OPT,MAX with 1 <= MIN <= OPT <= MAX, not {','.join(map(str, self.batch))}"
-            )
+            raise UsageError(f"batch is MIN,OPT,MAX with 1 <= MIN <= OPT <= MAX, not {','.join(map(str, self.batch))}")
         if self.workspace is not None and self.workspace < SMALLEST_WORKSPACE:
             raise UsageError(f"a workspace of {self.workspace} bytes is too small; give {SMALLEST_WORKSPACE} or more")
         if not 0 <= self.level <= 5 or self.aux_streams < 0:
@@ -96,8 +94,8 @@ def build_engine(
         builder = trt.Builder(logger)
     except TypeError as error:  # what the binding raises where TensorRT returns nothing
         raise MissingDependencyError(
-            f"TensorRT {trt.__version__} cannot start ({logger.last()}); it needs a GPU and a driver that is new enough: "
-            "check nvidia-smi"
+            f"TensorRT {trt.__version__} cannot start ({logger.last()}); it needs a GPU, and a driver that is "
+            "new enough: check nvidia-smi"
         ) from error
     typed = strongly_typed(trt)
     half = options.precision == "fp16"

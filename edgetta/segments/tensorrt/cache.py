@@ -224,7 +224,7 @@ def _json(path: Path) -> Any:
 
 
 def _difference(found: Any, key: EngineKey) -> str:
-    """The first thing in which an engine's description differs from what is wanted, in words; "" where nothing does."""
+    """The first thing in which an engine's description differs from what is wanted, in words; "" for none."""
     if not isinstance(found, dict):
         return "the file that describes the engine is damaged"
     wanted = key.as_data()

@@ -11,8 +11,8 @@ from edgetta.segments.contract import GradientMode, Residuals, SegmentGraphs
 from edgetta.segments.tensorrt.program import Runnable
 
 HEADROOM = 4
-"""An incoming gradient's largest element is brought to between 2^3 and 2^4: 4,000 times below float16's largest number,
-200,000 times above its smallest normal one."""
+"""An incoming gradient's largest element is brought to between 2^3 and 2^4: 4,000 times below float16's largest number
+and 100,000 times above its smallest normal one."""
 
 
 class TensorRTSegment:

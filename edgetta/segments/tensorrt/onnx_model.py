@@ -74,7 +74,12 @@ class OnnxModel:
         parts += [write_bytes(12, _value_bytes(value)) for value in self.outputs]
         graph = b"".join(parts)
         opset = write_bytes(1, "") + write_number(2, self.opset)
-        return write_number(1, self.ir_version) + write_bytes(2, "edgetta") + write_bytes(7, graph) + write_bytes(8, opset)
+        return (
+            write_number(1, self.ir_version)
+            + write_bytes(2, "edgetta")
+            + write_bytes(7, graph)
+            + write_bytes(8, opset)
+        )
 
     def only(self, outputs: Collection[str]) -> OnnxModel:
         """The same model with these outputs alone, and without what they do not need."""
@@ -153,7 +158,9 @@ def _node(data: memoryview) -> OnnxNode:
 
 
 def _weight(data: memoryview, folder: Path) -> tuple[str, np.ndarray[Any, Any]]:
-    name, kind, sizes, raw = "", 0, [], None
+    name, kind = "", 0
+    sizes: list[int] = []
+    raw: memoryview | None = None
     place: dict[str, str] = {}
     for key, value in fields(data):
         if key == 1:
@@ -170,8 +177,7 @@ def _weight(data: memoryview, folder: Path) -> tuple[str, np.ndarray[Any, Any]]:
     dtype = np.dtype(_TYPES[kind]).newbyteorder("<")
     if place:
         offset, length = int(place["offset"]), int(place["length"])
-        stored = np.memmap(folder / place["location"], np.uint8, "r", offset, (length,)) if length else b""
-        raw = memoryview(stored)
+        raw = memoryview(np.fromfile(folder / place["location"], np.uint8, length, offset=offset))
     if raw is None:
         raise ValueError(f"weight {name!r} holds no raw data")
     return name, np.frombuffer(raw, dtype).reshape(sizes)

@@ -136,7 +136,8 @@ class TensorRTProgram:
             )
 
     def _failed(self, what: str) -> EdgettaError:
-        return EdgettaError(f"TensorRT failed in {self.title}: {what} ({self._logger.last()}); try --engine onnxruntime")
+        said = self._logger.last()
+        return EdgettaError(f"TensorRT failed in {self.title}: {what} ({said}); try --engine onnxruntime")
 
 
 class GraphedProgram:
@@ -187,7 +188,7 @@ class _Recording:
 
 @contextmanager
 def running_stream(device: torch.device) -> Iterator[int]:
-    """The handle of torch's current stream; instead of the default stream, one that waits for it and that it waits for.
+    """The handle of torch's current stream; for the default stream, of one that waits for it and that it waits for.
 
     TensorRT would synchronise the whole device around every engine on the default stream.
     """
@@ -208,7 +209,7 @@ _runtimes: dict[str, Any] = {}
 
 
 def _runtime(trt: Any) -> Any:
-    """TensorRT's runtime, one per process. It is only started where there is a GPU: without one some versions crash."""
+    """TensorRT's runtime, one per process, started only where there is a GPU: without one some versions crash."""
     name = str(trt.__name__)
     if name not in _runtimes:
         logger = messages(trt)

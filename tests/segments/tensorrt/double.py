@@ -3,8 +3,8 @@
 `recorded_api.json` lists the members of the classes in use, read from the Python bindings of TensorRT 8.6.1 to 11.4.0
 (and, for 8.5, from their public source). What a version does not have raises AttributeError here as it does there.
 
-Engines hold their ONNX model and run it in ONNX Runtime, on the memory whose addresses were set: wrong addresses, wrong
-shapes, wrong types and scratch memory that overlaps something show in the numbers.
+Engines hold their ONNX model and run it in ONNX Runtime, on the memory whose addresses were set: wrong addresses,
+shapes and types, and scratch memory that overlaps something, show in the numbers.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ STREAM = 7
 
 
 class Double(ModuleType):
-    """The module. `calls` lists (class, member, arguments) of what was called, `fail` names members that shall fail."""
+    """The module. `calls` lists (class, member, arguments) of what was called, `fail` the members that shall fail."""
 
     def __init__(self, version: str) -> None:
         super().__init__("tensorrt")
