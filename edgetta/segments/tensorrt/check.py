@@ -21,7 +21,8 @@ from edgetta.segments.torch_engine import Program
 
 TOLERANCE = {"fp32": 1e-3, "tf32": 1e-2, "fp16": 1e-2}
 """Relative L2 error of an output, and share of a mask's elements that may differ. Measured on segments of four
-networks with float16 rounded at every operator: errors up to 1.5e-3, masks up to 7e-4. float32 rounds 1,000 times less."""
+networks with float16 rounded at every operator: errors up to 1.5e-3, masks up to 7e-4. float32 rounds 1,000
+times less."""
 
 _FLOOR = 1e-2  # gradients smaller than this share of the largest are compared with that share
 

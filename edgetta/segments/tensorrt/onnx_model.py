@@ -177,7 +177,7 @@ def _weight(data: memoryview, folder: Path) -> tuple[str, np.ndarray[Any, Any]]:
     dtype = np.dtype(_TYPES[kind]).newbyteorder("<")
     if place:
         offset, length = int(place["offset"]), int(place["length"])
-        raw = memoryview(np.fromfile(folder / place["location"], np.uint8, length, offset=offset))
+        raw = memoryview(np.fromfile(folder / place["location"], np.uint8, length, offset=offset).data)
     if raw is None:
         raise ValueError(f"weight {name!r} holds no raw data")
     return name, np.frombuffer(raw, dtype).reshape(sizes)
