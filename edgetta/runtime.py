@@ -19,12 +19,14 @@ from edgetta.adaptation.adapter import AdaptConfig, Adapter, StepResult
 from edgetta.adaptation.model import Gradient
 from edgetta.adaptation.network import BatchNorm
 from edgetta.adaptation.step_memory import FULL, StepMemory
-from edgetta.bundle import Bundle, build_network, read_bundle, self_test, source_program
+from edgetta.bundle import Bundle, build_network, open_engine, read_bundle, self_test
 from edgetta.errors import BundleError, UsageError
 from edgetta.storage import atomic_write_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from edgetta.bundle.tensorrt_engines import TensorRTConfig
 
 _STATE_FORMAT = "edgetta.state"
 _STATE_VERSION = 1
@@ -41,25 +43,30 @@ def load(
     threads: int = 0,
     check: bool = True,
     memory: StepMemory = FULL,
+    tensorrt: TensorRTConfig | None = None,
 ) -> Runtime:
     """Load a bundle (a directory or a zip) and make it run.
 
-    engine      "torch", "onnxruntime", or "auto": ONNX Runtime where it is installed
+    engine      "torch", "torch-cuda", "onnxruntime", "tensorrt", ..., or "auto", the first that can be used here:
+                TensorRT where `edgetta build` was run for this bundle, torch on a GPU, ONNX Runtime, torch
     config      adaptation settings; the bundle's own when None
     gradient    "auto", "exact", "recompute" or "local"
     batch_norm  "auto", "batch", "ema" or "source"; the bundle's own when None
     threads     per engine; 0 takes torch's number
     check       run the bundle's self-test on this engine
     memory      what a step keeps between forward and backward
+    tensorrt    settings of the engine "tensorrt"; those of the last `edgetta build` when None. Engines that are
+                missing are built, which takes minutes
     Raises `BundleError` when the bundle is damaged, unsafe, too new, or fails its self-test here.
     """
-    return Runtime(read_bundle(Path(bundle)), engine, config, gradient, batch_norm, threads, check, memory)
+    return Runtime(read_bundle(Path(bundle)), engine, config, gradient, batch_norm, threads, check, memory, tensorrt)
 
 
 class Runtime:
     """Predicts and adapts. `runtime(images)` returns logits (N, classes) as predicted before the update.
 
-    Images are uint8 (N, H, W, C), float (N, C, H, W) in [0, 1], or one such image without N.
+    Images are uint8 (N, H, W, C), float (N, C, H, W) in [0, 1], or one such image without N. On a GPU engine the
+    logits stay on the GPU.
     """
 
     def __init__(
@@ -72,16 +79,16 @@ class Runtime:
         threads: int = 0,
         check: bool = True,
         memory: StepMemory = FULL,
+        tensorrt: TensorRTConfig | None = None,
     ) -> None:
         self.bundle = bundle
         self.config = config or bundle.config
-        self.network = build_network(bundle, engine, gradient, batch_norm, threads, memory)
+        self.engine = open_engine(bundle, engine, threads, tensorrt)
+        self.network = build_network(bundle, self.engine, gradient, batch_norm, memory=memory)
         if check:
-            self_test(bundle, self.network)
+            self_test(bundle, self.network, self.engine.source())
         self._start = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
         self._source: Any = None
-        self._engine = engine
-        self._threads = threads
         self.adapter = Adapter(self.network, self.config)
 
     def __call__(self, images: Tensor | NDArray[Any]) -> Tensor:
@@ -94,12 +101,12 @@ class Runtime:
     def source(self, images: Tensor | NDArray[Any]) -> Tensor:
         """Logits (N, classes) of the unadapted backbone with the statistics of its training."""
         if self._source is None:
-            self._source = source_program(self.bundle, self._engine, self._threads)
+            self._source = self.engine.source()
         logits: Tensor = self._source(self.as_input(images))
         return logits
 
     def as_input(self, images: Tensor | NDArray[Any]) -> Tensor:
-        """Images as the network takes them: float32 (N, C, H, W) in [0, 1], contiguous."""
+        """Images as the network takes them: float32 (N, C, H, W) in [0, 1], contiguous, on the engine's device."""
         tensor = torch.from_numpy(np.ascontiguousarray(images)) if isinstance(images, np.ndarray) else images
         shape = self.bundle.model.input_shape
         if tensor.dtype != torch.uint8 and not tensor.is_floating_point():
@@ -113,6 +120,7 @@ class Runtime:
                 f"images have shape {tuple(images.shape)}; this bundle takes float (N, {', '.join(map(str, shape))}) "
                 f"in [0, 1] or uint8 (N, {shape[1]}, {shape[2]}, {shape[0]})"
             )
+        tensor = tensor.to(self.network.device)  # pixels as bytes, where they are bytes
         return (tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()).contiguous()
 
     def reset(self) -> None:

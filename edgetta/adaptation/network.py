@@ -82,6 +82,11 @@ class AdaptiveNetwork:
         self.ema_images = ema_images
         self.memory = memory
 
+    @property
+    def device(self) -> torch.device:
+        """Where the meta-networks are, and where images belong."""
+        return next(self.metas.parameters()).device
+
     def statistics(self, batch: int) -> tuple[Statistics, float]:
         """The meta-networks' statistics policy and the frozen BatchNorms' momentum for a batch of this size."""
         if self.batch_norm == "source":

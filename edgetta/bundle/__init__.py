@@ -7,16 +7,18 @@
 Nothing here unpickles, imports onnx or imports the exporter. What is wrong with a bundle is a `BundleError`.
 """
 
-from edgetta.bundle.engines import build_network, engine_name, engine_of, source_program
+from edgetta.bundle.engines import Engine, build_network, engine_name, engine_of, open_engine, source_program
 from edgetta.bundle.reading import Bundle, read_bundle
 from edgetta.bundle.self_testing import SelfTest, self_test
 
 __all__ = [
     "Bundle",
+    "Engine",
     "SelfTest",
     "build_network",
     "engine_name",
     "engine_of",
+    "open_engine",
     "read_bundle",
     "self_test",
     "source_program",

@@ -1,10 +1,10 @@
-"""Put a bundle's graphs on an engine: torch, which is always there, or ONNX Runtime."""
+"""Put a bundle's graphs on an engine: torch, which is always there, ONNX Runtime, or TensorRT."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -15,16 +15,106 @@ from edgetta.adaptation.step_memory import FULL, StepMemory
 from edgetta.bundle.reading import Bundle
 from edgetta.errors import BundleError, EdgettaError, MissingDependencyError, UsageError, one_line
 from edgetta.segments.contract import GradientMode, Segment, SegmentGraphs
+from edgetta.segments.engine_names import ENGINES
 from edgetta.segments.onnxruntime_engine import OnnxProgram, OnnxRuntimeSegment, import_onnxruntime
 from edgetta.segments.torch_engine import Program, TorchSegment
 
-EngineName = Literal["torch", "onnxruntime"]
-ENGINES = ("auto", *get_args(EngineName))
+if TYPE_CHECKING:
+    from edgetta.bundle.tensorrt_engines import TensorRTConfig
+
+
+class Engine(Protocol):
+    """Makes segments of a bundle on one engine.
+
+    name     as in `ENGINES`
+    device   where tensors live
+    """
+
+    name: str
+    device: torch.device
+
+    def segment(self, name: str, graphs: SegmentGraphs, mode: GradientMode) -> Segment: ...
+
+    def source(self) -> Callable[[Tensor], Tensor]: ...
+
+
+class TorchEngine:
+    """The torch engine, on the processor or on a GPU."""
+
+    def __init__(self, bundle: Bundle, device: torch.device) -> None:
+        self.name = "torch" if device.type == "cpu" else "torch-cuda"
+        self.device = device
+        self._bundle = bundle
+
+    def segment(self, name: str, graphs: SegmentGraphs, mode: GradientMode) -> Segment:
+        return TorchSegment(graphs, mode, self.device)
+
+    def source(self) -> Callable[[Tensor], Tensor]:
+        program = Program(self._bundle.model.source, self.device)
+
+        def run(images: Tensor) -> Tensor:
+            with torch.no_grad():
+                return program.run({"x": images.to(self.device)})[0]
+
+        return run
+
+
+class OnnxRuntimeEngine:
+    """ONNX Runtime on the processor. `threads` 0 takes torch's number."""
+
+    def __init__(self, bundle: Bundle, threads: int = 0) -> None:
+        import_onnxruntime()
+        self.name = "onnxruntime"
+        self.device = torch.device("cpu")
+        self._bundle = bundle
+        self._threads = threads
+
+    def segment(self, name: str, graphs: SegmentGraphs, mode: GradientMode) -> Segment:
+        bundle = self._bundle
+        paths = {direction: str(bundle.onnx_path(name, direction)) for direction in bundle.entry(name).onnx}
+        with _engine_errors(bundle, name):
+            return OnnxRuntimeSegment(graphs, paths, mode, self._threads)
+
+    def source(self) -> Callable[[Tensor], Tensor]:
+        graph = self._bundle.model.source
+        with _engine_errors(self._bundle, "source"):
+            session = OnnxProgram(str(self._bundle.onnx_path("source")), graph, self._threads)
+        return lambda images: session.run({"x": images}, graph.outputs)[0]
+
+
+def open_engine(
+    bundle: Bundle, engine: str = "auto", threads: int = 0, tensorrt: TensorRTConfig | None = None
+) -> Engine:
+    """The engine called `engine` (see `ENGINES`), for a bundle.
+
+    "auto" takes the first that can be used here: TensorRT where `edgetta build` was run for this bundle, a GPU with
+    torch, ONNX Runtime, torch.
+    threads    of ONNX Runtime, 0 for as many as torch has; torch's own are set with `torch.set_num_threads`
+    tensorrt   settings of TensorRT; those of the last `edgetta build` when None
+    Raises `UsageError` for an engine that edgetta does not have, `MissingDependencyError` for one that cannot be used.
+    """
+    if threads < 0:
+        raise UsageError(f"{threads} threads are none; use 1 or more, or 0 for as many as torch has")
+    name = engine_name(engine, bundle, tensorrt)
+    if name == "tensorrt":
+        from edgetta.bundle.tensorrt_engines import BundleEngines
+
+        return BundleEngines(bundle, tensorrt)
+    if name == "torch":
+        return TorchEngine(bundle, torch.device("cpu"))
+    if name == "torch-cuda":
+        from edgetta.segments.tensorrt.library import gpu_trouble
+
+        trouble = gpu_trouble()
+        if trouble:
+            raise MissingDependencyError(f"the engine {name} needs an NVIDIA GPU: {trouble}; until then use torch")
+        return TorchEngine(bundle, torch.device("cuda", torch.cuda.current_device()))
+    return OnnxRuntimeEngine(bundle, threads)
 
 
 def build_network(
     bundle: Bundle,
-    engine: str = "auto",
+    engine: str | Engine = "auto",
     gradient: Gradient = "auto",
     batch_norm: BatchNorm | None = None,
     threads: int = 0,
@@ -32,32 +122,22 @@ def build_network(
 ) -> AdaptiveNetwork:
     """The bundle's network on an engine, in the state in which it was shipped.
 
-    engine      "torch", "onnxruntime", or "auto": ONNX Runtime where it is installed. Both run on the CPU
+    engine      a name, or what `open_engine` returned
     gradient    "auto", "exact", "recompute" or "local"
     batch_norm  "auto", "batch", "ema" or "source"; the bundle's own when None
-    threads     of ONNX Runtime, 0 for as many as torch has; torch's own are set with `torch.set_num_threads`
+    threads     as for `open_engine`
     memory      what a step keeps between forward and backward
     Raises `UsageError` for options that cannot be, `MissingDependencyError` where the engine is not installed,
     `BundleError` where the engine refuses the bundle's files.
     """
-    name = engine_name(engine)
     if gradient not in get_args(Gradient):
         raise UsageError(f"unknown gradient mode {gradient!r}; choose one of {', '.join(get_args(Gradient))}")
-    if threads < 0:
-        raise UsageError(f"{threads} threads are none; use 1 or more, or 0 for as many as torch has")
     policy = bundle.batch_norm if batch_norm is None else batch_norm
     if policy not in get_args(BatchNorm):
         raise UsageError(f"unknown BatchNorm policy {policy!r}; choose one of {', '.join(get_args(BatchNorm))}")
-
-    def make(segment: str, graphs: SegmentGraphs, mode: GradientMode) -> Segment:
-        if name == "torch":
-            return TorchSegment(graphs, mode)
-        directions = bundle.entry(segment).onnx
-        paths = {direction: str(bundle.onnx_path(segment, direction)) for direction in directions}
-        with _engine_errors(bundle, segment):
-            return OnnxRuntimeSegment(graphs, paths, mode, threads)
-
-    network = build(bundle.model, make, gradient, policy, memory=memory)
+    opened = open_engine(bundle, engine, threads) if isinstance(engine, str) else engine
+    network = build(bundle.model, opened.segment, gradient, policy, memory=memory)
+    network.metas.to(opened.device)
     network.ema_images = bundle.ema_images
     try:
         network.load_state_dict(bundle.meta_tensors())
@@ -68,37 +148,35 @@ def build_network(
     return network
 
 
-def source_program(bundle: Bundle, engine: str = "auto", threads: int = 0) -> Callable[[Tensor], Tensor]:
+def source_program(bundle: Bundle, engine: str | Engine = "auto", threads: int = 0) -> Callable[[Tensor], Tensor]:
     """The unadapted backbone on an engine: images (N, C, H, W) in [0, 1] -> logits (N, classes)."""
-    graph = bundle.model.source
-    if engine_name(engine) == "torch":
-        program = Program(graph)
-
-        def run_torch(images: Tensor) -> Tensor:
-            with torch.no_grad():
-                return program.run({"x": images})[0]
-
-        return run_torch
-    with _engine_errors(bundle, "source"):
-        session = OnnxProgram(str(bundle.onnx_path("source")), graph, threads)
-    return lambda images: session.run({"x": images}, graph.outputs)[0]
+    return (open_engine(bundle, engine, threads) if isinstance(engine, str) else engine).source()
 
 
-def engine_name(engine: str) -> EngineName:
-    """Resolve "auto". Raises `UsageError` for an engine that edgetta does not have."""
-    if engine == "auto":
-        with suppress(MissingDependencyError):
-            import_onnxruntime()
-            return "onnxruntime"
-        return "torch"
-    if engine == "torch" or engine == "onnxruntime":
-        return engine  # type: ignore[return-value]
-    raise UsageError(f"unknown engine {engine!r}; choose one of {', '.join(ENGINES)}")
+def engine_name(engine: str, bundle: Bundle | None = None, tensorrt: TensorRTConfig | None = None) -> str:
+    """Resolve "auto", which is never TensorRT without a bundle. Raises `UsageError` for an unknown engine."""
+    if engine in ENGINES:
+        return engine
+    if engine != "auto":
+        raise UsageError(f"unknown engine {engine!r}; choose one of auto, {', '.join(ENGINES)}")
+    if bundle is not None:
+        from edgetta.bundle.tensorrt_engines import was_built
+
+        if was_built(bundle, tensorrt.cache if tensorrt is not None else None):
+            return "tensorrt"
+    if torch.cuda.is_available():
+        return "torch-cuda"
+    with suppress(MissingDependencyError):
+        import_onnxruntime()
+        return "onnxruntime"
+    return "torch"
 
 
-def engine_of(network: AdaptiveNetwork) -> EngineName:
+def engine_of(network: AdaptiveNetwork) -> str:
     """The engine that a network of `build_network` runs on."""
-    return "onnxruntime" if isinstance(network.classifier, OnnxRuntimeSegment) else "torch"
+    if isinstance(network.classifier, TorchSegment):
+        return "torch" if network.device.type == "cpu" else "torch-cuda"
+    return "onnxruntime" if isinstance(network.classifier, OnnxRuntimeSegment) else "tensorrt"
 
 
 @contextmanager

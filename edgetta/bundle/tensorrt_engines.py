@@ -69,21 +69,18 @@ class TensorRTConfig(BuildOptions):
 class Job:
     """One engine: segment ("stem", "part1", ..., "classifier", "source") and direction.
 
-    Directions are "predict" (forward without residuals), "forward", "backward" and "recompute".
+    Directions are "predict" (forward without residuals), "forward", "backward" and "recompute". `outputs` are those of
+    the graph that the engine returns; it never returns what it was given.
     """
 
     segment: str
     direction: str
     graph: Graph
+    outputs: tuple[str, ...]
 
     @property
     def title(self) -> str:
         return f"{self.segment}.{self.direction}"
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """What the engine returns: no residuals for predicting, and never what it was given."""
-        return tuple(name for name in self.graph.outputs if name not in self.graph.inputs)
 
 
 @dataclass(frozen=True)
@@ -115,6 +112,7 @@ class BundleEngines:
     def __init__(
         self, bundle: Bundle, config: TensorRTConfig | None = None, tell: Callable[[str], None] = _log.warning
     ) -> None:
+        self.name = "tensorrt"
         self.bundle = bundle
         self.target = find_target()
         self.device = torch.device(self.target.device)
@@ -138,7 +136,7 @@ class BundleEngines:
             found += self._jobs(f"part{k}", graphs, gradient_mode(graphs, gradient))
         last = gradient_mode(model.classifier, "auto" if gradient == "local" else gradient)
         found += self._jobs("classifier", model.classifier, last)
-        return [*found, Job("source", "predict", model.source)]
+        return [*found, _job("source", "predict", SegmentGraphs(model.source, None, None))]
 
     def segment(self, name: str, graphs: SegmentGraphs, mode: GradientMode) -> TensorRTSegment:
         """A segment whose engines are ready."""
@@ -151,7 +149,7 @@ class BundleEngines:
     def source(self) -> Callable[[Tensor], Tensor]:
         """The unadapted backbone: images (N, C, H, W) in [0, 1] -> logits (N, classes)."""
         graph = self.bundle.model.source
-        program = self._runnable(self.prepare(Job("source", "predict", graph)).program)
+        program = self._runnable(self.prepare(_job("source", "predict", SegmentGraphs(graph, None, None))).program)
         return lambda images: program.run({"x": images}, graph.outputs)[0]
 
     def prepare(self, job: Job, watch: Watch | None = None) -> Prepared:
@@ -261,18 +259,13 @@ class BundleEngines:
     def _jobs(self, name: str, graphs: SegmentGraphs, mode: GradientMode) -> Iterator[Job]:
         # Nothing before the first meta-network trains, unless its biases adapt.
         needed = name != "stem" and (name != "part1" or bool(graphs.initial_biases)) and mode != "local"
-        yield Job(name, "forward" if needed and mode == "exact" else "predict", graphs.forward)
-        if needed and mode == "exact" and graphs.backward is not None:
-            yield Job(name, "backward", graphs.backward)
-        if needed and mode == "recompute" and graphs.recompute is not None:
-            yield Job(name, "recompute", graphs.recompute)
+        yield _job(name, "forward" if needed and mode == "exact" else "predict", graphs)
+        if needed:
+            yield _job(name, "backward" if mode == "exact" else "recompute", graphs)
 
     def _model(self, job: Job) -> OnnxModel:
         direction = "forward" if job.direction == "predict" else job.direction
-        outputs = set(job.outputs)
-        if job.direction == "predict":
-            outputs &= set(job.graph.outputs[: 1 + len(self._segments[job.segment].state)])
-        return read_onnx(self.bundle.onnx_path(job.segment, direction)).only(outputs)
+        return read_onnx(self.bundle.onnx_path(job.segment, direction)).only(job.outputs)
 
     def _runnable(self, program: TensorRTProgram) -> Runnable:
         if not self.config.cuda_graphs or self.device.type != "cuda":
@@ -280,6 +273,13 @@ class BundleEngines:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         return GraphedProgram(program, self._pool)
+
+
+def _job(segment: str, direction: str, graphs: SegmentGraphs) -> Job:
+    graph = {"backward": graphs.backward, "recompute": graphs.recompute}.get(direction, graphs.forward)
+    assert graph is not None, f"{segment} has no {direction}"
+    outputs = graph.outputs[: 1 + len(graphs.state)] if direction == "predict" else graph.outputs
+    return Job(segment, direction, graph, tuple(name for name in outputs if name not in graph.inputs))
 
 
 def was_built(bundle: Bundle, cache: Path | None = None) -> bool:

@@ -175,9 +175,7 @@ class RunReport:
         return "; ".join(words)
 
     def _engine_name(self) -> str:
-        from edgetta.bundle import engine_of
-
-        return engine_of(self.runtime.network)
+        return self.runtime.engine.name
 
     def _engine(self) -> str:
         import torch

@@ -42,6 +42,7 @@ class TensorRTSegment:
         self._forward = programs["forward"]
         direction = {"exact": "backward", "recompute": "recompute", "local": ""}[gradient]
         self._backward = programs.get(direction)
+        self.half = bool(half)
         self._scale = GradientScale(device) if direction in half else None
 
     @property

@@ -49,6 +49,8 @@ class Double(ModuleType):
         self.build_errors: list[str] = []
         self.builds = 0
         self.disturb: Callable[[str, np.ndarray[Any, Any]], np.ndarray[Any, Any]] = lambda name, array: array
+        self.watch_lifetimes = False  # look for every tensor that an engine works on, which takes its time
+        self.running_half = False  # whether the engine that runs computes in float16
         api = RECORDED[version]
         for name, members in api["enums"].items():
             setattr(self, name, enum.IntEnum(name, {member: i for i, member in enumerate(members)}))
@@ -326,6 +328,8 @@ class ICudaEngine:
         model = onnx.load_from_string(content["onnx"])
         self._values = {v.name: Value(v, self.trt) for v in (*model.graph.input, *model.graph.output)}
         self._inputs = [v.name for v in model.graph.input]
+        types = {tensor.data_type for tensor in model.graph.initializer}
+        self._half = onnx.TensorProto.FLOAT16 in types or "FP16" in content["flags"]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = 1, 3
         self._session = onnxruntime.InferenceSession(content["onnx"], options, providers=["CPUExecutionProvider"])
@@ -405,10 +409,12 @@ class IExecutionContext:
         assert memory % 256 == 0
         assert memory > 0
         assert size >= (self._needs if self._needs is not None else 5000)
-        alive = {t.data_ptr() for t in gc.get_objects() if type(t) is torch.Tensor}
-        assert set(self._addresses.values()) <= alive, "a tensor was freed before its engine was enqueued"
+        if self.trt.watch_lifetimes:
+            alive = {t.data_ptr() for t in gc.get_objects() if type(t) is torch.Tensor}
+            assert set(self._addresses.values()) <= alive, "a tensor was freed before its engine was enqueued"
         ctypes.memset(memory, 0xA5, size)  # nothing else may lie there
         feeds = {}
+        self.trt.running_half = engine._half
         for entry in engine._session.get_inputs():
             feeds[entry.name] = self._array(entry.name, self._shapes[entry.name]).copy()
         for entry, array in zip(engine._session.get_outputs(), engine._session.run(None, feeds), strict=True):

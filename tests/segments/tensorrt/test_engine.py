@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from edgetta.bench.exactness.reference import randomise
 from edgetta.errors import EdgettaError, MissingDependencyError, UsageError
 from edgetta.export.batch_norm import settle
 from edgetta.export.cut import cut
@@ -21,7 +22,6 @@ from edgetta.segments.tensorrt.engine import GradientScale, TensorRTSegment
 from edgetta.segments.tensorrt.onnx_model import parse_onnx
 from edgetta.segments.tensorrt.program import EngineRejectedError, TensorRTProgram
 from edgetta.segments.torch_engine import TorchSegment
-from tests.export.autograd_reference import randomise
 from tests.export.small_networks import SMALL
 from tests.segments.tensorrt.double import VERSIONS, Double, install
 
@@ -116,7 +116,11 @@ def test_unkept_and_local_forwards_keep_nothing(newest: Double) -> None:
 
 
 def test_inputs_of_another_type_or_layout_are_converted(newest: Double) -> None:
-    """The engine reads raw memory; doubles and transposed tensors must not be read as they lie."""
+    """The engine reads raw memory; doubles and transposed tensors must not be read as they lie.
+
+    Converted copies must outlive the call that enqueues the engine.
+    """
+    newest.watch_lifetimes = True
     graphs = part("vgg", "source", False)
     x, grad_y = inputs(graphs, 2)
     made = segment(graphs, "exact")
