@@ -11,6 +11,7 @@ from edgetta.errors import MissingDependencyError
 
 # name: (module whose `command` is the sub-verb, help). Static, so that `edgetta bench --help` imports none of them.
 BENCHES: dict[str, tuple[str, str]] = {
+    "device": ("edgetta.bench.device", "What a device does with a bundle: time, memory, energy, error."),
     "exactness": ("edgetta.bench.exactness.command", "Compare derived gradients with autograd, network by network."),
     "latency": ("edgetta.bench.latency", "Time inference, prediction and adaptation steps, side by side."),
 }
