@@ -14,7 +14,7 @@ from edgetta.adaptation.network import AdaptiveNetwork, Tape
 from edgetta.adaptation.objective import Objective, entropy, filtered_entropy
 from edgetta.errors import UsageError
 
-Reason = Literal["adapted", "off", "waiting", "non-finite"]
+Reason = Literal["adapted", "off", "waiting", "non-finite", "no memory"]
 
 
 @dataclass(frozen=True)
@@ -112,21 +112,42 @@ class Adapter:
         self._recent: deque[Tensor] = deque(maxlen=self.config.window)
         self._fresh = 0
         self.steps = self.updates = self.skipped = self.empty = 0
+        self.largest_update: int | None = None  # images; set where memory is short
 
-    def step(self, images: Tensor) -> StepResult:
+    @property
+    def window(self) -> int:
+        """Images that an update sees when batches are small: as configured, fewer where memory is short."""
+        return min(self.config.window, self.largest_update or self.config.window)
+
+    def step(self, images: Tensor, gather: bool = True) -> StepResult:
         """Predict (N, C, H, W) images in [0, 1], then update.
 
-        Small batches are predicted at once and gathered in a sliding window, which is what the update sees.
+        Small batches are predicted at once and gathered in a sliding window, which is what the update sees, unless
+        `gather` is False: then the update sees the batch, however small. Where anything is raised, for want of memory
+        above all, the step is undone: weights, statistics, momentum, window and counters are as before it.
         """
-        small = images.shape[0] < min(self.config.small_batch, self.config.window)
-        due = self._due(images.shape[0], self.steps)
-        self.steps += 1
-        if small and self.config.when != "off":
-            return self._small_step(images, due)
-        if not due:
-            return self._predict(images, "off" if self.config.when == "off" else "waiting")[0]
-        logits, objective, distance = self._update(images)
-        return self._result(logits, objective, distance)
+        statistics, counters = self.network.statistics_snapshot(), self.counters()
+        recent, fresh = list(self._recent), self._fresh
+        try:
+            return self._step(images, gather)
+        except BaseException:
+            self.network.restore_statistics(statistics)
+            self.optimizer.zero_grad(set_to_none=True)
+            self._recent.clear()
+            self._recent.extend(recent)
+            self._fresh = fresh
+            for name, count in counters.items():
+                setattr(self, name, count)
+            raise
+
+    def predict(self, images: Tensor, track: bool = True) -> StepResult:
+        """Only predict; running statistics move along unless `track` is False. Undone like `step` where it raises."""
+        statistics = self.network.statistics_snapshot()
+        try:
+            return self._predict(images, "no memory", track)[0]
+        except BaseException:
+            self.network.restore_statistics(statistics)
+            raise
 
     def counters(self) -> dict[str, int]:
         return {"steps": self.steps, "updates": self.updates, "skipped": self.skipped, "empty": self.empty}
@@ -144,22 +165,33 @@ class Adapter:
         for name in self.counters():
             setattr(self, name, int(counters.get(name, 0)))
 
+    def _step(self, images: Tensor, gather: bool) -> StepResult:
+        small = gather and images.shape[0] < min(self.config.small_batch, self.window)
+        due = self._due(images.shape[0], self.steps)
+        self.steps += 1
+        if small and self.config.when != "off":
+            return self._small_step(images, due)
+        if not due:
+            return self._predict(images, "off" if self.config.when == "off" else "waiting")[0]
+        logits, objective, distance = self._update(images)
+        return self._result(logits, objective, distance)
+
     def _small_step(self, images: Tensor, due: bool) -> StepResult:
         result, sound = self._predict(images, "waiting")
         if sound:  # a frame that is not finite would cost the window its update
             self._recent.extend(images.clone())  # the caller may fill the same buffer again
             self._fresh += images.shape[0]
-        if not due or self._fresh < self.config.window:
+        if not due or self._fresh < self.window:
             return result
         self._fresh = 0
-        _, objective, distance = self._update(torch.stack(list(self._recent)), track=False)
+        _, objective, distance = self._update(torch.stack(list(self._recent)[-self.window :]), track=False)
         done = self._result(result.logits, objective, distance)
         return replace(done, entropy=result.entropy)
 
-    def _predict(self, images: Tensor, reason: Reason) -> tuple[StepResult, bool]:
+    def _predict(self, images: Tensor, reason: Reason, track: bool = True) -> tuple[StepResult, bool]:
         """The prediction, and whether everything in it was finite; otherwise statistics are as before."""
         snapshot = self.network.statistics_snapshot()
-        logits, _ = self.network.forward(images, keep=False)
+        logits, _ = self.network.forward(images, keep=False, track=track)
         sound = bool(torch.isfinite(logits).all()) and self.network.statistics_finite()
         if not sound:
             self.network.restore_statistics(snapshot)
@@ -169,7 +201,11 @@ class Adapter:
         """One update; the objective is None when it was refused, and then nothing has changed."""
         statistics = self.network.statistics_snapshot()
         learnt = self._learnt() if self.config.passes == 2 else []  # one pass moves weights last, when all is checked
-        logits, objective, distance = self._try_update(images, track)
+        try:
+            logits, objective, distance = self._try_update(images, track)
+        except BaseException:
+            self._restore_learnt(learnt)
+            raise
         self.optimizer.zero_grad(set_to_none=True)
         if objective is None:
             self.network.restore_statistics(statistics)
@@ -209,7 +245,12 @@ class Adapter:
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         if gradients and not bool(torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all()):
             return False
-        self.optimizer.step()
+        learnt = self._learnt()  # the activations are gone by now, so these copies raise no peak
+        try:
+            self.optimizer.step()
+        except BaseException:
+            self._restore_learnt(learnt)
+            raise
         self.optimizer.zero_grad(set_to_none=True)
         return True
 

@@ -17,6 +17,7 @@ import click
 from edgetta import __version__
 from edgetta.errors import EdgettaError, MissingDependencyError
 from edgetta.interruption import Terminated, termination_raises
+from edgetta.memory.allocation_failure import is_allocation_failure
 
 # name: (module whose `command` is the verb, help). Static, so that `edgetta --help` imports neither torch nor a verb.
 VERBS: dict[str, tuple[str, str]] = {
@@ -195,27 +196,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and not (error.name or "edgetta").startswith("edgetta"):
             return _fail(f"error: {_missing(error)}", MissingDependencyError.exit_code, invocation)
-        if out_of_memory(error):
+        if is_allocation_failure(error):
             advice = "out of memory; use a smaller batch, or close other programs"
             return _fail(f"error: {advice}", EdgettaError.exit_code, invocation)
         traceback.print_exc()
         what = f"error: {type(error).__name__}: {error}. This is a mistake in edgetta"
         return _fail(f"{what}: please report it with the output of `edgetta doctor --json`", INTERNAL_ERROR)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception of Python, torch or an engine means that there was not enough memory."""
-    if isinstance(error, MemoryError):
-        return True
-    # The last two are what a Jetson's driver says where other GPUs say "out of memory".
-    words = (
-        "out of memory",
-        "can't allocate memory",
-        "Failed to allocate memory",
-        "NvMapMemAlloc",
-        "NVML_SUCCESS == r",
-    )
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def _fail(message: str, code: int, invocation: Invocation | None = None) -> int:

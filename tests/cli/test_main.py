@@ -15,7 +15,7 @@ import pytest
 
 import edgetta
 from edgetta import cli
-from edgetta.cli import VERBS, Invocation, main, out_of_memory
+from edgetta.cli import VERBS, Invocation, main
 from edgetta.errors import BundleError, EdgettaError, MissingDependencyError, UsageError
 
 HEAVY = ("torch", "numpy", "onnx", "onnxruntime", "rich", "PIL", "scipy", "matplotlib", "edgetta.sources")
@@ -262,8 +262,6 @@ def test_out_of_memory(verb: Callable[[Callable[[], object]], None], capsys: pyt
     verb(greedy)
     assert main(["trial"]) == 1
     assert capsys.readouterr().err.startswith("edgetta: error: out of memory; use a smaller batch")
-    assert out_of_memory(MemoryError()) and out_of_memory(RuntimeError("CUDA out of memory. Tried to allocate"))
-    assert not out_of_memory(RuntimeError("shapes differ")) and not out_of_memory(ValueError("out of memory"))
 
 
 def test_every_verb_that_is_here_is_a_command_with_help(capsys: pytest.CaptureFixture[str]) -> None:
