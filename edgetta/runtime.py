@@ -44,22 +44,26 @@ def load(
     check: bool = True,
     memory: StepMemory = FULL,
     tensorrt: TensorRTConfig | None = None,
+    engine_cache: str | os.PathLike[str] | None = None,
 ) -> Runtime:
     """Load a bundle (a directory or a zip) and make it run.
 
-    engine      "torch", "torch-cuda", "onnxruntime", "tensorrt", ..., or "auto", the first that can be used here:
-                TensorRT where `edgetta build` was run for this bundle, torch on a GPU, ONNX Runtime, torch
-    config      adaptation settings; the bundle's own when None
-    gradient    "auto", "exact", "recompute" or "local"
-    batch_norm  "auto", "batch", "ema" or "source"; the bundle's own when None
-    threads     per engine; 0 takes torch's number
-    check       run the bundle's self-test on this engine
-    memory      what a step keeps between forward and backward
-    tensorrt    settings of the engine "tensorrt"; those of the last `edgetta build` when None. Engines that are
-                missing are built, which takes minutes
+    engine        "torch", "torch-cuda", "onnxruntime", "tensorrt", ..., or "auto", the first that can be used here:
+                  TensorRT where `edgetta build` was run for this bundle, torch on a GPU, ONNX Runtime, torch
+    config        adaptation settings; the bundle's own when None
+    gradient      "auto", "exact", "recompute" or "local"
+    batch_norm    "auto", "batch", "ema" or "source"; the bundle's own when None
+    threads       per engine; 0 takes torch's number
+    check         run the bundle's self-test on this engine
+    memory        what a step keeps between forward and backward
+    tensorrt      settings of the engine "tensorrt"; those of the last `edgetta build` when None. Engines that are
+                  missing are built, which takes minutes
+    engine_cache  folder of TensorRT's engines; `edgetta/engines` in the user's cache folder when None
     Raises `BundleError` when the bundle is damaged, unsafe, too new, or fails its self-test here.
     """
-    return Runtime(read_bundle(Path(bundle)), engine, config, gradient, batch_norm, threads, check, memory, tensorrt)
+    return Runtime(
+        read_bundle(Path(bundle)), engine, config, gradient, batch_norm, threads, check, memory, tensorrt, engine_cache
+    )
 
 
 class Runtime:
@@ -80,10 +84,11 @@ class Runtime:
         check: bool = True,
         memory: StepMemory = FULL,
         tensorrt: TensorRTConfig | None = None,
+        engine_cache: str | os.PathLike[str] | None = None,
     ) -> None:
         self.bundle = bundle
         self.config = config or bundle.config
-        self.engine = open_engine(bundle, engine, threads, tensorrt)
+        self.engine = open_engine(bundle, engine, threads, tensorrt, Path(engine_cache) if engine_cache else None)
         self.network = build_network(bundle, self.engine, gradient, batch_norm, memory=memory)
         if check:
             self_test(bundle, self.network, self.engine.source())

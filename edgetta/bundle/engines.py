@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, get_args
 
 import torch
@@ -83,23 +84,28 @@ class OnnxRuntimeEngine:
 
 
 def open_engine(
-    bundle: Bundle, engine: str = "auto", threads: int = 0, tensorrt: TensorRTConfig | None = None
+    bundle: Bundle,
+    engine: str = "auto",
+    threads: int = 0,
+    tensorrt: TensorRTConfig | None = None,
+    engine_cache: Path | None = None,
 ) -> Engine:
     """The engine called `engine` (see `ENGINES`), for a bundle.
 
     "auto" takes the first that can be used here: TensorRT where `edgetta build` was run for this bundle, a GPU with
     torch, ONNX Runtime, torch.
-    threads    of ONNX Runtime, 0 for as many as torch has; torch's own are set with `torch.set_num_threads`
-    tensorrt   settings of TensorRT; those of the last `edgetta build` when None
+    threads        of ONNX Runtime, 0 for as many as torch has; torch's own are set with `torch.set_num_threads`
+    tensorrt       settings of TensorRT; those of the last `edgetta build` when None
+    engine_cache   folder of TensorRT's engines; `edgetta/engines` in the user's cache folder when None
     Raises `UsageError` for an engine that edgetta does not have, `MissingDependencyError` for one that cannot be used.
     """
     if threads < 0:
         raise UsageError(f"{threads} threads are none; use 1 or more, or 0 for as many as torch has")
-    name = engine_name(engine, bundle, tensorrt)
+    name = engine_name(engine, bundle, engine_cache)
     if name == "tensorrt":
         from edgetta.bundle.tensorrt_engines import BundleEngines
 
-        return BundleEngines(bundle, tensorrt)
+        return BundleEngines(bundle, tensorrt, engine_cache)
     if name == "torch":
         return TorchEngine(bundle, torch.device("cpu"))
     if name == "torch-cuda":
@@ -153,7 +159,7 @@ def source_program(bundle: Bundle, engine: str | Engine = "auto", threads: int =
     return (open_engine(bundle, engine, threads) if isinstance(engine, str) else engine).source()
 
 
-def engine_name(engine: str, bundle: Bundle | None = None, tensorrt: TensorRTConfig | None = None) -> str:
+def engine_name(engine: str, bundle: Bundle | None = None, engine_cache: Path | None = None) -> str:
     """Resolve "auto", which is never TensorRT without a bundle. Raises `UsageError` for an unknown engine."""
     if engine in ENGINES:
         return engine
@@ -162,7 +168,7 @@ def engine_name(engine: str, bundle: Bundle | None = None, tensorrt: TensorRTCon
     if bundle is not None:
         from edgetta.bundle.tensorrt_engines import was_built
 
-        if was_built(bundle, tensorrt.cache if tensorrt is not None else None):
+        if was_built(bundle, engine_cache):
             return "tensorrt"
     if torch.cuda.is_available():
         return "torch-cuda"

@@ -54,7 +54,6 @@ class TensorRTConfig(BuildOptions):
 
     batch: tuple[int, int, int] | None = None  # type: ignore[assignment]
     cuda_graphs: bool = False  # replay each engine as a CUDA graph per batch size: quicker to start, more memory
-    cache: Path | None = None  # folder of the engines; None: edgetta/engines in the user's cache folder
 
     def __post_init__(self) -> None:
         self.build_options((1, 1, 1))
@@ -88,7 +87,7 @@ class Prepared:
     """An engine that is ready, and how it came about."""
 
     job: Job
-    program: TensorRTProgram
+    program: TensorRTProgram | None  # None once it was let go
     options: BuildOptions  # precision may be fp32 where fp16 was wanted
     cached: bool
     bytes: int
@@ -96,6 +95,10 @@ class Prepared:
     peak: int  # bytes that the build took at most, 0 where nobody knows
     errors: Mapping[str, float]
     note: str = ""  # why it was built, or why not in the precision that was wanted
+
+    def without_program(self) -> Prepared:
+        """The same facts, without the engine and its memory."""
+        return replace(self, program=None)
 
 
 class _KnownToFailError(EngineBuildError):
@@ -105,19 +108,25 @@ class _KnownToFailError(EngineBuildError):
 class BundleEngines:
     """Engines of one bundle.
 
+    config   settings; those of the last `edgetta build` when None
+    cache    folder of the engines of all bundles; `edgetta/engines` in the user's cache folder when None
+    tell     receives one line for everything that is built again, and why
     Raises `MissingDependencyError` where TensorRT or a GPU is missing, `StorageError` where the cache cannot be
     written.
     """
 
     def __init__(
-        self, bundle: Bundle, config: TensorRTConfig | None = None, tell: Callable[[str], None] = _log.warning
+        self,
+        bundle: Bundle,
+        config: TensorRTConfig | None = None,
+        cache: Path | None = None,
+        tell: Callable[[str], None] = _log.warning,
     ) -> None:
         self.name = "tensorrt"
         self.bundle = bundle
         self.target = find_target()
         self.device = torch.device(self.target.device)
-        root = config.cache if config is not None else None
-        self.cache = EngineCache(root or default_root(), f"{_file_name(bundle.name)}-{bundle.identity[:8]}")
+        self.cache = EngineCache(cache or default_root(), _folder_name(bundle))
         self.config = config if config is not None else _remembered(self.cache)
         window = max(1, bundle.config.window)
         self.options = self.config.build_options((1, window, window))
@@ -142,14 +151,14 @@ class BundleEngines:
         """A segment whose engines are ready."""
         prepared = [self.prepare(job) for job in self._jobs(name, graphs, mode)]
         directions = {"predict": "forward"}
-        programs = {directions.get(p.job.direction, p.job.direction): self._runnable(p.program) for p in prepared}
+        programs = {directions.get(p.job.direction, p.job.direction): self._runnable(p) for p in prepared}
         half = {p.job.direction for p in prepared if p.options.precision == "fp16"}
         return TensorRTSegment(graphs, programs, mode, self.device, half)
 
     def source(self) -> Callable[[Tensor], Tensor]:
         """The unadapted backbone: images (N, C, H, W) in [0, 1] -> logits (N, classes)."""
         graph = self.bundle.model.source
-        program = self._runnable(self.prepare(_job("source", "predict", SegmentGraphs(graph, None, None))).program)
+        program = self._runnable(self.prepare(_job("source", "predict", SegmentGraphs(graph, None, None))))
         return lambda images: program.run({"x": images}, graph.outputs)[0]
 
     def prepare(self, job: Job, watch: Watch | None = None) -> Prepared:
@@ -178,7 +187,7 @@ class BundleEngines:
     def remember(self, gradient: Gradient) -> None:
         """Keep the settings, so that the runtime asks for these engines when it is given none."""
         settings = {field.name: getattr(self.config, field.name) for field in fields(TensorRTConfig)}
-        settings |= {"batch": list(self.options.batch), "cache": None}
+        settings |= {"batch": list(self.options.batch)}
         self.cache.remember({"bundle": self.bundle.identity, "gradient": gradient, "settings": settings})
 
     def _cached(self, job: Job, key: EngineKey) -> Prepared | None:
@@ -267,7 +276,9 @@ class BundleEngines:
         direction = "forward" if job.direction == "predict" else job.direction
         return read_onnx(self.bundle.onnx_path(job.segment, direction)).only(job.outputs)
 
-    def _runnable(self, program: TensorRTProgram) -> Runnable:
+    def _runnable(self, prepared: Prepared) -> Runnable:
+        program = prepared.program
+        assert program is not None
         if not self.config.cuda_graphs or self.device.type != "cuda":
             return program
         if self._pool is None:
@@ -284,8 +295,7 @@ def _job(segment: str, direction: str, graphs: SegmentGraphs) -> Job:
 
 def was_built(bundle: Bundle, cache: Path | None = None) -> bool:
     """Whether `edgetta build` was run for this bundle, and TensorRT can run here: a matter of milliseconds."""
-    folder = (cache or default_root()) / f"{_file_name(bundle.name)}-{bundle.identity[:8]}"
-    if not (folder / "build.json").is_file():
+    if not ((cache or default_root()) / _folder_name(bundle) / "build.json").is_file():
         return False
     try:
         find_target()
@@ -305,6 +315,7 @@ def _remembered(cache: EngineCache) -> TensorRTConfig:
         return TensorRTConfig()
 
 
-def _file_name(name: str) -> str:
-    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name).strip(".-")
-    return kept[:60] or "bundle"
+def _folder_name(bundle: Bundle) -> str:
+    """Its name and the beginning of its identity, for people and for certain."""
+    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in bundle.name).strip(".-")
+    return f"{kept[:60] or 'bundle'}-{bundle.identity[:8]}"

@@ -12,6 +12,7 @@ import click
 from edgetta.cli.adaptation_options import adapt_config, adaptation_options
 from edgetta.cli.settings import config_option
 from edgetta.errors import EdgettaError, UsageError
+from edgetta.segments.engine_names import ENGINES
 
 if TYPE_CHECKING:
     from edgetta.cli.run_report import RunReport
@@ -47,10 +48,16 @@ Examples:
 )
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "torch", "onnxruntime"]),
+    type=click.Choice(["auto", *ENGINES]),
     default="auto",
     show_default=True,
-    help="What runs the frozen parts; auto takes ONNX Runtime where it is installed.",
+    help="What runs the frozen parts. auto: TensorRT after `edgetta build`, torch on a GPU, ONNX Runtime, torch.",
+)
+@click.option(
+    "--cache",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where `edgetta build --cache` put the TensorRT engines.",
 )
 @click.option(
     "--gradient",
@@ -134,7 +141,14 @@ def command(**values: Any) -> None:
             torch.set_num_threads(values["threads"])
         memory = StepMemory(values["storage"], values["slice"])
         runtime = Runtime(
-            bundle, values["engine"], config, values["gradient"], values["bn"], values["threads"], memory=memory
+            bundle,
+            values["engine"],
+            config,
+            values["gradient"],
+            values["bn"],
+            values["threads"],
+            memory=memory,
+            engine_cache=values["cache"],
         )
         state: Path | None = values["state"]
         if state is not None and state.exists():

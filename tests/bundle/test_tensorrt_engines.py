@@ -46,7 +46,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def prepare_all(lines: list[str], segment: str = "") -> list[bool]:
     """Prepare the engines of the small bundle, or of one segment; returns which came from the cache."""
-    engines = BundleEngines(read_bundle(whole_bundle()), CONFIG, lines.append)
+    engines = BundleEngines(read_bundle(whole_bundle()), CONFIG, tell=lines.append)
     return [engines.prepare(job).cached for job in engines.jobs() if job.segment.startswith(segment)]
 
 
@@ -159,7 +159,7 @@ def test_float16_that_computes_wrongly_is_refused_and_remembered(trt: Double, ca
 
     grad_x = bundle.model.parts[1].backward.outputs[0]  # type: ignore[union-attr]
     trt.disturb = lambda name, array: array * 1.05 if trt.running_half and name == grad_x else array
-    engines = BundleEngines(bundle, half, lines.append)
+    engines = BundleEngines(bundle, half, tell=lines.append)
     prepared = {job.title: engines.prepare(job) for job in engines.jobs()}
     wrong = [title for title, p in prepared.items() if p.options.precision == "fp32"]
     assert wrong and set(wrong) <= {"part2.backward", "part3.backward", "classifier.backward"}
@@ -168,7 +168,7 @@ def test_float16_that_computes_wrongly_is_refused_and_remembered(trt: Double, ca
     assert "is not usable in float16" in line and "is off by" in line and "float32 is used for it" in line
     builds = trt.builds
     lines.clear()
-    engines = BundleEngines(bundle, half, lines.append)
+    engines = BundleEngines(bundle, half, tell=lines.append)
     assert all(engines.prepare(job).cached for job in engines.jobs())
     assert (trt.builds, lines) == (builds, [])
 
@@ -301,4 +301,4 @@ def test_without_a_gpu_the_reason_is_named(cache: Path, monkeypatch: pytest.Monk
 def test_a_cache_that_cannot_be_written(trt: Double, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(edgetta.EdgettaError, match="cannot write"):
-        BundleEngines(read_bundle(whole_bundle()), replace(CONFIG, cache=tmp_path / "file"))
+        BundleEngines(read_bundle(whole_bundle()), CONFIG, tmp_path / "file")
