@@ -1,4 +1,4 @@
-"""A step that fails half-way leaves weights, statistics, momentum, window and counters as before, wherever it fails."""
+"""A step that fails half-way, wherever that is, leaves weights, statistics, momentum, window and counters alone."""
 
 from __future__ import annotations
 
