@@ -7,15 +7,31 @@ A method is made from any trained `nn.Module` and is then called batch by batch;
 | `Source` | nothing: the statistics of training | - |
 | `BatchNormStatistics` | each batch normalises with its own statistics | Schneider et al. 2020, Nado et al. 2020 |
 | `Tent` | minimises entropy over BatchNorm's weight and bias | Wang et al. 2021 |
+| `Eata` | entropy of reliable, diverse samples; weights held near the source's | Niu et al. 2022 |
+| `Cotta` | follows an averaged teacher, everything trains | Wang et al. 2022 |
 | `EcottaStock` | edgetta's own mathematics, kept by autograd | Song et al. 2023 |
 
 To add one, add a file with a class that is a `Method`, and name it here.
 """
 
 from edgetta.bench.baselines.batch_norm_statistics import BatchNormStatistics
+from edgetta.bench.baselines.cotta import Cotta, CottaConfig
+from edgetta.bench.baselines.eata import Eata, EataConfig
 from edgetta.bench.baselines.ecotta_stock import EcottaStock
 from edgetta.bench.baselines.method import Method, error_rate
 from edgetta.bench.baselines.source import Source
 from edgetta.bench.baselines.tent import Tent, TentConfig
 
-__all__ = ["BatchNormStatistics", "EcottaStock", "Method", "Source", "Tent", "TentConfig", "error_rate"]
+__all__ = [
+    "BatchNormStatistics",
+    "Cotta",
+    "CottaConfig",
+    "Eata",
+    "EataConfig",
+    "EcottaStock",
+    "Method",
+    "Source",
+    "Tent",
+    "TentConfig",
+    "error_rate",
+]

@@ -14,6 +14,8 @@ from edgetta.adaptation.meta_network import MetaNetwork, MetaSpec
 from edgetta.adaptation.objective import entropy
 from edgetta.bench.baselines import (
     BatchNormStatistics,
+    Cotta,
+    Eata,
     EcottaStock,
     Method,
     Source,
@@ -43,6 +45,8 @@ METHODS: dict[str, Callable[[nn.Module], Method]] = {
     "source": Source,
     "batch norm statistics": BatchNormStatistics,
     "tent": Tent,
+    "eata": lambda model: Eata(model, [images()]),
+    "cotta": Cotta,
     "ecotta": lambda model: EcottaStock(model, SmallNet.cuts, [MetaNetwork(s) for s in small_model().metas]),
 }
 
@@ -153,7 +157,7 @@ def test_reset_forgets_everything(name: str) -> None:
 
 def test_wrong_use_is_named() -> None:
     plain = nn.Sequential(nn.Flatten(), nn.Linear(768, 3))
-    for make in (BatchNormStatistics, Tent):
+    for make in (BatchNormStatistics, Tent, Eata, Cotta):
         with pytest.raises(UsageError, match="no BatchNorm"):
             make(plain)
     with pytest.raises(UsageError, match="at least one step"):
