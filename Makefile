@@ -2,6 +2,7 @@
 # make test        the tests
 # make lint        ruff and mypy
 # make bench       the benchmarks that back README (quiet machine, tens of minutes)
+# make arm-wheels  ask pip for Arm wheels of everything that runs on a device
 # make test-full   long matrices; writes result files to bench/results/
 #
 # TORCH=installed  reuse the torch of the system's Python, as on a Jetson
@@ -15,7 +16,7 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 CONSTRAIN := $(if $(filter installed,$(TORCH)),,-c constraints.txt)
 export EDGETTA_DATA ?= data
 
-.PHONY: demo test test-full lint format bench clean
+.PHONY: demo test test-full lint format bench arm-wheels clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m edgetta demo
@@ -37,6 +38,9 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(RUN) -m edgetta bench latency --json bench/results/latency.json
+
+arm-wheels: $(VENV)/.dev
+	$(RUN) -m edgetta.devices.arm_wheels
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(if $(filter installed,$(TORCH)),--system-site-packages) $(VENV)

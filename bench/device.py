@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from edgetta.bundle import Bundle
+    from edgetta.runtime import Runtime
 
 WARM_UP = 3
 """Calls that do not count: engines choose kernels, clocks rise."""
@@ -159,7 +160,8 @@ def measure(
     begun = time.perf_counter()
     runtime = Runtime(bundle, engine, every_sample, gradient, None, threads)  # type: ignore[arg-type]
     loaded = time.perf_counter() - begun
-    images = torch.rand(batch, *bundle.model.input_shape, generator=torch.Generator().manual_seed(0))
+    random = torch.rand(batch, *bundle.model.input_shape, generator=torch.Generator().manual_seed(0))
+    images = runtime.as_input(random)
     off = Adapter(runtime.network, replace(every_sample, when="off"))
     begun = time.perf_counter()
     runtime.step(images)
@@ -172,7 +174,7 @@ def measure(
     return {
         "model": bundle.name,
         "engine": engine_of(runtime.network),
-        "precision": precision(bundle),
+        "precision": precision(runtime),
         "gradient": gradient,
         "bn": bundle.batch_norm,
         "batch": batch,
@@ -239,12 +241,15 @@ def percentile(values: Sequence[float], percent: float) -> float:
     return sorted(values)[max(math.ceil(len(values) * percent / 100), 1) - 1]
 
 
-def precision(bundle: Bundle) -> str:
-    """The number format of the frozen weights, as the ONNX files hold them: "fp32", "fp16" or "int8"."""
+def precision(runtime: Runtime) -> str:
+    """The number format of the frozen parts: what the engine was built for, else what the bundle's weights have."""
     import torch
 
+    built = getattr(getattr(runtime.engine, "options", None), "precision", None)
+    if built is not None:
+        return str(built)
     names = {torch.float32: "fp32", torch.float16: "fp16", torch.int8: "int8", torch.uint8: "int8"}
-    found = {tensor.dtype for part in bundle.model.parts for tensor in part.forward.constants.values()}
+    found = {tensor.dtype for part in runtime.bundle.model.parts for tensor in part.forward.constants.values()}
     known = [name for dtype, name in reversed(names.items()) if dtype in found]
     return known[0] if known else "fp32"
 

@@ -1,8 +1,8 @@
 """Are there Arm wheels for all that edgetta needs on a device? `python -m edgetta.devices.arm_wheels`, on any machine.
 
-edgetta itself is pure Python: one wheel for all. pip is asked, for 64-bit Arm and each Python, which file it would install
-for every direct dependency; nothing is installed, and nothing is built from source. What a Jetson takes instead, NVIDIA's
-torch for its JetPack, is not asked for here.
+edgetta itself is pure Python: one wheel for all. pip is asked, for 64-bit Arm and each Python, which file it would
+install for every direct dependency; nothing is installed, and nothing is built from source. What a Jetson takes instead,
+NVIDIA's torch for its JetPack, is not asked for here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PYTHONS = ("3.10", "3.11", "3.12")
 EXTRAS = ("onnxruntime", "serve")
 """What runs on devices; the other extras are for workstations."""
 
-PLATFORMS = tuple(f"manylinux_2_{minor}_aarch64" for minor in (28, 27, 26, 24, 17)) + ("manylinux2014_aarch64",)
+PLATFORMS = (*(f"manylinux_2_{minor}_aarch64" for minor in (28, 27, 26, 24, 17)), "manylinux2014_aarch64")
 """Systems with glibc 2.28 or newer: Debian 10, Ubuntu 20.04, and with them JetPack 5 and later."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -135,8 +136,11 @@ def test_what_the_device_says(monkeypatch: pytest.MonkeyPatch) -> None:
     assert device_facts("mine")["device"] == "mine"
 
 
-def test_precision_is_that_of_the_frozen_weights() -> None:
-    assert precision(read_bundle(whole_bundle())) == "fp32"
+def test_precision_is_that_of_the_engine_or_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = load(whole_bundle(), "torch")
+    assert precision(runtime) == "fp32"
+    monkeypatch.setattr(runtime.engine, "options", SimpleNamespace(precision="fp16"), raising=False)
+    assert precision(runtime) == "fp16"
 
 
 @pytest.mark.parametrize(
