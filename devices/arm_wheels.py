@@ -1,8 +1,8 @@
 """Are there Arm wheels for all that edgetta needs on a device? `python -m edgetta.devices.arm_wheels`, on any machine.
 
 edgetta itself is pure Python: one wheel for all. pip is asked, for 64-bit Arm and each Python, which file it would
-install for every direct dependency; nothing is installed, and nothing is built from source. What a Jetson takes instead,
-NVIDIA's torch for its JetPack, is not asked for here.
+install for every direct dependency; nothing is installed, and nothing is built from source. What a Jetson takes
+instead, NVIDIA's torch for its JetPack, is not asked for here.
 """
 
 from __future__ import annotations

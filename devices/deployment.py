@@ -41,6 +41,7 @@ class DeploySettings:
         source: what `edgetta run` takes its frames from; needed with a service.
         run_options: more options of `edgetta run`.
         build: build TensorRT engines there, where there is a TensorRT.
+        precision: of these engines, "fp32" or "fp16"; None for the default of `edgetta build`.
         keep: releases that stay on the device, the current one included.
         watch_seconds: how long the new service must live before the deployment counts as good.
     """
@@ -51,6 +52,7 @@ class DeploySettings:
     source: str | None = None
     run_options: tuple[str, ...] = ()
     build: bool = True
+    precision: str | None = None
     keep: int = 3
     watch_seconds: int = 20
 
@@ -205,7 +207,7 @@ def deploy(
         say("checking every file, and testing the bundle there")
         _verify(remote, device, f"{partial}/bundle")
         if settings.build:
-            _build(remote, device, report, f"{partial}/bundle", say)
+            _build(remote, device, report, f"{partial}/bundle", settings.precision, say)
         finished = f"{device.folder}/releases/{release}"
         remote.run(f"mv -T {shlex.quote(partial)} {shlex.quote(finished)}", check=True)
     except BaseException:
@@ -284,8 +286,11 @@ def _verify(remote: Remote, device: Device, bundle: str) -> None:
         raise RemoteError(f"the bundle does not work on {remote.address.target}: {words}")
 
 
-def _build(remote: Remote, device: Device, report: dict[str, Any], bundle: str, say: Say) -> None:
-    """Build engines, where the doctor found a TensorRT and the edgetta there can build them."""
+def _build(
+    remote: Remote, device: Device, report: dict[str, Any], bundle: str, precision: str | None, say: Say
+) -> None:
+    """Build engines, where the doctor found a TensorRT and the edgetta there can build them. They are kept in the
+    user's cache folder under what they depend on, so that the same bundle finds them under any path."""
     checks = {check["name"]: check for check in report["checks"]}
     if checks.get("tensorrt", {}).get("facts", {}).get("package") != "tensorrt":
         return
@@ -293,7 +298,8 @@ def _build(remote: Remote, device: Device, report: dict[str, Any], bundle: str, 
         say("the edgetta there cannot build TensorRT engines: it runs on its other engines")
         return
     say("building TensorRT engines there, which takes minutes")
-    answer = remote.run(shlex.join([device.program, "build", bundle]))
+    options = [] if precision is None else ["--precision", precision]
+    answer = remote.run(shlex.join([device.program, "build", bundle, "--quiet", *options]))
     if answer.code != 0:
         words = answer.complaint.removeprefix("edgetta: ").removeprefix("error: ")
         raise RemoteError(f"engines cannot be built on {remote.address.target}: {words}; --no-build does without")

@@ -61,6 +61,7 @@ Going back by hand: ssh there, `ln -sfn releases/EARLIER PATH/current`, and rest
 @click.option("--system", is_flag=True, help="A service of the machine, through root or sudo, instead of the user's.")
 @click.option("--name", default="edgetta", show_default=True, help="Name of the service.")
 @click.option("--build/--no-build", default=True, help="Build TensorRT engines there, where there is a TensorRT.")
+@click.option("--precision", type=click.Choice(["fp32", "fp16"]), help="Of these engines, as `edgetta build` has it.")
 @click.option("--keep", type=click.IntRange(1), default=3, show_default=True, help="Releases that stay on the device.")
 @click.option(
     "--watch",
@@ -132,6 +133,7 @@ def _settings(values: dict[str, Any]) -> tuple[DeploySettings, Any]:
         source=values["source"],
         run_options=tuple(values["run_options"]),
         build=values["build"],
+        precision=values["precision"],
         keep=values["keep"],
         watch_seconds=values["watch_seconds"],
     )

@@ -298,7 +298,11 @@ def test_engines(device: Device, shipment: Shipment) -> None:
     )
     _, said = run(device, shipment, PLAIN)
     assert "building TensorRT engines there, which takes minutes" in said
-    assert device.calls("edgetta")[-1].startswith("build /") and device.calls("edgetta")[-1].endswith("/bundle")
+    assert device.calls("edgetta")[-1].startswith("build /") and device.calls("edgetta")[-1].endswith(
+        "/bundle --quiet"
+    )
+    run(device, shipment, replace(PLAIN, precision="fp16"))
+    assert device.calls("edgetta")[-1].endswith("/bundle --quiet --precision fp16")
     (device.root / "build.code").write_text("2")  # an edgetta without this verb
     _, said = run(device, shipment, PLAIN)
     assert any("cannot build TensorRT engines" in line for line in said)
