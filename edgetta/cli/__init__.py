@@ -31,6 +31,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "doctor": ("edgetta.cli.doctor", "Examine this machine, and say what is missing."),
     "bench": ("edgetta.cli.bench", "Measure latency, memory and accuracy."),
     "curvature": ("edgetta.cli.curvature", "Estimate the Hessian spectrum of a model's loss."),
+    "attack": ("edgetta.cli.attack", "Measure how robust a model is against attacks."),
     "learning-rate": ("edgetta.cli.learning_rate", "Find the learning rate that each batch size bears."),
 }
 
@@ -40,6 +41,7 @@ EXTRAS = {
     "matplotlib": "bench",
     "onnx": "export",
     "onnxruntime": "onnxruntime",
+    "pyautoattack": "attack",
     "scipy": "bench",
     "sklearn": "bench",
     "timm": "models",

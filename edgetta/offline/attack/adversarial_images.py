@@ -1,0 +1,116 @@
+"""Attack many images batch by batch, and ask what a model says to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from edgetta.errors import EdgettaError, UsageError
+from edgetta.offline.attack.evaluation_mode import evaluation_mode
+from edgetta.offline.attack.loss import Classifier
+from edgetta.offline.attack.threat import Threat
+from edgetta.offline.pixels import as_floats
+
+Progress = Callable[[int, int], None]  # images done, images in all
+
+
+class Attack(Protocol):
+    """PGD, APGD, AutoAttack, or anything that finds a point in the threat's ball that the model gets wrong."""
+
+    @property
+    def threat(self) -> Threat: ...
+
+    @property
+    def name(self) -> str: ...
+
+    def perturb(self, model: Classifier, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor: ...
+
+
+def adversarial_images(
+    model: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    attack: Attack,
+    *,
+    batch: int = 250,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Tensor:
+    """The worst point that the attack finds for each image: (N, C, H, W) float32 in [0, 1], on the CPU.
+
+    Args:
+        model: any module or function of torch; where it computes is where the attack runs.
+        images: uint8, or floats in [0, 1].
+        labels: (N,), from 0 to classes - 1.
+        batch: images at a time; each batch has its own random numbers, from `seed` and its place.
+
+    Raises:
+        UsageError: labels that the model has no output for, or a different number of them than images.
+        EdgettaError: a gradient that is not finite.
+    """
+    device = device_of(model)
+    check_labels(model, images, labels)
+    found: list[Tensor] = []
+    for start, some, theirs in batches(images, labels, batch, device):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + start)
+        found.append(attack.perturb(model, some, theirs, generator).cpu())
+        if progress is not None:
+            progress(min(start + batch, len(labels)), len(labels))
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def classified_right(model: Classifier, images: Tensor, labels: Tensor, batch: int = 250) -> Tensor:
+    """Which images (N,) the model classifies right, in evaluation mode; the mask is on the CPU.
+
+    Raises:
+        EdgettaError: logits that are NaN or infinite.
+    """
+    found: list[Tensor] = []
+    with evaluation_mode(model):
+        for _, some, theirs in batches(images, labels, batch, device_of(model)):
+            logits = model(some)
+            if not bool(torch.isfinite(logits).all()):
+                raise EdgettaError("the model answers with NaN or infinite logits; check the weights")
+            found.append((logits.argmax(1) == theirs).cpu())
+    return torch.cat(found) if found else torch.zeros(0, dtype=torch.bool)
+
+
+def check_labels(model: Classifier, images: Tensor, labels: Tensor) -> None:
+    """Find what would be wrong with labels before anything long begins.
+
+    Raises:
+        UsageError: no images, another number of labels, or labels that the model has no output for.
+    """
+    if len(images) != len(labels) or len(images) == 0:
+        raise UsageError(
+            f"{len(images)} images and {len(labels)} labels: give one label for each, and one image at least"
+        )
+    with torch.no_grad(), evaluation_mode(model):
+        classes = model(as_floats(images[:1]).to(device_of(model))).shape[1]
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        wrong = low if low < 0 else high
+        raise UsageError(
+            f"a label is {wrong}, and the model has {classes} classes, from 0; give data of its classes, or weights "
+            "for these"
+        )
+
+
+def batches(images: Tensor, labels: Tensor, batch: int, device: torch.device) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Start, images in [0, 1] and labels of each batch, on a device."""
+    if batch < 1:
+        raise UsageError(f"batch size {batch} is not possible; give 1 or more")
+    for start in range(0, len(labels), batch):
+        rows = slice(start, start + batch)
+        yield start, as_floats(images[rows]).to(device), labels[rows].to(device)
+
+
+def device_of(model: Classifier) -> torch.device:
+    """Where a model computes: where its weights are; the CPU for a function."""
+    if isinstance(model, nn.Module):
+        return next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
+    return torch.device("cpu")
