@@ -103,7 +103,10 @@ def _foreign(spec: str, settings: _Settings, options: dict[str, Any]) -> Model:
         network = with_normalisation(network, *constants)
     shape = settings.input_shape or built.input_shape
     if shape is None:
-        raise UsageError(f"{spec} does not say what images it takes: give input_shape as channels, height, width")
+        raise UsageError(
+            f"{spec} does not say what images it takes: give input_shape as channels, height, width "
+            "(--input-size 3x224x224)"
+        )
     classes = probe(network.eval(), spec, shape)
     if settings.num_classes not in (None, classes):
         raise UsageError(f"{spec} answers with {classes} classes, not {settings.num_classes}")

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import pickle
+import re
 import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgetta.errors import EdgettaError
+from edgetta.errors import EdgettaError, one_line
 from edgetta.models.normalise import Constants
 
 # From this torch on, weights_only=True keeps its promise; before, a file could still run code (CVE-2025-32434).
@@ -36,7 +38,7 @@ CONSTANTS = (
 )
 # Weights that published checkpoints carry and no forward pass uses (wide ResNets of TRADES, RiFT and RobustBench).
 DEAD_PREFIXES = ("sub_block1.",)
-SHOWN = 8  # names listed per kind in an error
+SHOWN = 2  # names given per kind in an error
 _CONSTANT_NAMES = frozenset(name for pair in CONSTANTS for name in pair)
 
 
@@ -85,8 +87,8 @@ def without_prefixes(weights: Weights, names: Collection[str]) -> Weights:
 def put_weights(network: nn.Module, weights: Weights) -> Constants | None:
     """Copy every tensor into the network, in place; every name and shape must match.
 
-    Returns the input normalisation (mean, std) if the file says one. Raises EdgettaError that lists missing and
-    unexpected names, each with its nearest match, and shapes that differ.
+    Returns the input normalisation (mean, std) if the file says one. Raises EdgettaError that counts missing and
+    unexpected names and shapes that differ, with the first of each kind and its nearest match.
     """
     wanted, given = network.state_dict(), dict(weights.tensors)
     constants = None
@@ -102,11 +104,15 @@ def put_weights(network: nn.Module, weights: Weights) -> Constants | None:
     unexpected = [name for name in given if name not in wanted]
     shapes = [name for name in wanted if name in given and wanted[name].shape != given[name].shape]
     if missing or unexpected or shapes:
-        lines = [f"weights {weights.source} do not fit {type(network).__name__}:"]
-        lines += _listed("missing from the file", missing, list(given))
-        lines += _listed("in the file, unknown to the network", unexpected, list(wanted))
-        lines += _of_another_shape(shapes, wanted, given)
-        raise EdgettaError("\n".join(lines))
+        differences = [
+            *_listed("missing from the file", missing, list(given)),
+            *_listed("unknown to the network", unexpected, list(wanted)),
+            *_of_another_shape(shapes, wanted, given),
+        ]
+        raise EdgettaError(
+            f"weights {weights.source} do not fit {type(network).__name__}: {'; '.join(differences)}. "
+            "Is it another network, width or number of classes?"
+        )
     infinite = [name for name, value in given.items() if value.is_floating_point() and not torch.isfinite(value).all()]
     if infinite:
         raise EdgettaError(
@@ -157,15 +163,25 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(_harmless()):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except pickle.UnpicklingError as error:
         raise EdgettaError(
-            f"weights {path}: not a checkpoint of plain tensors ({first[:200]}). Files that hold whole Python objects "
-            "are refused: save `model.state_dict()` instead, or convert to .safetensors where you trust the file"
+            f"weights {path}: not a checkpoint of plain tensors{_object_in(error)}. Whole Python objects are refused, "
+            "because reading them runs code: save `model.state_dict()` instead, or convert to .safetensors where you "
+            "trust the file"
+        ) from error
+    except Exception as error:
+        raise EdgettaError(
+            f"weights {path}: no readable checkpoint ({one_line(error)}); it may be cut short, so copy it again"
         ) from error
     if not isinstance(content, Mapping):
         raise EdgettaError(f"weights {path}: holds a {type(content).__name__}, not a dictionary of tensors")
     return dict(content)
+
+
+def _object_in(error: pickle.UnpicklingError) -> str:
+    """What torch says it met; the rest of its message advises to read the file in spite of that."""
+    found = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
+    return f" (it holds {found[1]})" if found else ""
 
 
 def _harmless() -> list[Any]:
@@ -191,18 +207,17 @@ def _unwrapped(path: Path, raw: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _of_another_shape(names: list[str], wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
-    if not names:
-        return []
-    lines = [f"  {len(names)} of another shape (another width or number of classes? Give `width` or `num_classes`):"]
-    lines += [f"    {n}: network {tuple(wanted[n].shape)}, file {tuple(given[n].shape)}" for n in names[:SHOWN]]
-    return lines + ([f"    and {len(names) - SHOWN} more"] if len(names) > SHOWN else [])
+    shown = [f"{n} ({tuple(wanted[n].shape)}, in the file {tuple(given[n].shape)})" for n in names[:SHOWN]]
+    return [f"{len(names)} of another shape: {_joined(shown, len(names))}"] if names else []
 
 
 def _listed(title: str, names: list[str], others: list[str]) -> list[str]:
-    if not names:
-        return []
-    lines = [f"  {len(names)} {title}:"]
+    shown = []
     for name in names[:SHOWN]:
         near = difflib.get_close_matches(name, others, n=1, cutoff=0.6)
-        lines.append(f"    {name}" + (f" (nearest: {near[0]})" if near else ""))
-    return lines + ([f"    and {len(names) - SHOWN} more"] if len(names) > SHOWN else [])
+        shown.append(name + (f" (nearest: {near[0]})" if near else ""))
+    return [f"{len(names)} {title}: {_joined(shown, len(names))}"] if names else []
+
+
+def _joined(shown: list[str], count: int) -> str:
+    return ", ".join(shown) + (f" and {count - len(shown)} more" if count > len(shown) else "")

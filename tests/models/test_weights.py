@@ -118,7 +118,7 @@ def test_number_of_classes_comes_from_the_file(tmp_path: Path, prefix: str) -> N
     state = load_model("wrn40_2", width=0.25, num_classes=100).module.state_dict()
     torch.save({prefix + k: v for k, v in state.items()}, tmp_path / "w.pt")
     assert load_model("wrn40_2", weights=tmp_path / "w.pt", width=0.25).num_classes == 100
-    with pytest.raises(EdgettaError, match=r"fc.weight: network \(10, 32\), file \(100, 32\)"):
+    with pytest.raises(EdgettaError, match=r"fc.weight \(\(10, 32\), in the file \(100, 32\)\)"):
         load_model("wrn40_2", weights=tmp_path / "w.pt", width=0.25, num_classes=10)
 
 
@@ -128,8 +128,8 @@ def test_missing_and_unexpected_names_are_listed_with_the_nearest(tmp_path: Path
     with pytest.raises(EdgettaError) as caught:
         load_model("resnet20", weights=tmp_path / "w.safetensors", width=0.25)
     message = str(caught.value)
-    assert "1 missing from the file:\n    linear.weight (nearest: linaer.weight)" in message
-    assert "1 in the file, unknown to the network:\n    linaer.weight (nearest: linear.weight)" in message
+    assert "1 missing from the file: linear.weight (nearest: linaer.weight); " in message
+    assert "1 unknown to the network: linaer.weight (nearest: linear.weight). " in message
     assert "w.safetensors" in message
 
 
@@ -137,12 +137,13 @@ def test_many_mismatches_are_counted_not_all_printed(tmp_path: Path, trained: di
     save_file(trained, tmp_path / "w.safetensors")
     with pytest.raises(EdgettaError, match=r"and \d+ more") as caught:
         load_model("resnet18", weights=tmp_path / "w.safetensors", width=0.0625)
-    assert len(str(caught.value).splitlines()) < 35
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 800, "the command line shows it as one line"
 
 
 def test_another_width_says_so(tmp_path: Path, trained: dict[str, Tensor]) -> None:
     save_file(trained, tmp_path / "w.safetensors")
-    with pytest.raises(EdgettaError, match="another width"):
+    with pytest.raises(EdgettaError, match="Is it another network, width"):
         load_model("resnet20", weights=tmp_path / "w.safetensors", width=0.5)
 
 
@@ -176,9 +177,10 @@ class _Payload:
 def test_a_hostile_checkpoint_is_refused_and_does_not_run(tmp_path: Path, trained: dict[str, Tensor]) -> None:
     target = tmp_path / "made"
     torch.save({"state_dict": trained, "args": _Payload(target)}, tmp_path / "w.pth")
-    with pytest.raises(EdgettaError, match="refused"):
+    with pytest.raises(EdgettaError, match=r"\(it holds \w+\.mkdir\)\. Whole Python objects are refused") as caught:
         load_model("resnet20", weights=tmp_path / "w.pth", width=0.25)
     assert not target.exists()
+    assert "weights_only" not in str(caught.value), "torch advises to read it in spite of that"
 
 
 def test_a_hostile_npz_is_refused_and_does_not_run(tmp_path: Path) -> None:
