@@ -148,7 +148,8 @@ def examine(remote: Remote, device: Device) -> dict[str, Any]:
     target = remote.address.target
     answer = remote.run(shlex.join([device.program, "doctor", "--json"]))
     try:
-        report: dict[str, Any] = json.loads(answer.out)
+        # A login shell may have something to say before.
+        report: dict[str, Any] = json.loads(answer.out[answer.out.find("{") :])
         problems = [check for check in report["checks"] if check["status"] == "problem"]
     except (ValueError, KeyError, TypeError) as error:
         raise RemoteError(

@@ -91,20 +91,14 @@ class Remote:
     ) -> None:
         self._close()
 
-    def run(self, script: str, *, check: bool = False, timeout: float | None = None) -> Answer:
+    def run(self, script: str, *, check: bool = False) -> Answer:
         """Run a POSIX shell script there and wait for it.
 
         Args:
             script: its text, sent as standard input of `sh`, so that neither its length nor the login shell matter.
             check: raise `RemoteError` with the command's last words where it fails.
-            timeout: seconds after which it is given up; None waits.
         """
-        try:
-            done = subprocess.run(
-                self._command("sh -s"), input=script, capture_output=True, text=True, timeout=timeout, check=False
-            )
-        except subprocess.TimeoutExpired as error:
-            raise RemoteError(f"{self.address.target} did not answer within {timeout:.0f} s; try again") from error
+        done = subprocess.run(self._command("sh -s"), input=script, capture_output=True, text=True, check=False)
         if done.returncode == _CONNECTION_FAILED:
             raise self._unreachable(done.stderr)
         answer = Answer(done.returncode, done.stdout, done.stderr)
@@ -130,17 +124,20 @@ class Remote:
         )
         assert process.stdin is not None
         sent = 0
-        # A reader that has gone shows in the exit code, with a reason.
-        with suppress(BrokenPipeError), tarfile.open(fileobj=process.stdin, mode="w|") as archive:
-            for name, path in files:
-                archive.add(path, arcname=name, recursive=False, filter=_as_plain_file)
-                sent += path.stat().st_size
-                if progress is not None:
-                    progress(sent)
-        with suppress(BrokenPipeError):
-            process.stdin.close()
-        process.stdin = None
-        _, complaint = process.communicate()
+        try:
+            # A reader that has gone shows in the exit code, with a reason.
+            with suppress(BrokenPipeError), tarfile.open(fileobj=process.stdin, mode="w|") as archive:
+                for name, path in files:
+                    archive.add(path, arcname=name, recursive=False, filter=_as_plain_file)
+                    sent += path.stat().st_size
+                    if progress is not None:
+                        progress(sent)
+        finally:
+            # Whatever happened here, the tar there comes to its end before anybody tidies up behind it.
+            with suppress(BrokenPipeError):
+                process.stdin.close()
+            process.stdin = None
+            _, complaint = process.communicate()
         words = complaint.decode("utf-8", "replace")
         if process.returncode == _CONNECTION_FAILED:
             raise self._unreachable(words)
@@ -150,7 +147,7 @@ class Remote:
     def _command(self, remote: str) -> list[str]:
         address = self.address
         options = [f"ConnectTimeout={CONNECT_SECONDS}", "ServerAliveInterval=15", "ServerAliveCountMax=4"]
-        if not sys.stdin.isatty():
+        if sys.stdin is None or not sys.stdin.isatty():
             options.append("BatchMode=yes")  # nobody is there who could type a password
         if self._sockets is not None:
             options += ["ControlMaster=auto", f"ControlPath={self._sockets}/s", "ControlPersist=60"]

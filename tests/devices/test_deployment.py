@@ -235,6 +235,15 @@ def test_ctrl_c_while_copying(device: Device, shipment: Shipment, tmp_path: Path
     assert snapshot(device) == before
 
 
+def test_a_file_that_goes_away_while_it_is_copied(device: Device, shipment: Shipment) -> None:
+    missing = replace(shipment, files=(*shipment.files, ("gone", shipment.files[0][1].parent / "gone")))
+    with Remote(device.address) as remote:
+        found = look_at(remote, PLAIN, 1)
+        with pytest.raises(FileNotFoundError):
+            deploy(remote, found, {"checks": []}, missing, PLAIN, lambda line: None)
+    assert device.releases() == []
+
+
 def test_no_edgetta(device: Device, shipment: Shipment) -> None:
     device.without("edgetta")
     with pytest.raises(RemoteError, match=r"has no edgetta .*: install it there, `python3 -m venv"):
@@ -275,6 +284,12 @@ def test_current_that_is_a_folder(device: Device, shipment: Shipment) -> None:
     (device.folder / "current").mkdir(parents=True)
     with pytest.raises(RemoteError, match="is no link: move it away"):
         run(device, shipment, PLAIN)
+
+
+def test_a_shell_that_greets(device: Device) -> None:
+    device.program("edgetta", "#!/bin/sh\necho Welcome to Ubuntu\necho\ncat '{root}/doctor.json'\n")
+    with Remote(device.address) as remote:
+        assert examine(remote, look_at(remote, PLAIN, 1)) == {"usable": True, "checks": []}
 
 
 def test_a_doctor_that_finds_problems(device: Device, shipment: Shipment) -> None:
