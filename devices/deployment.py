@@ -27,8 +27,6 @@ PROGRAMS = ("edgetta", "$folder/.venv/bin/edgetta", "$HOME/.local/bin/edgetta", 
 SPARE_BYTES = 64 * 2**20
 """What must remain free on the device beside the bundle: its state, and what the system needs."""
 
-OUTPUT_OPTIONS = ("-o", "--output")
-
 
 @dataclass(frozen=True)
 class DeploySettings:
@@ -121,9 +119,9 @@ def look_at(remote: Remote, settings: DeploySettings, needed_bytes: int) -> Devi
     if not device.program:
         where = settings.program or "on the PATH, in ~/.local/bin or in a .venv"
         raise RemoteError(
-            f"{target} has no edgetta ({where}): install it there, "
+            f"{target} has no edgetta ({where}): copy its wheel there, then "
             f"`python3 -m venv --system-site-packages {settings.path}/.venv && "
-            f"{settings.path}/.venv/bin/pip install edgetta`, or say where it is with --edgetta"
+            f"{settings.path}/.venv/bin/pip install edgetta-*.whl`, or say where it is with --edgetta"
         )
     if "current_is_no_link" in found:
         raise RemoteError(f"{device.folder}/current on {target} is no link: move it away, or choose another --path")
@@ -167,9 +165,14 @@ def run_command(settings: DeploySettings, device: Device) -> list[str]:
     assert settings.source is not None
     command = [device.program, "run", f"{current}/bundle", settings.source]
     command += ["--state", f"{current}/state.safetensors", "--save-every", "100", "--quiet"]
-    if not any(option.split("=")[0] in OUTPUT_OPTIONS for option in settings.run_options):
+    if not writes_file(settings.run_options):
         command += ["-o", "-"]  # into the journal
     return [*command, *settings.run_options]
+
+
+def writes_file(run_options: tuple[str, ...]) -> bool:
+    """Whether options of `edgetta run` say where predictions go."""
+    return any(option.startswith("-o") or option.split("=")[0] == "--output" for option in run_options)
 
 
 def unit(settings: DeploySettings, device: Device) -> str:

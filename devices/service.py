@@ -148,7 +148,7 @@ def _watch(remote: Remote, service: Service, seconds: int) -> None:
             said = [line for line in printed if line.startswith("edgetta: ")] or [
                 line for line in printed if line.strip()
             ]
-            why = said[-1].removeprefix("edgetta: ") if said else f"{active} ({result})"
+            why = said[-1].removeprefix("edgetta: ").removeprefix("error: ") if said else f"{active} ({result})"
             raise RemoteError(f"{service.unit} does not live on {remote.address.target}: {why}")
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\b
 Examples:
   edgetta deploy bundle/ nano@orin.local --source camera:0
-  edgetta deploy bundle/ pi@10.0.0.7 --source rtsp://cam/1 -- --batch 16 -o predictions.jsonl
+  edgetta deploy bundle/ pi@10.0.0.7 --source rtsp://cam/1 -- --batch 16 --when "every 4"
   edgetta deploy bundle/ root@thor --system --source camera:0 --path /opt/doors --name doors
   edgetta deploy bundle/ nano@orin.local --no-service
   edgetta deploy bundle/ nano@orin.local --source camera:0 --dry-run
@@ -80,7 +80,7 @@ def command(**values: Any) -> None:
     file and by its self-test; TensorRT engines are built where there is a TensorRT; then a link is switched in one
     step, and a systemd unit runs `edgetta run` on it. When anything fails, the device runs on with what it had.
 
-    What stands after `--` goes to `edgetta run`. Without -o there, predictions go to the journal.
+    What stands after `--` goes to `edgetta run`. Predictions go to the journal, unless -o is among it.
     """
     from edgetta.bundle import read_bundle
     from edgetta.bundle.manifest import MANIFEST
@@ -108,7 +108,7 @@ def _settings(values: dict[str, Any]) -> tuple[DeploySettings, Any]:
     """The options as settings, checked before anything is asked of the device."""
     import re
 
-    from edgetta.devices.deployment import DeploySettings
+    from edgetta.devices.deployment import DeploySettings, writes_file
     from edgetta.devices.remote import Address
     from edgetta.devices.service import Service
 
@@ -118,6 +118,11 @@ def _settings(values: dict[str, Any]) -> tuple[DeploySettings, Any]:
         raise UsageError("a service needs frames: add --source (camera:0, rtsp://..., a folder), or --no-service")
     if not values["service"] and (values["source"] is not None or values["run_options"] or values["system"]):
         raise UsageError("--source, --system and options of `edgetta run` are for a service: leave out --no-service")
+    if writes_file(values["run_options"]) and "--overwrite" not in values["run_options"]:
+        raise UsageError(
+            "a service is started again and again, and `edgetta run` keeps an earlier file of predictions: "
+            "add --overwrite behind -o, or leave both out and read the journal"
+        )
     if values["target"].startswith("-") or not values["target"].rpartition("@")[2]:
         raise UsageError(f"{values['target']!r} is no host: write user@host, or a name of your ssh configuration")
     if "\n" in values["path"] or not values["path"].strip("/~ "):

@@ -40,7 +40,7 @@ def refused(capsys: pytest.CaptureFixture[str], words: list[str], code: int) -> 
 
 def test_service(device: Device, capsys: pytest.CaptureFixture[str]) -> None:
     device.doctor({"name": "memory", "status": "warning", "value": "0.5 GiB", "remedy": "close [other] programs"})
-    assert main(arguments(device, "--source", "camera:0", "--", "--batch", "16", "-o", "rows.csv")) == 0
+    assert main(arguments(device, "--source", "camera:0", "--", "-o", "rows.csv", "--overwrite")) == 0
     (release,) = device.releases()
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert "edgetta 0.1.0" in lines[0] and "GiB free" in lines[0]
@@ -50,7 +50,7 @@ def test_service(device: Device, capsys: pytest.CaptureFixture[str]) -> None:
         f"ssh {device.address.target} journalctl --user -u edgetta.service -f"
     )
     assert "camera:0 --state" in (device.units / "edgetta.service").read_text()
-    assert "--quiet --batch 16 -o rows.csv\n" in (device.units / "edgetta.service").read_text()
+    assert "--quiet -o rows.csv --overwrite\n" in (device.units / "edgetta.service").read_text()
     bundle = read_bundle(device.folder / "current" / "bundle")
     assert bundle.identity == read_bundle(whole_bundle()).identity, "whole, and verified file by file"
 
@@ -101,6 +101,7 @@ def test_failures_have_one_line_each(device: Device, tmp_path: Path, capsys: pyt
         (("me@pi", "--no-service", "--source", "camera:0"), "leave out --no-service"),
         (("me@pi", "--no-service", "--", "--batch", "3"), "leave out --no-service"),
         (("me@pi", "--source", "camera:0", "--name", "a b"), "is no name of a service"),
+        (("me@pi", "--source", "camera:0", "--", "-orows.csv"), "add --overwrite behind -o"),
         (("me@", "--no-service"), "is no host"),
         (("-oProxyCommand=sh", "--no-service"), "No such option"),
         (("me@pi", "--no-service", "--path", "~/"), "choose a folder of its own"),

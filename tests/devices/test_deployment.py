@@ -148,7 +148,7 @@ def test_a_service_that_does_not_live_is_rolled_back(
     with pytest.raises(RemoteError) as error:
         run(device, make_shipment(tmp_path / "other", "b" * 64), replace(SERVICE, source="camera:1"))
     assert "edgetta.service does not live on" in str(error.value)
-    assert str(error.value).endswith("error: there is no camera 0; the device is as it was")
+    assert str(error.value).endswith(": there is no camera 0; the device is as it was")
     assert snapshot(device) == before and device.releases() == [first]
     started = (device.root / "started").read_text().splitlines()
     assert started[-1] == f"releases/{first}", "the earlier release runs again"
@@ -246,7 +246,7 @@ def test_a_file_that_goes_away_while_it_is_copied(device: Device, shipment: Ship
 
 def test_no_edgetta(device: Device, shipment: Shipment) -> None:
     device.without("edgetta")
-    with pytest.raises(RemoteError, match=r"has no edgetta .*: install it there, `python3 -m venv"):
+    with pytest.raises(RemoteError, match=r"has no edgetta .*: copy its wheel there, then `python3 -m venv"):
         run(device, shipment, PLAIN)
     with pytest.raises(RemoteError, match=r"has no edgetta \(/opt/x/edgetta\)"):
         run(device, shipment, replace(PLAIN, program="/opt/x/edgetta"))
