@@ -1,11 +1,9 @@
-"""The meta-network beside one frozen part (EcoTTA, section 3.1), with its backward written out.
+"""The meta-network beside one frozen part (EcoTTA, section 3.1): its parameters and its forward.
 
     x~_k = norm_k(x_k) + scale * ReLU(branch_norm_k(conv_k(x~_{k-1})))
 
-x_k is the frozen part's output on x~_{k-1}. `norm`, `branch_norm`, `conv` and `scale` train. Writing the backward
-out lets two gradients pass in one sweep (the entropy's, which goes on to earlier parts, and the regulariser's, which
-trains this meta-network alone) and decides what is kept: x~_{k-1}, x_k and the convolution's output. The ReLU's mask
-and the signs of the regulariser follow from these and are rebuilt, which is quicker than keeping them.
+x_k is the frozen part's output on x~_{k-1}. `norm`, `branch_norm`, `conv` and `scale` train. There is no autograd:
+`meta_backward.py` writes the backward out, and `Kept` is what it needs of the forward.
 
 For token tensors (N, T, C) the convolution is a linear map per token, and the normalisations see (N * T, C).
 """
@@ -22,14 +20,17 @@ from torch import Tensor, nn
 from edgetta.adaptation.channel_norm import (
     EPSILON,
     Moments,
+    MomentSums,
     Statistics,
-    channel_dot,
     column,
-    input_gradient,
     moments,
+    moments_of,
+    needs_batch,
     normalise,
-    parameter_gradients,
+    rows_in_cache,
 )
+from edgetta.adaptation.kept_tensor import Dither, KeptMask, KeptTensor
+from edgetta.adaptation.step_memory import FULL, StepMemory
 
 Initialisation = Literal["identity", "published"]
 
@@ -52,20 +53,47 @@ class MetaSpec:
 
 @dataclass
 class Kept:
-    """What a meta-network keeps from its forward for its backward."""
+    """What a meta-network keeps from its forward for its backward, beside the tensors between the parts."""
 
-    x_in: Tensor  # x~_{k-1}
-    x_frozen: Tensor  # x_k
-    convolved: Tensor  # conv_k(x~_{k-1})
+    shape: torch.Size  # of x_k
     norm_moments: Moments
     branch_moments: Moments
+    x_frozen: KeptTensor | None = None  # x_k, unless it is rebuilt
+    convolved: KeptTensor | None = None  # conv_k(x~_{k-1}), unless it is rebuilt
+    active: KeptMask | None = None  # where the branch's ReLU passes; the masks are None where exact tensors tell
+    above: KeptMask | None = None  # where x~_k > x_k: the regulariser's gradient is a sign
+    below: KeptMask | None = None
 
-    def tensors(self) -> dict[str, Tensor]:
-        return {"x_in": self.x_in, "x_frozen": self.x_frozen, "convolved": self.convolved}
+    def put(self, start: int, frozen: Tensor, convolved: Tensor, active: Tensor, difference: Tensor) -> None:
+        """Keep the images from `start` on: x_k, the convolution's output, the active branch, and x~_k - x_k."""
+        if self.x_frozen is not None:
+            self.x_frozen.put(start, frozen)
+        if self.convolved is not None:
+            self.convolved.put(start, convolved)
+        if self.active is not None and self.above is not None and self.below is not None:
+            self.active.put(start, active > 0)
+            self.above.put(start, difference > 0)
+            self.below.put(start, difference < 0)
+
+    def tensors(self) -> dict[str, list[Tensor]]:
+        """What is held, by name, the moments apart."""
+        whole = {"x_frozen": self.x_frozen, "convolved": self.convolved}
+        held = {name: tensor.tensors() for name, tensor in whole.items() if tensor is not None}
+        masks = [mask.bits for mask in (self.active, self.above, self.below) if mask is not None]
+        return {**held, "signs": masks} if masks else held
+
+
+@dataclass
+class Passed:
+    """What a meta-network makes of a batch."""
+
+    out: Tensor  # x~_k
+    distance: Tensor  # R_k = mean |x~_k - x_k| (the self-distilled regularisation, equation 3), if anything is kept
+    kept: Kept | None
 
 
 class MetaNetwork(nn.Module):
-    """Trainable part of EcoTTA; `forward` and `backward` work without autograd."""
+    """Trainable part of EcoTTA."""
 
     norm_mean: Tensor
     norm_variance: Tensor
@@ -122,125 +150,75 @@ class MetaNetwork(nn.Module):
         statistics: Statistics = "batch",
         momentum: float = 0.1,
         keep: bool = True,
-    ) -> tuple[Tensor, Kept | None]:
-        """x~_k for x~_{k-1} and x_k, and what the backward needs when `keep` is set."""
-        norm_statistics: Statistics = statistics if self.spec.normalised else "none"
-        shape = x_frozen.shape
-        frozen = self._flat(x_frozen)
-        convolved = self.convolve(x_in)
-        norm = moments(frozen, norm_statistics, self.norm_mean, self.norm_variance, momentum)
-        branch = moments(convolved, statistics, self.branch_mean, self.branch_variance, momentum)
-        out = self._combine(frozen, self._active(convolved, branch), norm)
-        return out.view(shape), Kept(x_in, x_frozen, convolved, norm, branch) if keep else None
+        memory: StepMemory = FULL,
+        dither: Dither | None = None,
+        overwrite: bool = False,
+    ) -> Passed:
+        """x~_k for x~_{k-1} and x_k, and what the backward needs when `keep` is set.
 
-    @torch.no_grad()
-    def backward(
-        self,
-        kept: Kept,
-        grad: Tensor | None,
-        regulariser: float = 0.0,
-        needs_frozen: bool = True,
-        needs_input: bool = True,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Add to the parameters' gradients; return those of x_k and x~_{k-1}, None where they are not needed.
-
-        `grad` is the objective's gradient of x~_k, of its shape, or None. The gradient of
-        `regulariser * mean |x~_k - x_k|` reaches the parameters only (its inputs are detached).
+        memory      how it is kept; in slices the convolution runs twice rather than be held for the whole batch
+        dither      for rounding to 8 bits
+        overwrite   x~_k may take the memory of x_k, unless that is kept as it is
         """
-        frozen, convolved = self._flat(kept.x_frozen), kept.convolved
-        objective = None if grad is None else self._flat(grad)
-        if objective is None and not regulariser:
-            return None, None
-        active = self._active(convolved, kept.branch_moments)
-        total = objective
-        if regulariser:
-            pull = (
-                self._combine(frozen, active, kept.norm_moments)
-                .sub_(frozen)
-                .sign_()
-                .mul_(regulariser / frozen.numel())
-            )
-            total = pull if objective is None else pull.add_(objective)
-        assert total is not None
-        self._accumulate(("norm_weight", "norm_bias"), parameter_gradients(total, frozen, kept.norm_moments))
-        if self.spec.initialisation == "identity":
-            self._accumulate(("scale",), (channel_dot(total, active),))
+        whole = keep and memory.storage == "full"
+        rows = rows_in_cache(x_frozen) if memory.slice == 0 else min(memory.slice, rows_in_cache(x_frozen))
+        norm_statistics: Statistics = statistics if self.spec.normalised else "none"
+        norm = moments(self.flat(x_frozen), norm_statistics, self.norm_mean, self.norm_variance, momentum)
+        sums = MomentSums()
+        held = whole or (memory.slice == 0 and needs_batch(statistics, momentum))
+        convolved = self.convolve(x_in).view(x_frozen.shape) if held else None
+        if needs_batch(statistics, momentum):
+            for images in x_in.split(rows) if convolved is None else convolved.split(rows):
+                sums.add(self.convolve(images) if convolved is None else self.flat(images))
+        branch = moments_of(sums, statistics, self.branch_mean, self.branch_variance, momentum)
+        kept = self._kept(x_frozen, convolved, norm, branch, memory, dither) if keep else None
+        out = x_frozen if overwrite and not whole else torch.empty_like(x_frozen)
+        distance = torch.zeros((), dtype=out.dtype, device=out.device)
+        for start in range(0, len(out), rows):
+            images = slice(start, start + rows)
+            frozen = self.flat(x_frozen[images])
+            branch_in = self.convolve(x_in[images]) if convolved is None else self.flat(convolved[images])
+            active = self.activate(branch_in, branch).relu_()
+            result = self.combine(frozen, active, norm)
+            if kept is not None:
+                difference = result - frozen
+                kept.put(start, *(x.view(out[images].shape) for x in (frozen, branch_in, active, difference)))
+                distance += difference.abs_().sum()  # on a processor three times as fast as a norm
+            out[images] = result.view(out[images].shape)
+        return Passed(out, distance / out.numel(), kept)
 
-        to_convolved = self._through_branch(total, active, kept, accumulate=True)
-        self._accumulate(("conv",), (self._conv_weight_gradient(kept.x_in, to_convolved),))
-        if objective is None:
-            return None, None
-        to_frozen: Tensor | None = None
-        to_input: Tensor | None = None
-        if needs_input:
-            if total is not objective:
-                del total
-                to_convolved = self._through_branch(objective, active, kept, accumulate=False)
-            del active
-            to_input = self._conv_input_gradient(kept.x_in, to_convolved)
-        if needs_frozen:
-            to_frozen = input_gradient(objective, frozen, kept.norm_moments, self.norm_weight)
-            to_frozen = to_frozen.view(kept.x_frozen.shape)
-        return to_frozen, to_input
-
-    def regulariser(self, out: Tensor, x_frozen: Tensor) -> Tensor:
-        """R_k = mean |x~_k - x_k| (the self-distilled regularisation, equation 3)."""
-        return torch.linalg.vector_norm(out - x_frozen, 1) / out.numel()
+    @staticmethod
+    def _kept(
+        x_frozen: Tensor,
+        convolved: Tensor | None,
+        norm: Moments,
+        branch: Moments,
+        memory: StepMemory,
+        dither: Dither | None,
+    ) -> Kept:
+        """Where what `memory` asks for is put."""
+        kept = Kept(x_frozen.shape, norm, branch)
+        if not memory.rebuilds:
+            kept.x_frozen = KeptTensor(x_frozen, memory.form, dither)
+            kept.convolved = KeptTensor(x_frozen if convolved is None else convolved, memory.form, dither)
+        if memory.storage != "full":
+            kept.active, kept.above, kept.below = (KeptMask(x_frozen.shape, x_frozen.device) for _ in range(3))
+        return kept
 
     def convolve(self, x_in: Tensor) -> Tensor:
         """conv_k(x~_{k-1}): (N, C, H, W), or (N * T, C) for tokens."""
         if self.spec.tokens:
-            return F.linear(self._flat(x_in), self.conv[:, :, 0, 0])
+            return F.linear(self.flat(x_in), self.conv[:, :, 0, 0])
         return F.conv2d(x_in, self.conv, None, self.spec.stride, self.spec.kernel // 2)
 
-    def _flat(self, x: Tensor) -> Tensor:
-        return x.reshape(-1, x.shape[-1]) if self.spec.tokens else x
+    def activate(self, convolved: Tensor, branch: Moments) -> Tensor:
+        """branch_norm(conv(x~_{k-1})), what the branch's ReLU sees"""
+        return normalise(convolved, branch, self.branch_weight, self.branch_bias)
 
-    def _active(self, convolved: Tensor, branch: Moments) -> Tensor:
-        """ReLU(branch_norm(conv(x~_{k-1})))"""
-        return normalise(convolved, branch, self.branch_weight, self.branch_bias).relu_()
-
-    def _combine(self, frozen: Tensor, active: Tensor, norm: Moments) -> Tensor:
+    def combine(self, frozen: Tensor, active: Tensor, norm: Moments) -> Tensor:
         """norm(x_k) + scale * active"""
         return normalise(frozen, norm, self.norm_weight, self.norm_bias).addcmul_(active, column(self.scale, active))
 
-    def _through_branch(self, grad: Tensor, active: Tensor, kept: Kept, accumulate: bool) -> Tensor:
-        """The gradient of the convolution's output for a gradient of x~_k."""
-        through = torch.ops.aten.threshold_backward(grad * column(self.scale, grad), active, 0.0)
-        if accumulate:
-            gradients = parameter_gradients(through, kept.convolved, kept.branch_moments)
-            self._accumulate(("branch_weight", "branch_bias"), gradients)
-        result: Tensor = input_gradient(through, kept.convolved, kept.branch_moments, self.branch_weight)
-        return result
-
-    def _conv_weight_gradient(self, x_in: Tensor, grad: Tensor) -> Tensor:
-        if self.spec.tokens:
-            return (grad.t() @ self._flat(x_in))[:, :, None, None]
-        return self._conv_gradients(x_in, grad, weight=True)
-
-    def _conv_input_gradient(self, x_in: Tensor, grad: Tensor) -> Tensor:
-        if self.spec.tokens:
-            return (grad @ self.conv[:, :, 0, 0]).view(x_in.shape)
-        return self._conv_gradients(x_in, grad, weight=False)
-
-    def _conv_gradients(self, x_in: Tensor, grad: Tensor, weight: bool) -> Tensor:
-        pad, stride = self.spec.kernel // 2, self.spec.stride
-        gradients = torch.ops.aten.convolution_backward(
-            grad,
-            x_in,
-            self.conv,
-            None,
-            [stride, stride],
-            [pad, pad],
-            [1, 1],
-            False,
-            [0, 0],
-            1,
-            [not weight, weight, False],
-        )
-        return gradients[1] if weight else gradients[0]
-
-    def _accumulate(self, names: tuple[str, ...], gradients: tuple[Tensor, ...]) -> None:
-        for name, gradient in zip(names, gradients, strict=True):
-            parameter = getattr(self, name)
-            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+    def flat(self, x: Tensor) -> Tensor:
+        """x as normalisations see it: channels are dimension 1."""
+        return x.reshape(-1, x.shape[-1]) if self.spec.tokens else x

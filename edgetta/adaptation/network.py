@@ -10,47 +10,23 @@ Nothing before the first meta-network trains: the stem needs no backward, nor th
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from edgetta.adaptation.channel_norm import Statistics
-from edgetta.adaptation.meta_network import Kept, MetaNetwork
+from edgetta.adaptation.kept_tensor import Dither, KeptTensor
+from edgetta.adaptation.meta_backward import Boundaries, backward_slices
+from edgetta.adaptation.meta_network import MetaNetwork
 from edgetta.adaptation.step_memory import FULL, StepMemory
-from edgetta.errors import UsageError
-from edgetta.segments.contract import Residuals, Segment
+from edgetta.adaptation.tape import Tape
+from edgetta.segments.contract import Segment
 
 BatchNorm = Literal["auto", "batch", "ema", "source"]
 EMA_BELOW = 16  # `auto`: batches smaller than this use running statistics
 EMA_IMAGES = 64  # running statistics forget with a time constant of about this many images
-
-
-@dataclass
-class Tape:
-    """What one forward keeps for its backward, part by part. `backward` consumes it."""
-
-    batch: int = 0
-    memory: StepMemory = FULL  # as it was at the forward
-    residuals: list[Residuals] = field(default_factory=list)  # stem excluded: parts, then classifier
-    kept: list[Kept] = field(default_factory=list)
-    distances: list[Tensor] = field(default_factory=list)  # R_k = mean |x~_k - x_k|
-
-    def kept_bytes(self) -> dict[str, int]:
-        """Bytes kept, by owner; a tensor that two owners share is counted once."""
-        seen: set[int] = set()
-        counts: dict[str, int] = {}
-        for k, kept in enumerate(self.kept, 1):
-            for name, tensor in kept.tensors().items():
-                if tensor.data_ptr() not in seen:
-                    seen.add(tensor.data_ptr())
-                    counts[f"meta {k}: {name}"] = tensor.numel() * tensor.element_size()
-            counts[f"meta {k}: moments"] = kept.norm_moments.nbytes + kept.branch_moments.nbytes
-        for k, residuals in enumerate(self.residuals, 1):
-            owner = "classifier" if k == len(self.residuals) else f"part {k}"
-            counts[f"{owner}: residuals"] = residuals.kept_bytes()
-        return counts
 
 
 class AdaptiveNetwork:
@@ -60,7 +36,8 @@ class AdaptiveNetwork:
                  batch (of each batch), ema (running), source (as trained; running ones that do not move),
                  auto (batch from 16 images up, ema below)
     ema_images   time constant of the running statistics, in images
-    memory       what a step keeps; may be replaced between steps: a forward reads it, and its tape remembers it
+    memory       what a step keeps; may be replaced between steps: a forward reads it, and its tape remembers it.
+                 Rounding to 8 bits is random, from the same beginning in every new or restored network
     """
 
     def __init__(
@@ -81,6 +58,7 @@ class AdaptiveNetwork:
         self.batch_norm: BatchNorm = batch_norm
         self.ema_images = ema_images
         self.memory = memory
+        self._dither = Dither()
 
     @property
     def device(self) -> torch.device:
@@ -106,21 +84,24 @@ class AdaptiveNetwork:
             momentum = 0.0
         before = self.statistics_snapshot() if not track else None
         memory = self.memory
-        if keep and (memory.storage != "full" or memory.slice):
-            raise UsageError(f"storage {memory.storage!r} in slices of {memory.slice} is not ready yet; use 'full'")
         tape = Tape(batch=x.shape[0], memory=memory)
         x, _ = self.stem.forward(x, keep=False, momentum=momentum)
         for k, (part, meta) in enumerate(zip(self.parts, self._metas, strict=True)):
             frozen, residuals = part.forward(x, keep=keep and self._passes_gradient(k, memory), momentum=momentum)
-            out, kept = meta(x, frozen, statistics, momentum, keep)
-            if kept is not None:
-                tape.residuals.append(residuals)
-                tape.kept.append(kept)
-                tape.distances.append(meta.regulariser(out, frozen))
-            x = out
+            overwrite = frozen.is_contiguous() and not _overlap(frozen, x, *residuals.kept.values())
+            passed = meta(x, frozen, statistics, momentum, keep, memory, self._dither, overwrite)
+            del frozen
+            if passed.kept is not None:
+                tape.boundaries.append(KeptTensor.of(x, memory.form, self._dither))
+                tape.record(part, residuals)
+                tape.kept.append(passed.kept)
+                tape.distances.append(passed.distance)
+            x = passed.out
         logits, residuals = self.classifier.forward(x, keep=keep, momentum=momentum)
         if keep:
-            tape.residuals.append(residuals)
+            tape.record(self.classifier, residuals)
+            if memory.rebuilds or tape.recorded[-1].needs_input:
+                tape.boundaries.append(KeptTensor.of(x, memory.form, self._dither))
         if before is not None:  # under `batch` the frozen segments take the batch's statistics as their state
             self.restore_statistics(before)
         return logits, tape
@@ -131,24 +112,53 @@ class AdaptiveNetwork:
 
         `regulariser * sum_k R_k`, each of which reaches its own meta-network only. Consumes the tape.
         """
-        grad = None
-        residuals = tape.residuals.pop()
-        if grad_logits is not None:
-            grad, bias_gradients = self.classifier.input_gradient(residuals, grad_logits)
-            self._accumulate(self.classifier, bias_gradients)
+        grad = self._through_classifier(tape, grad_logits)
+        memory = tape.memory
         for k in reversed(range(len(self.parts))):
-            part, meta = self.parts[k], self._metas[k]
-            residuals, kept = tape.residuals.pop(), tape.kept.pop()
-            through_part = self._passes_gradient(k, tape.memory)
-            to_frozen, to_input = meta.backward(kept, grad, regulariser, through_part, k > 0)
-            del kept
-            grad = to_input
-            if to_frozen is None:
-                continue
-            through, bias_gradients = part.input_gradient(residuals, to_frozen)
-            self._accumulate(part, bias_gradients)
-            if grad is not None:
-                grad.add_(through)
+            part, recorded = self.parts[k], tape.recorded.pop()
+            ends = tape.ends_of_part()
+            slices = backward_slices(
+                self._metas[k],
+                tape.kept.pop(),
+                Boundaries(*ends, partial(_frozen_again, part, recorded.state, ends[0])),
+                grad,
+                regulariser,
+                images=memory.slice,
+                needs_frozen=self._passes_gradient(k, memory),
+                needs_input=k > 0,
+            )
+            x_in = ends[0] if recorded.needs_input else None
+            gathered = _Gathered(tape.batch, grad if memory.slice else None)
+            del ends
+            grad = None  # what the meta-network alone needs is free before the frozen part takes its memory
+            for piece in slices:
+                if piece.to_frozen is not None:
+                    residuals = recorded.rows(part.graphs, x_in, piece.start, piece.stop)
+                    through, bias_gradients = part.input_gradient(residuals, piece.to_frozen)
+                    self._accumulate(part, bias_gradients)
+                    if piece.to_input is not None:
+                        piece.to_input.add_(through)
+                if piece.to_input is not None:
+                    gathered.put(piece.start, piece.to_input)
+            grad = gathered.whole
+
+    def _through_classifier(self, tape: Tape, grad_logits: Tensor | None) -> Tensor | None:
+        """The objective's gradient of x~_K."""
+        recorded = tape.recorded.pop()
+        x_in = tape.boundaries[-1] if recorded.needs_input else None
+        if not tape.memory.rebuilds and x_in is not None:
+            tape.boundaries.pop()
+        if grad_logits is None:
+            return None
+        gathered = _Gathered(tape.batch)
+        images = tape.memory.slice or tape.batch
+        for start in range(0, tape.batch, images):
+            stop = min(start + images, tape.batch)
+            residuals = recorded.rows(self.classifier.graphs, x_in, start, stop)
+            gradient, bias_gradients = self.classifier.input_gradient(residuals, grad_logits[start:stop])
+            self._accumulate(self.classifier, bias_gradients)
+            gathered.put(start, gradient)
+        return gathered.whole
 
     def statistics_snapshot(self) -> list[dict[str, Tensor]]:
         """Running statistics as they are, for `restore_statistics`: a few numbers per channel."""
@@ -201,6 +211,7 @@ class AdaptiveNetwork:
                 segment.state[key] = tensors[f"{prefix}.{key}"].to(segment.state[key]).clone()
             for key, bias in segment.biases.items():
                 bias.copy_(tensors[f"{prefix}.{key}"])
+        self._dither.restart()
 
     def _segments(self) -> list[tuple[str, Segment]]:
         parts = [(f"part{k}", part) for k, part in enumerate(self.parts, 1)]
@@ -216,3 +227,41 @@ class AdaptiveNetwork:
         for name, gradient in gradients.items():
             bias = segment.biases[name]
             bias.grad = gradient if bias.grad is None else bias.grad.add_(gradient)
+
+
+class _Gathered:
+    """A tensor of the whole batch, put together from slices; `whole` is None until the first.
+
+    `memory` is used for it where the shape is the same.
+    """
+
+    def __init__(self, batch: int, memory: Tensor | None = None) -> None:
+        self._batch = batch
+        self._memory = memory
+        self.whole: Tensor | None = None
+
+    def put(self, start: int, rows: Tensor) -> None:
+        if len(rows) == self._batch:
+            self.whole = rows
+            return
+        if self.whole is None:
+            shape = (self._batch, *rows.shape[1:])
+            fits = self._memory is not None and self._memory.shape == shape and self._memory.is_contiguous()
+            self.whole = self._memory if fits else rows.new_empty(shape)
+        assert self.whole is not None
+        self.whole[start : start + len(rows)] = rows
+
+
+def _frozen_again(part: Segment, state: dict[str, Tensor], x_in: KeptTensor, start: int, stop: int) -> Tensor:
+    """x_k of some images through the frozen part, with the statistics of the forward; running ones stay."""
+    now = dict(part.state)
+    part.state.update(state)
+    try:
+        return part.forward(x_in.rows(start, stop), keep=False, momentum=0.0)[0]
+    finally:
+        part.state.update(now)
+
+
+def _overlap(tensor: Tensor, *others: Tensor) -> bool:
+    """Whether a tensor's memory is that of another one, too."""
+    return any(tensor.untyped_storage().data_ptr() == other.untyped_storage().data_ptr() for other in others)

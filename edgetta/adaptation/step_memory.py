@@ -1,6 +1,13 @@
 """What a step may keep between its forward and its backward, and in how many pieces the backward works.
 
 Every choice gives the same predictions; what differs is memory, time, and how exact the gradients are.
+
+storage          kept per meta-network                                 gradients
+full             x~_{k-1}, x_k and the branch's convolution as floats  exact
+half             these as 16-bit floats, and signs as bits             to about 1e-3
+int8             these as 8-bit numbers, and signs as bits             to about 1e-2, right on average
+recompute        x~_{k-1} alone, and signs as bits                     exact to rounding
+recompute-int8   x~_{k-1} alone as 8-bit numbers, and signs as bits    to about 1e-2
 """
 
 from __future__ import annotations
@@ -11,6 +18,7 @@ from typing import Literal, get_args
 from edgetta.errors import UsageError
 
 Storage = Literal["full", "half", "int8", "recompute", "recompute-int8"]
+Form = Literal["float", "half", "int8"]  # of one tensor
 STORAGES: tuple[Storage, ...] = get_args(Storage)
 
 
@@ -29,6 +37,16 @@ class StepMemory:
             raise UsageError(f"slice must be a number of images, 0 for the whole batch, not {self.slice!r}")
         if not isinstance(self.local, bool):
             raise UsageError(f"local must be true or false, not {self.local!r}")
+
+    @property
+    def form(self) -> Form:
+        """Of every tensor that is kept."""
+        return "half" if self.storage == "half" else "int8" if self.storage.endswith("int8") else "float"
+
+    @property
+    def rebuilds(self) -> bool:
+        """Whether only the tensors between the parts are kept."""
+        return self.storage.startswith("recompute")
 
 
 FULL = StepMemory()

@@ -29,7 +29,7 @@ def set_source_statistics(
         x, _ = network.stem.forward(images, keep=False, momentum=momentum)
         for k, (part, meta) in enumerate(zip(network.parts, network.metas, strict=True)):
             frozen, _ = part.forward(x, keep=False, momentum=momentum)
-            moments = [*_sums(meta._flat(frozen)), *_sums(meta.convolve(x))]  # type: ignore[operator]
+            moments = [*_sums(meta.flat(frozen)), *_sums(meta.convolve(x))]  # type: ignore[operator]
             sums[k] = moments if not sums[k] else [a + b for a, b in zip(sums[k], moments, strict=True)]
             counts[k] += frozen.numel() // len(moments[0])
             x = frozen

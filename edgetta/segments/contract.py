@@ -51,6 +51,17 @@ class Residual:
             return unpack_mask(kept, self.value.with_batch(batch))
         return unpack_code(kept, self.low, self.high, dtype) if self.kind == "code" else kept
 
+    def rows(self, kept: Tensor, batch: int, start: int, stop: int) -> Tensor:
+        """What is kept of the images from `start` to `stop`, of what is kept of a batch."""
+        if not self.value.per_sample:
+            return kept
+        if self.kind != "mask" or kept.dtype == torch.bool:  # an engine may keep masks as they are
+            return kept[start:stop]
+        size = self.value.elements(1)
+        if start * size % 8 or (stop < batch and stop * size % 8):  # bits of two images share a byte
+            return pack_mask(unpack_mask(kept, self.value.with_batch(batch))[start:stop])
+        return kept[start * size // 8 : (stop * size + 7) // 8]
+
     def kept_bytes(self, batch: int, float_bytes: int = 4) -> int:
         """Bytes kept between forward and backward for a batch."""
         elements = self.value.elements(batch)
@@ -106,6 +117,15 @@ class Residuals:
     kept: dict[str, Tensor] = field(default_factory=dict)
     shared: dict[str, Tensor] = field(default_factory=dict)
     batch: int = 0
+
+    def rows(self, graphs: SegmentGraphs, start: int, stop: int) -> Residuals:
+        """The residuals of the images from `start` to `stop`; what is not per image is the same for all."""
+        by_name = {residual.value.name: residual for residual in graphs.residuals}
+        kept = {
+            name: by_name[name].rows(tensor, self.batch, start, stop) if name in by_name else tensor
+            for name, tensor in self.kept.items()
+        }
+        return Residuals(kept, {name: tensor[start:stop] for name, tensor in self.shared.items()}, stop - start)
 
     def kept_bytes(self) -> int:
         """Bytes held for this segment alone."""
