@@ -14,6 +14,7 @@ BENCHES: dict[str, tuple[str, str]] = {
     "device": ("edgetta.bench.device", "What a device does with a bundle: time, memory, energy, error."),
     "exactness": ("edgetta.bench.exactness.command", "Compare derived gradients with autograd, network by network."),
     "latency": ("edgetta.bench.latency", "Time inference, prediction and adaptation steps, side by side."),
+    "tensorrt-build": ("edgetta.bench.tensorrt_build", "Build the engines of whole networks, without running them."),
 }
 
 EXAMPLES = """\b
