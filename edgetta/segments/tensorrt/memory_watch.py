@@ -38,7 +38,7 @@ def watch_memory() -> Iterator[MemoryWatch]:
         while not ended.wait(_SECONDS):
             watch.look()
 
-    thread = threading.Thread(target=look, daemon=True)
+    thread = threading.Thread(target=look, name="memory watch", daemon=True)
     thread.start()
     try:
         yield watch

@@ -49,6 +49,7 @@ class Double(ModuleType):
         self.build_errors: list[str] = []
         self.builds = 0
         self.disturb: Callable[[str, np.ndarray[Any, Any]], np.ndarray[Any, Any]] = lambda name, array: array
+        self.capture: Callable[[Callable[[], None]], None] | None = None  # while a CUDA graph is recorded
         self.watch_lifetimes = False  # look for every tensor that an engine works on, which takes its time
         self.running_half = False  # whether the engine that runs computes in float16
         api = RECORDED[version]
@@ -412,20 +413,28 @@ class IExecutionContext:
         if self.trt.watch_lifetimes:
             alive = {t.data_ptr() for t in gc.get_objects() if type(t) is torch.Tensor}
             assert set(self._addresses.values()) <= alive, "a tensor was freed before its engine was enqueued"
-        ctypes.memset(memory, 0xA5, size)  # nothing else may lie there
-        feeds = {}
-        self.trt.running_half = engine._half
-        for entry in engine._session.get_inputs():
-            feeds[entry.name] = self._array(entry.name, self._shapes[entry.name]).copy()
-        for entry, array in zip(engine._session.get_outputs(), engine._session.run(None, feeds), strict=True):
-            self._array(entry.name, array.shape)[...] = self.trt.disturb(entry.name, array)
+        addresses, shapes = dict(self._addresses), dict(self._shapes)
+
+        def run() -> None:
+            feeds = {}
+            self.trt.running_half = engine._half
+            for entry in engine._session.get_inputs():
+                feeds[entry.name] = self._array(addresses, entry.name, shapes[entry.name]).copy()
+            for entry, array in zip(engine._session.get_outputs(), engine._session.run(None, feeds), strict=True):
+                self._array(addresses, entry.name, array.shape)[...] = self.trt.disturb(entry.name, array)
+
+        if self.trt.capture is not None:
+            self.trt.capture(run)  # the scratch memory is then the recording's own, which is not played here
+        else:
+            ctypes.memset(memory, 0xA5, size)  # nothing else may lie there
+            run()
         return True
 
-    def _array(self, name: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    def _array(self, addresses: dict[str, int], name: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
         kind = self._engine._values[name].dtype.name
         dtype = np.dtype({"FLOAT": np.float32, "BOOL": np.bool_, "HALF": np.float16}[kind])
         count = int(np.prod(shape))
-        buffer = (ctypes.c_char * (count * dtype.itemsize)).from_address(self._addresses[name])
+        buffer = (ctypes.c_char * (count * dtype.itemsize)).from_address(addresses[name])
         return np.frombuffer(buffer, dtype, count).reshape(shape)
 
 
