@@ -81,7 +81,8 @@ class Epoch:
 
 
 BatchLoss = Callable[[nn.Module, Batch], Tensor]
-Score = Callable[[nn.Module, Tensor, Tensor], Tensor]  # model, images, labels -> mask of images that count as right
+Score = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""Model, images and labels to the mask (N,) of images that count as right; the same on every process."""
 
 
 def train(
@@ -152,7 +153,7 @@ def train(
                         note += f", validation {100 * max(entry.score for entry in history):.2f} %"
                     progress(done, schedule.epochs * steps, note)
             _share_statistics(model, processes)
-            right = _score(model, validation, score, processes)
+            right = float(score(model, *validation).float().mean())
             if not history or right > max(entry.score for entry in history):
                 best = {name: value.detach().clone() for name, value in model.state_dict().items()}
             history.append(Epoch(epoch + 1, total / steps, right))
@@ -269,17 +270,3 @@ def _share_statistics(model: nn.Module, processes: Processes) -> None:
     for buffer in model.buffers():
         if buffer.is_floating_point():
             buffer.copy_(processes.sum(buffer.detach().clone()) / processes.count)
-
-
-def _score(model: nn.Module, validation: tuple[Tensor, Tensor], score: Score, processes: Processes) -> float:
-    images, labels = validation
-    own = processes.share(len(labels))
-    right = torch.zeros(1, dtype=torch.float64)
-    failure: Exception | None = None
-    try:
-        if len(own):
-            right += score(model, images[own.start : own.stop], labels[own.start : own.stop]).sum().cpu()
-    except Exception as error:
-        failure = error
-    device = next(model.parameters()).device
-    return float(processes.sum(right.to(device), failure)) / len(labels)

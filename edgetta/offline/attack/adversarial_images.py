@@ -1,8 +1,12 @@
-"""Attack many images batch by batch, and ask what a model says to them."""
+"""Attack many images batch by batch, and ask what a model says to them.
+
+Under torch.distributed processes take turns with the batches, and all get the whole result, the same as one process
+gets: every process must make the same calls.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -12,6 +16,7 @@ from edgetta.errors import EdgettaError, UsageError
 from edgetta.offline.attack.evaluation_mode import evaluation_mode
 from edgetta.offline.attack.loss import Classifier
 from edgetta.offline.attack.threat import Threat
+from edgetta.offline.curvature import Processes
 from edgetta.offline.pixels import as_floats
 
 Progress = Callable[[int, int], None]  # images done, images in all
@@ -53,13 +58,16 @@ def adversarial_images(
     """
     device = device_of(model)
     check_labels(model, images, labels)
-    found: list[Tensor] = []
-    for start, some, theirs in batches(images, labels, batch, device):
+
+    def attacked(start: int) -> Tensor:
+        rows = slice(start, start + batch)
         generator = torch.Generator().manual_seed(seed * 1_000_003 + start)
-        found.append(attack.perturb(model, some, theirs, generator).cpu())
+        points = attack.perturb(model, as_floats(images[rows]).to(device), labels[rows].to(device), generator)
         if progress is not None:
             progress(min(start + batch, len(labels)), len(labels))
-    return torch.cat(found)
+        return points.cpu()
+
+    return _shared(attacked, len(labels), batch)
 
 
 @torch.no_grad()
@@ -69,14 +77,17 @@ def classified_right(model: Classifier, images: Tensor, labels: Tensor, batch: i
     Raises:
         EdgettaError: logits that are NaN or infinite.
     """
-    found: list[Tensor] = []
+    device = device_of(model)
+
+    def right(start: int) -> Tensor:
+        rows = slice(start, start + batch)
+        logits = model(as_floats(images[rows]).to(device))
+        if not bool(torch.isfinite(logits).all()):
+            raise EdgettaError("the model answers with NaN or infinite logits; check the weights")
+        return logits.argmax(1).cpu() == labels[rows]
+
     with evaluation_mode(model):
-        for _, some, theirs in batches(images, labels, batch, device_of(model)):
-            logits = model(some)
-            if not bool(torch.isfinite(logits).all()):
-                raise EdgettaError("the model answers with NaN or infinite logits; check the weights")
-            found.append((logits.argmax(1) == theirs).cpu())
-    return torch.cat(found) if found else torch.zeros(0, dtype=torch.bool)
+        return _shared(right, len(labels), batch)
 
 
 def check_labels(model: Classifier, images: Tensor, labels: Tensor) -> None:
@@ -100,13 +111,24 @@ def check_labels(model: Classifier, images: Tensor, labels: Tensor) -> None:
         )
 
 
-def batches(images: Tensor, labels: Tensor, batch: int, device: torch.device) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Start, images in [0, 1] and labels of each batch, on a device."""
+def _shared(compute: Callable[[int], Tensor], count: int, batch: int) -> Tensor:
+    """The results for batches that begin at 0, batch, ..., one after another; processes take turns with batches."""
     if batch < 1:
         raise UsageError(f"batch size {batch} is not possible; give 1 or more")
-    for start in range(0, len(labels), batch):
-        rows = slice(start, start + batch)
-        yield start, as_floats(images[rows]).to(device), labels[rows].to(device)
+    processes = Processes()
+    starts = list(range(0, count, batch))
+    found: dict[int, Tensor] = {}
+    failure: Exception | None = None
+    try:
+        for start in starts[processes.rank :: processes.count]:
+            found[start] = compute(start)
+    except Exception as error:  # told to the other processes by sum(), which raises it again
+        failure = error
+    if processes.together or failure is not None:
+        cuda = torch.cuda.is_available() and torch.distributed.get_backend() == "nccl" if processes.together else False
+        processes.sum(torch.zeros(1, device="cuda" if cuda else "cpu"), failure)
+    everything = {start: part for share in processes.gather(found) for start, part in share.items()}
+    return torch.cat([everything[start] for start in starts]) if starts else torch.zeros(0, dtype=torch.bool)
 
 
 def device_of(model: Classifier) -> torch.device:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -62,8 +62,7 @@ def adversarial_training(
     """Train `model` in place against attacks; it ends with the weights of the most robust epoch.
 
     Attacks run in evaluation mode, so that adversarial images do not depend on each other. The epoch is chosen on the
-    validation images, by accuracy under the same attack from the images themselves (no random start: every number of
-    processes then chooses the same epoch).
+    validation images, by accuracy under the same attack.
 
     Args:
         model, data, validation, checkpoint, progress: see `edgetta.offline.training.train`.
@@ -78,11 +77,10 @@ def adversarial_training(
     for images, labels in (data, validation):
         if len(labels):
             check_labels(model, images, labels)
-    trial = replace(config.attack, random_start=False)
 
     def robust(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         clean = classified_right(network, images, labels)
-        return clean & classified_right(network, adversarial_images(network, images, labels, trial), labels)
+        return clean & classified_right(network, adversarial_images(network, images, labels, config.attack), labels)
 
     return train(
         model,
