@@ -32,6 +32,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "bench": ("edgetta.cli.bench", "Measure latency, memory and accuracy."),
     "curvature": ("edgetta.cli.curvature", "Estimate the Hessian spectrum of a model's loss."),
     "attack": ("edgetta.cli.attack", "Measure how robust a model is against attacks."),
+    "rift": ("edgetta.cli.rift", "Make a robust model more accurate, its robustness kept."),
     "learning-rate": ("edgetta.cli.learning_rate", "Find the learning rate that each batch size bears."),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -130,7 +131,7 @@ def run_rift(
         check_labels(model, images, labels)
     config.constraint.check(len(validation[1]))
     settings: dict[str, Any] = {"config": asdict(config), "description": dict(description or {})}
-    settings |= {"images": [len(labels) for _, labels in (train, validation, test)]}
+    settings |= {"images": [len(labels) for _, labels in (train, validation, test)], "weights": _digest(model)}
     job = _Job(model, (train, validation, test), StageFiles(folder, settings, overwrite=overwrite), config, progress)
     return job.run(corrupted or {})
 
@@ -336,3 +337,12 @@ class _Job:
     def _tell(self, stage: str, done: int, total: int, note: str) -> None:
         if self.progress is not None:
             self.progress(stage, done, total, note)
+
+
+def _digest(model: nn.Module) -> str:
+    """A short fingerprint of the weights that the job starts from."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

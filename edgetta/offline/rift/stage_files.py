@@ -27,20 +27,20 @@ class StageFiles:
         overwrite: start again where the folder holds a job with other settings.
 
     Raises:
-        UsageError: the folder holds a job with other settings, or other things.
+        UsageError: the folder holds a job with other settings, or files that are none of a job's.
         StorageError: it cannot be made.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> None:
         self.folder = folder
         self.processes = Processes()
-        wanted = json.loads(json.dumps(dict(settings)))
+        wanted = self.processes.first(json.loads(json.dumps(dict(settings))))
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise storage_error(error, folder) from error
         found = self.processes.first(_read(folder / SETTINGS) if (folder / SETTINGS).exists() else None)
-        strange = self.processes.first(found is None and any(folder.iterdir()))
+        strange = self.processes.first(found is None and any(path.is_file() for path in folder.iterdir()))
         if strange:
             raise UsageError(f"{folder} holds other things; name a new folder")
         if found is not None and found != wanted and not overwrite:
