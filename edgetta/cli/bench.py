@@ -12,6 +12,8 @@ from edgetta.errors import MissingDependencyError
 # name: (module whose `command` is the sub-verb, help). Static, so that `edgetta bench --help` imports none of them.
 BENCHES: dict[str, tuple[str, str]] = {
     "device": ("edgetta.bench.device", "What a device does with a bundle: time, memory, energy, error."),
+    "criticality": ("edgetta.bench.criticality", "Compare module robust criticality with the published algorithm."),
+    "rift": ("edgetta.bench.rift", "Measure what RiFT gains on real images, beside its controls."),
     "exactness": ("edgetta.bench.exactness.command", "Compare derived gradients with autograd, network by network."),
     "latency": ("edgetta.bench.latency", "Time inference, prediction and adaptation steps, side by side."),
     "tensorrt-build": ("edgetta.bench.tensorrt_build", "Build the engines of whole networks, without running them."),
