@@ -1,8 +1,9 @@
 """How long a step takes beside plain inference: `edgetta bench latency`.
 
 Plain inference is the whole backbone as ONE graph with its BatchNorms folded, on the same engine and threads.
-Prediction is the adapted network with adaptation off. A step predicts and updates. All kinds are measured in turn,
-round after round, in one process, so that what slows the machine slows them alike; medians are reported.
+Prediction is the adapted network with adaptation off. A step predicts and updates. Packing is what a step spends on
+making bits of masks and masks of bits, measured in steps of their own. All kinds are measured in turn, round after
+round, in one process, so that what slows the machine slows them alike; medians are reported.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,8 @@ import click
 from edgetta.errors import UsageError
 
 if TYPE_CHECKING:
+    from edgetta.adaptation.model import Gradient
+    from edgetta.adaptation.network import BatchNorm
     from edgetta.bundle import Bundle
     from edgetta.models import Model
 
@@ -34,8 +37,8 @@ class Case:
     """One row: what runs how."""
 
     engine: str
-    gradient: str
-    batch_norm: str
+    gradient: Gradient
+    batch_norm: BatchNorm
 
 
 @click.command(
@@ -70,7 +73,7 @@ def command(
     from edgetta.bench.result_file import write_results
 
     cases = [
-        Case(engine, gradient, policy)
+        Case(engine, gradient, policy)  # type: ignore[arg-type]
         for policy in _chosen(policies, POLICIES, "--bn")
         for engine in _chosen(engines, ENGINES, "--engine")
         for gradient in _chosen(gradients, GRADIENTS, "--gradient")
@@ -103,22 +106,21 @@ def measure(
     model = load_model(name)
     images = torch.rand(batch, *model.input_shape, generator=torch.Generator().manual_seed(0))
     config = AdaptConfig(entropy_margin=1.0, small_batch=1)
+    forms = {case: "source" if case.batch_norm == "source" else "adaptive" for case in cases}
     with tempfile.TemporaryDirectory() as folder:
-        bundles = {
-            form: _bundle(model, parts, form, Path(folder))
-            for form in dict.fromkeys("source" if case.batch_norm == "source" else "adaptive" for case in cases)
-        }
-        plain = next(iter(bundles.values()))
-        runs: dict[tuple[Case | str, str], Callable[[], object]] = {}
+        bundles = {form: _bundle(model, parts, form, Path(folder)) for form in dict.fromkeys(forms.values())}
+        runs: dict[Any, Callable[[], object]] = {}
         for engine in dict.fromkeys(case.engine for case in cases):
-            runs[engine, "inference"] = partial(source_program(plain, engine, threads), images)
+            plain = next(iter(bundles.values()))
+            runs[engine] = partial(source_program(plain, engine, threads), images)
         for case in cases:
-            form = "source" if case.batch_norm == "source" else "adaptive"
-            network = build_network(bundles[form], case.engine, case.gradient, case.batch_norm, threads)  # type: ignore[arg-type]
-            adapter = Adapter(network, config)
-            runs[case, "predict"] = partial(network.forward, images, keep=False)
-            runs[case, "step"] = partial(adapter.step, images)
+            make = partial(build_network, bundles[forms[case]], case.engine, threads=threads)
+            off = (case.engine, case.batch_norm)
+            if off not in runs:  # the gradient mode says nothing where nothing adapts
+                runs[off] = partial(make(batch_norm=case.batch_norm).forward, images, keep=False)
+            runs[case] = partial(Adapter(make(case.gradient, case.batch_norm), config).step, images)
         seconds = _medians(runs, repetitions)
+        packing = _medians({case: _Packing(runs[case]) for case in cases}, repetitions)
     return [
         {
             "model": name,
@@ -126,13 +128,44 @@ def measure(
             "engine": case.engine,
             "gradient": case.gradient,
             "bn": case.batch_norm,
-            "inference_seconds": seconds[case.engine, "inference"],
-            "predict_seconds": seconds[case, "predict"],
-            "step_seconds": seconds[case, "step"],
+            "inference_seconds": seconds[case.engine],
+            "predict_seconds": seconds[case.engine, case.batch_norm],
+            "step_seconds": seconds[case],
+            "packing_seconds": packing[case],
             "repetitions": repetitions,
         }
         for case in cases
     ]
+
+
+class _Packing:
+    """A step that tells how long it packed and unpacked residuals."""
+
+    def __init__(self, step: Callable[[], object]) -> None:
+        self._step = step
+
+    def __call__(self) -> float:
+        from edgetta.segments.contract import Residual
+
+        spent = 0.0
+
+        def timed(function: Callable[..., object]) -> Callable[..., object]:
+            def run(*arguments: Any) -> object:
+                nonlocal spent
+                start = time.perf_counter()
+                result = function(*arguments)
+                spent += time.perf_counter() - start
+                return result
+
+            return run
+
+        pack, unpack = Residual.pack, Residual.unpack
+        Residual.pack, Residual.unpack = timed(pack), timed(unpack)  # type: ignore[method-assign, assignment]
+        try:
+            self._step()
+        finally:
+            Residual.pack, Residual.unpack = pack, unpack  # type: ignore[method-assign]
+        return spent
 
 
 def _bundle(model: Model, parts: int, form: str, folder: Path) -> Bundle:
@@ -161,15 +194,18 @@ def _bundle(model: Model, parts: int, form: str, folder: Path) -> Bundle:
     return read_bundle(path)
 
 
-def _medians(runs: dict[tuple[Case | str, str], Callable[[], object]], repetitions: int) -> dict[Any, float]:
-    """Seconds of each run: the median over rounds, after one round that does not count."""
+def _medians(runs: Mapping[Any, Callable[[], object]], repetitions: int) -> dict[Any, float]:
+    """Seconds of each run: the median over rounds, after one round that does not count.
+
+    A run that returns a number of seconds has measured itself.
+    """
     samples: dict[Any, list[float]] = {key: [] for key in runs}
     for round_number in _progress(repetitions + 1):
         for key, run in runs.items():
             start = time.perf_counter()
-            run()
+            result = run()
             if round_number:
-                samples[key].append(time.perf_counter() - start)
+                samples[key].append(result if isinstance(result, float) else time.perf_counter() - start)
     return {key: statistics.median(values) for key, values in samples.items()}
 
 
@@ -194,13 +230,13 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(title="Seconds per batch, and how many times plain inference")
-    names = ("model", "engine", "gradient", "bn", "inference", "off", "", "step", "")
+    names = ("model", "engine", "gradient", "bn", "inference", "off", "", "step", "", "packing")
     for i, name in enumerate(names):
         table.add_column(name, justify="left" if i < 4 else "right", no_wrap=True)
     for row in rows:
         inference, predict, step = row["inference_seconds"], row["predict_seconds"], row["step_seconds"]
         times = [f"{inference:.3f}", f"{predict:.3f}", f"x{predict / inference:.2f}"]
-        times += [f"{step:.3f}", f"x{step / inference:.2f}"]
+        times += [f"{step:.3f}", f"x{step / inference:.2f}", f"{100 * row['packing_seconds'] / step:.1f} %"]
         table.add_row(row["model"], row["engine"], row["gradient"], row["bn"], *times)
     console = Console()
     console.width = max(console.width, 100)  # a ratio cut short says nothing

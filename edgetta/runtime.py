@@ -91,7 +91,7 @@ class Runtime:
         self.engine = open_engine(bundle, engine, threads, tensorrt, Path(engine_cache) if engine_cache else None)
         self.network = build_network(bundle, self.engine, gradient, batch_norm, memory=memory)
         if check:
-            self_test(bundle, self.network, self.engine.source())
+            self_test(bundle, self.network, self.engine.source(), gradients=self.config.when != "off")
         self._start = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
         self._source: Any = None
         self.adapter = Adapter(self.network, self.config)

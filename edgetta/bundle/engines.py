@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, get_args
 
@@ -14,7 +14,7 @@ from edgetta.adaptation.model import Gradient, build
 from edgetta.adaptation.network import AdaptiveNetwork, BatchNorm
 from edgetta.adaptation.step_memory import FULL, StepMemory
 from edgetta.bundle.reading import Bundle
-from edgetta.errors import BundleError, EdgettaError, MissingDependencyError, UsageError, one_line
+from edgetta.errors import BundleError, MissingDependencyError, UsageError
 from edgetta.segments.contract import GradientMode, Segment, SegmentGraphs
 from edgetta.segments.engine_names import ENGINES
 from edgetta.segments.onnxruntime_engine import OnnxProgram, OnnxRuntimeSegment, import_onnxruntime
@@ -73,13 +73,11 @@ class OnnxRuntimeEngine:
     def segment(self, name: str, graphs: SegmentGraphs, mode: GradientMode) -> Segment:
         bundle = self._bundle
         paths = {direction: str(bundle.onnx_path(name, direction)) for direction in bundle.entry(name).onnx}
-        with _engine_errors(bundle, name):
-            return OnnxRuntimeSegment(graphs, paths, mode, self._threads)
+        return OnnxRuntimeSegment(graphs, paths, mode, self._threads)
 
     def source(self) -> Callable[[Tensor], Tensor]:
         graph = self._bundle.model.source
-        with _engine_errors(self._bundle, "source"):
-            session = OnnxProgram(str(self._bundle.onnx_path("source")), graph, self._threads)
+        session = OnnxProgram(str(self._bundle.onnx_path("source")), graph, self._threads)
         return lambda images: session.run({"x": images}, graph.outputs)[0]
 
 
@@ -183,17 +181,3 @@ def engine_of(network: AdaptiveNetwork) -> str:
     if isinstance(network.classifier, TorchSegment):
         return "torch" if network.device.type == "cpu" else "torch-cuda"
     return "onnxruntime" if isinstance(network.classifier, OnnxRuntimeSegment) else "tensorrt"
-
-
-@contextmanager
-def _engine_errors(bundle: Bundle, segment: str) -> Iterator[None]:
-    """What ONNX Runtime raises while it loads a file has no common kind; here it becomes a `BundleError`."""
-    try:
-        yield
-    except EdgettaError:
-        raise
-    except Exception as error:
-        raise BundleError(
-            f"ONNX Runtime refuses segment {segment!r} of bundle {bundle.path}: {one_line(error)}; "
-            "try --engine torch, or export the bundle again"
-        ) from error

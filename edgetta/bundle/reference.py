@@ -24,7 +24,11 @@ MAX_REFERENCE_BYTES = 256 << 20
 
 @torch.no_grad()
 def golden_run(
-    model: AdaptableModel, network: AdaptiveNetwork, start: Mapping[str, Tensor], images: Tensor
+    model: AdaptableModel,
+    network: AdaptiveNetwork,
+    start: Mapping[str, Tensor],
+    images: Tensor,
+    with_gradients: bool = True,
 ) -> dict[str, Tensor]:
     """Logits of `images` from the state `start`, and gradients of a linear function of them as "gradient.NAME".
 
@@ -41,8 +45,9 @@ def golden_run(
         network.load_state_dict(dict(start))
         network.batch_norm = "source" if model.batch_norm == "source" else "ema"
         network.ema_images = EMA_IMAGES
-        logits, tape = network.forward(images)
-        network.backward(tape, _pattern(logits))
+        logits, tape = network.forward(images, keep=with_gradients)
+        if with_gradients:
+            network.backward(tape, _pattern(logits))
         found = {"logits": logits.clone()}
         for name, parameter in parameters.items():
             if parameter.grad is not None and parameter.numel() <= MAX_GRADIENT_ELEMENTS:

@@ -46,10 +46,16 @@ class SelfTest:
         return max(self.gradient_errors.values(), default=0.0)
 
 
-def self_test(bundle: Bundle, network: AdaptiveNetwork, source: Callable[[Tensor], Tensor] | None = None) -> SelfTest:
+def self_test(
+    bundle: Bundle,
+    network: AdaptiveNetwork,
+    source: Callable[[Tensor], Tensor] | None = None,
+    gradients: bool = True,
+) -> SelfTest:
     """Run the golden images through `network`, made by `build_network`, and compare with the reference.
 
-    source   images -> logits of the unadapted backbone; made on the network's engine and dropped again when None
+    source      images -> logits of the unadapted backbone; made on the network's engine and dropped again when None
+    gradients   False where nothing will adapt: then nothing that only adaptation needs is loaded
     The network is left as it was: weights, statistics, policy and gradients.
     Raises `BundleError` naming the first thing that differs.
     """
@@ -60,7 +66,7 @@ def self_test(bundle: Bundle, network: AdaptiveNetwork, source: Callable[[Tensor
     logits_limit, gradient_limit = LOGITS_TOLERANCE[rounding], GRADIENT_TOLERANCE[rounding]
     try:
         found = {"source_logits": (source or source_program(bundle, engine_of(network)))(images)}
-        found |= golden_run(bundle.model, network, start, images)
+        found |= golden_run(bundle.model, network, start, images, gradients)
         found = {name: value.cpu() for name, value in found.items()}
     except EdgettaError:
         raise
@@ -69,18 +75,18 @@ def self_test(bundle: Bundle, network: AdaptiveNetwork, source: Callable[[Tensor
             f"bundle {bundle.path} fails its self-test: {one_line(error)}; export the bundle again"
         ) from error
     errors = {name: _error(value, golden[name]) for name, value in found.items() if not name.startswith("gradient.")}
-    gradients = _gradient_errors(bundle, network, found, golden)
+    gradient_errors = _gradient_errors(bundle, network, found, golden) if gradients else {}
     for name, difference, limit in (
         ("the source network's logits", errors["source_logits"], logits_limit),
         ("the adapted network's logits", errors["logits"], logits_limit),
-        *((f"the gradients of {name}", value, gradient_limit) for name, value in gradients.items()),
+        *((f"the gradients of {name}", value, gradient_limit) for name, value in gradient_errors.items()),
     ):
         if not difference <= limit:
             raise BundleError(
                 f"bundle {bundle.path} fails its self-test on this machine: {name} differ from the reference by "
                 f"{difference:.1e} (at most {limit:.0e} allowed); try --engine torch, or export the bundle again"
             )
-    return SelfTest(errors["source_logits"], errors["logits"], gradients)
+    return SelfTest(errors["source_logits"], errors["logits"], gradient_errors)
 
 
 def _rounding(network: AdaptiveNetwork) -> str:

@@ -8,15 +8,17 @@ when a smaller batch comes: giving it back after every run would add 40 % to a p
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from edgetta.errors import MissingDependencyError
+from edgetta.errors import BundleError, MissingDependencyError, one_line
 from edgetta.segments.contract import GradientMode, Residuals, SegmentGraphs
 from edgetta.segments.graph import Graph
+from edgetta.segments.tensorrt.onnx_model import parse_onnx, read_onnx
 
 _arena_registered = False
 _arena_batch = 0  # of the last run of any session
@@ -35,20 +37,28 @@ def import_onnxruntime() -> Any:
 
 
 class OnnxProgram:
-    """One ONNX graph as a session whose inputs and outputs are torch tensors."""
+    """One ONNX graph as a session whose inputs and outputs are torch tensors.
+
+    `model` is a path or the model's bytes. Raises `BundleError` where ONNX Runtime does not take it.
+    """
 
     def __init__(self, model: str | bytes, graph: Graph, threads: int = 0) -> None:
         runtime = import_onnxruntime()
         self.graph = graph
-        self._session = runtime.InferenceSession(model, _options(runtime, threads), providers=["CPUExecutionProvider"])
+        try:
+            options = _options(runtime, threads)
+            self._session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its kinds are many
+            name = model if isinstance(model, str) else f"a graph that returns {graph.outputs[0]!r}"
+            raise BundleError(
+                f"ONNX Runtime refuses {name}: {one_line(error)}; try --engine torch, or export the bundle again"
+            ) from error
         self._keeping, self._giving_back = runtime.RunOptions(), runtime.RunOptions()
-        for options in (self._keeping, self._giving_back):
-            options.only_execute_path_to_fetches = True
         self._giving_back.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self._inputs = [entry.name for entry in self._session.get_inputs()]
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> list[Tensor]:
-        """The outputs named, in new tensors; what only other outputs need is not computed."""
+        """The outputs named, in new tensors."""
         global _arena_batch
         binding = self._session.io_binding()
         batch = next((t.shape[0] for name, t in inputs.items() if self.graph.values[name].per_sample), 1)
@@ -75,7 +85,8 @@ class OnnxRuntimeSegment:
     """A frozen segment on ONNX Runtime (see `contract.Segment`).
 
     `models` gives the ONNX model (a path, or its bytes) of each direction that the gradient mode needs:
-    "forward", and "backward" for exact or "recompute" for recompute.
+    "forward", and "backward" for exact or "recompute" for recompute. Each is loaded when it is first run. Where no
+    residual is wanted, the forward is loaded without them, which is quicker: a session computes whatever it can.
     """
 
     def __init__(
@@ -92,10 +103,8 @@ class OnnxRuntimeSegment:
         self._plain = graphs.forward.outputs[: 1 + len(graphs.state)]
         self._residuals = {r.value.name: r for r in graphs.residuals}
         self._made = [r.value.name for r in graphs.residuals if r.value.name not in graphs.forward.inputs]
-        self._forward = OnnxProgram(models["forward"], graphs.forward, threads)
-        direction = {"exact": "backward", "recompute": "recompute", "local": ""}[gradient]
-        backward = {"backward": graphs.backward, "recompute": graphs.recompute, "": None}[direction]
-        self._backward = OnnxProgram(models[direction], backward, threads) if backward is not None else None
+        self._models, self._threads = dict(models), threads
+        self._loaded: dict[str, OnnxProgram] = {}
 
     def forward(self, x: Tensor, *, keep: bool = True, momentum: float = 0.1) -> tuple[Tensor, Residuals]:
         inputs = {"x": x, **self.state, **self.biases}
@@ -103,7 +112,7 @@ class OnnxRuntimeSegment:
             inputs["ema_momentum"] = torch.full((1,), momentum)
         residuals = Residuals(batch=x.shape[0])
         made = self._made if keep and self.gradient == "exact" else []
-        outputs = self._forward.run(inputs, [*self._plain, *made])
+        outputs = self._forward(bool(made)).run(inputs, [*self._plain, *made])
         for name, tensor in zip(made, outputs[len(self._plain) :], strict=True):
             residuals.kept[name] = self._residuals[name].pack(tensor)
         if keep and self.gradient == "recompute":
@@ -115,8 +124,12 @@ class OnnxRuntimeSegment:
         return outputs[0], residuals
 
     def input_gradient(self, residuals: Residuals, grad_y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        if self._backward is None:
+        direction = {"exact": "backward", "recompute": "recompute", "local": ""}[self.gradient]
+        graph = {"backward": self.graphs.backward, "recompute": self.graphs.recompute, "": None}[direction]
+        if graph is None:
             raise RuntimeError(f"a segment in gradient mode {self.gradient!r} has no backward")
+        if direction not in self._loaded:
+            self._loaded[direction] = OnnxProgram(self._models[direction], graph, self._threads)
         inputs = {**residuals.shared, "grad_y": grad_y}
         for name in list(residuals.kept):
             kept = residuals.kept.pop(name)
@@ -124,8 +137,21 @@ class OnnxRuntimeSegment:
             inputs[name] = residual.unpack(kept, residuals.batch) if residual is not None else kept
         if self.gradient == "recompute":
             inputs.update(self.biases)
-        outputs = self._backward.run(inputs, self._backward.graph.outputs)
+        outputs = self._loaded[direction].run(inputs, graph.outputs)
         return outputs[0], dict(zip(self.biases, outputs[1:], strict=True))
+
+    def _forward(self, residuals: bool) -> OnnxProgram:
+        """The forward, with residuals or without. Once the one with them is there, it serves both: memory for one."""
+        if residuals and "forward" not in self._loaded:
+            self._loaded.pop("predict", None)
+            self._loaded["forward"] = OnnxProgram(self._models["forward"], self.graphs.forward, self._threads)
+        if "forward" not in self._loaded and "predict" not in self._loaded:
+            model = self._models["forward"]
+            if self._made:
+                whole = read_onnx(Path(model)) if isinstance(model, str) else parse_onnx(model)
+                model = whole.only(self._plain).to_bytes()
+            self._loaded["predict"] = OnnxProgram(model, self.graphs.forward, self._threads)
+        return self._loaded.get("forward") or self._loaded["predict"]
 
 
 def _options(runtime: Any, threads: int) -> Any:

@@ -35,6 +35,10 @@ def test_writes_rows_with_machine_versions_and_settings(tmp_path: Path) -> None:
             row[f"{kind}_seconds"] > 0 and math.isfinite(row[f"{kind}_seconds"])
             for kind in ("inference", "predict", "step")
         )
+        assert (row["packing_seconds"] > 0) == (row["gradient"] == "exact"), "only bits are packed"
+        assert row["packing_seconds"] < row["step_seconds"]
+    for engine in ("torch", "onnxruntime"):
+        assert len({row["predict_seconds"] for row in rows if row["engine"] == engine}) == 1
 
 
 def test_unknown_engine_is_named() -> None:

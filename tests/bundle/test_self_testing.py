@@ -50,6 +50,15 @@ def test_self_test_passes_and_leaves_nothing_behind(whole: Path, engine: str, gr
     assert (network.batch_norm, network.ema_images) == (bundle.batch_norm, bundle.ema_images)
 
 
+def test_self_test_without_gradients_loads_nothing_for_them(whole: Path) -> None:
+    bundle = read_bundle(whole)
+    network = build_network(bundle, "onnxruntime")
+    result = self_test(bundle, network, gradients=False)
+    assert result.logits_error < 1e-5 and result.gradient_errors == {}
+    segments = (network.stem, *network.parts, network.classifier)
+    assert all(set(segment._loaded) == {"predict"} for segment in segments)  # type: ignore[attr-defined]
+
+
 def test_self_test_covers_adaptable_biases(tmp_path: Path) -> None:
     bundle = read_bundle(write_small(tmp_path / "small", small_model(adapt_bias=True)))
     result = self_test(bundle, build_network(bundle, "onnxruntime"))

@@ -28,7 +28,7 @@ Captured = pytest.CaptureFixture[str]
 @pytest.fixture(autouse=True)
 def torch_engine_without_self_test(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is tested here is the verb; engines and self-test have tests of their own."""
-    monkeypatch.setattr("edgetta.runtime.self_test", lambda bundle, network, source: None)
+    monkeypatch.setattr("edgetta.runtime.self_test", lambda bundle, network, source, gradients: None)
     monkeypatch.delenv("EDGETTA_DEBUG", raising=False)
 
 

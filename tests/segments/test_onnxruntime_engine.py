@@ -88,6 +88,31 @@ def test_local_and_unkept_forwards_keep_nothing() -> None:
     assert residuals.kept == {}
 
 
+def test_what_is_not_needed_is_not_loaded() -> None:
+    """Without residuals the forward makes none; with them, one session serves both. Predictions are the same."""
+    graphs = part("vgg", "ema", False)
+    x, grad_y = inputs(graphs, 2)
+    made, fresh = segment(graphs, "onnxruntime"), segment(graphs, "onnxruntime")
+    before, _ = made.forward(x, keep=False)
+    predict = made._loaded["predict"]
+    outputs = [output.name for output in predict._session.get_outputs()]
+    assert set(made._loaded) == {"predict"} and outputs == list(graphs.forward.outputs[: 1 + len(graphs.state)])
+    assert torch.equal(fresh.forward(x)[0], before) and fresh.state.keys() == made.state.keys()
+    assert all(torch.equal(fresh.state[name], made.state[name]) for name in made.state)
+    _, residuals = made.forward(x)
+    assert set(made._loaded) == {"forward"}
+    made.input_gradient(residuals, grad_y)
+    made.forward(x, keep=False)
+    assert set(made._loaded) == {"forward", "backward"}
+
+
+@pytest.mark.parametrize("gradient", ["recompute", "local"])
+def test_modes_that_keep_no_masks_make_none(gradient: GradientMode) -> None:
+    made = segment(part("vgg", "source", False), "onnxruntime", gradient)
+    made.forward(inputs(made.graphs, 2)[0])
+    assert set(made._loaded) == {"predict"}
+
+
 def test_inputs_of_another_type_or_layout_are_converted() -> None:
     """The session reads raw memory; doubles, halves and transposed tensors must not be read as they lie."""
     graphs = part("vgg", "source", False)
