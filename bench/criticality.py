@@ -70,10 +70,10 @@ def measure(name: str, images: int, training_images: int, work: Path) -> dict[st
     groups = weight_groups(model)
     attack = PGD(Threat("linf", robust_networks.NETWORKS[name].epsilon), 10)
     order = [group.name for group in groups]
-    published: list[dict[str, float]] = []
+    published: list[dict[str, int]] = []
     seconds: dict[str, list[float]] = {"published": [], "fast": []}
     chosen: dict[str, list[str]] = {"published": [], "fast": []}
-    found: dict[str, float] = {}
+    found: dict[str, int] = {}
     for seed in (0, 1):
         data = AdversarialSet.make(model, train[0][:images], train[1][:images], attack, seed=seed)
         for schedule in ("published", "fast") if seed == 0 else ("published",):
@@ -88,12 +88,12 @@ def measure(name: str, images: int, training_images: int, work: Path) -> dict[st
                 )
             seconds[schedule].append(time.process_time() - begun)
             chosen[schedule].append(criticality.least.name)
-            rises = {score.name: score.rise for score in criticality.scores}
+            places = {score.name: place for place, score in enumerate(criticality.scores)}
             if schedule == "published":
-                published.append(rises)
+                published.append(places)
             else:
-                found = rises
-    first, second, ours = ([rises[module] for module in order] for rises in (*published, found))
+                found = places
+    first, second, ours = ([places[module] for module in order] for places in (*published, found))
     return {
         "model": name,
         "modules": len(order),

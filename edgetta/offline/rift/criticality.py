@@ -1,8 +1,9 @@
 """Module robust criticality (Zhu et al. 2023, Definition 3.1): what a model's robustness loses when one module moves.
 
 Two schedules by name. "published" is the released code's: plain SGD ascent on all images, for every module. "fast"
-looks at all modules with gradient and curvature on few images, and closely only at those that may be least critical,
-in rounds of ever fewer modules on ever more images.
+takes few large steps on few images, and looks closely only at the modules that may be least critical, in rounds of
+ever fewer modules on ever more images. Networks with very many modules may be screened first, by gradient and
+curvature.
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ class CriticalityConfig:
     schedule: Schedule = "fast"
     epsilon: float = 0.1  # radius of a tensor's ball, as a share of its norm
     steps: int = 6  # of the ascent, in each round
-    screening_images: int = 128  # for gradient and curvature of every module, and for each step of the ascent
+    step_images: int = 128  # for each step of the ascent, and for the screening; the first round has four times these
+    screening: float = 1.0  # share of the modules that a screening lets through; 1: no screening, which pays below 0.5
     products: int = 1  # with the block of the Hessian, in the screening; 0: by the gradient alone
-    second_round: float = 0.75  # share of the modules that go on after the screening, on four times as many images
-    finalists: int = 4  # modules that are measured on all images
+    finalists: int = 3  # modules that are measured on all images
     re_attack: bool = False  # attack the finalists anew at their perturbed weights, instead of fixed images
     batch: int = 250  # images at a time where nothing but the accuracy is wanted
     seed: int = 0
@@ -55,10 +56,10 @@ class CriticalityConfig:
             raise UsageError(f"schedule {self.schedule!r} is unknown; choose fast or published")
         if not 0 < self.epsilon < math.inf:
             raise UsageError(f"epsilon {self.epsilon} of the weights' balls is not positive")
-        if min(self.steps, self.screening_images, self.finalists, self.batch) < 1 or self.products < 0:
-            raise UsageError("steps, screening images, finalists and batch must be 1 or more, products 0 or more")
-        if not 0 < self.second_round <= 1:
-            raise UsageError(f"second_round is a share above 0 and at most 1, not {self.second_round}")
+        if min(self.steps, self.step_images, self.finalists, self.batch) < 1 or self.products < 0:
+            raise UsageError("steps, step images, finalists and batch must be 1 or more, products 0 or more")
+        if not 0 < self.screening <= 1:
+            raise UsageError(f"screening is a share above 0 and at most 1, not {self.screening}")
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,11 @@ class Score:
 
 @dataclass(frozen=True)
 class Criticality:
-    """Modules from the least to the most critical."""
+    """Modules from the least to the most critical.
+
+    Rises of different rounds are rises on different images, the screening's those of a quadratic model: they are
+    compared within a round, and rounds among each other by who went on.
+    """
 
     scores: tuple[Score, ...]
     skipped: tuple[str, ...]  # modules without a gradient: no forward pass uses them
@@ -100,8 +105,8 @@ class Criticality:
 
     @property
     def most(self) -> Score:
-        """The most critical module: the highest rise that is a number."""
-        return max((score for score in self.scores if not score.diverged), key=lambda score: score.rise)
+        """The most critical module whose ascent did not diverge."""
+        return next(score for score in reversed(self.scores) if not score.diverged)
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers; a rise that is not finite is null."""
@@ -146,7 +151,7 @@ def measure_criticality(
     begun = time.perf_counter()
     limit = free_bytes(next(model.parameters()).device) // 2
     with evaluation_mode(model):
-        first = data if config.schedule == "published" else data.first(config.screening_images)
+        first = data if config.schedule == "published" else data.first(config.step_images)
         loss, accuracy, gradient = whole_gradient(model, groups, first, config.batch)
         live = [group for group in groups if any(gradient[name] is not None for name in group.parameters)]
         skipped = tuple(group.name for group in groups if group not in live)
@@ -154,24 +159,29 @@ def measure_criticality(
         if config.schedule == "published":
             scores = measurement.published(live, (loss, accuracy))
         else:
-            screened = {
-                group.name: quadratic_rise(
-                    model,
-                    group,
-                    gradient,
-                    first,
-                    config.epsilon,
-                    products=config.products,
-                    limit=limit,
-                )
-                for group in live
-            }
+            screened = (
+                {}
+                if config.screening == 1
+                else {
+                    group.name: quadratic_rise(
+                        model,
+                        group,
+                        gradient,
+                        first,
+                        config.epsilon,
+                        products=config.products,
+                        limit=limit,
+                    )
+                    for group in live
+                }
+            )
             scores = measurement.halving(live, screened)
             loss, accuracy = measurement.base(data)
         if config.re_attack:
             assert attack is not None
             scores = measurement.re_attacked(scores, attack, (loss, accuracy))
-    order = sorted(scores, key=lambda score: (score.rise, score.name))
+    # A module that was left behind in a round is more critical than those that went on, whatever its rise there.
+    order = sorted(scores, key=lambda score: (score.diverged, -score.images, score.rise, score.name))
     return Criticality(tuple(order), skipped, loss, accuracy, len(data), time.perf_counter() - begun)
 
 
@@ -202,32 +212,28 @@ class _Measurement:
 
     def halving(self, groups: Sequence[WeightGroup], screened: dict[str, float]) -> list[Score]:
         """Rounds of ever fewer modules on ever more images; the last one takes all images."""
+        few = min(self.config.step_images, len(self.data))
         scores = {
             group.name: Score(
-                group.name,
-                group.parameters,
-                screened[group.name],
-                None,
-                min(self.config.screening_images, len(self.data)),
-                screened[group.name],
-                final=False,
+                group.name, group.parameters, screened[group.name], None, few, screened[group.name], final=False
             )
             for group in groups
+            if group.name in screened
         }
         rounds = _rounds(len(groups), len(self.data), self.config)
         total, done = sum(count for count, *_ in rounds), 0
-        remaining = sorted(groups, key=lambda group: screened[group.name])
+        remaining = sorted(groups, key=lambda group: screened.get(group.name, 0.0))
         for count, images, final in rounds:
             some = self.data.first(images)
             base = self.base(some)
             remaining = remaining[:count]
             for group in remaining:
-                robust = RobustLoss(self.model, group, some, self.config.screening_images, self.limit)
+                robust = RobustLoss(self.model, group, some, self.config.step_images, self.limit)
                 earlier = self.found.get(group.name)
                 start = None if earlier is None or earlier.diverged else earlier.weights
                 rise = normalised_ascent(robust, self.config.epsilon, self.config.steps, base, start)
                 self.found[group.name] = rise
-                scores[group.name] = _score(group, rise, len(some), screened[group.name], final)
+                scores[group.name] = _score(group, rise, len(some), screened.get(group.name), final)
                 done += 1
                 self._tell(done, total, group.name)
             remaining = sorted(remaining, key=lambda group: scores[group.name].rise)
@@ -281,8 +287,8 @@ class _Measurement:
 def _rounds(modules: int, images: int, config: CriticalityConfig) -> list[tuple[int, int, bool]]:
     """Modules and images of each round, and whether it is the last."""
     finalists = min(config.finalists, modules)
-    count = max(finalists, math.ceil(config.second_round * modules))
-    some = 4 * config.screening_images
+    count = max(finalists, math.ceil(config.screening * modules))
+    some = 4 * config.step_images
     return [*([(count, some, False)] if some < images else []), (finalists if some < images else count, images, True)]
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+_TRIED = 4  # images on which keeping is tried out
 _CLOSE = 1e-5  # relative difference of logits that rounding may make
 
 
@@ -77,18 +78,19 @@ class Suffix:
 
     def _is_sound(self) -> bool:
         """Whether passes from the modules on give what whole passes give; settles how outputs are kept."""
+        some = self.batches[0][:_TRIED]
         with torch.no_grad():
-            expected = self.model(self.batches[0])
+            expected = self.model(some)
         scale = float(expected.abs().max()) or 1.0
         for self._whole_outputs, self._copies in ((False, False), (True, False), (True, True)):
-            calls = self._record(self.batches[0])
+            calls = self._record(some)
             if not any(call.output is not None for call in calls):
                 return False
             try:
                 with torch.no_grad():
                     for _ in range(2):  # a model that writes into its inputs shows at the second pass
                         with _replayed(self.model, calls, self._copies):
-                            found = self.model(self.batches[0])
+                            found = self.model(some)
                         if found.shape != expected.shape or float((found - expected).abs().max()) > _CLOSE * scale:
                             raise RuntimeError
             except Exception:

@@ -83,10 +83,10 @@ def test_perturbed_weights_stay_in_their_ball_and_the_model_as_it_was(schedule: 
     model.train()
     state = {name: value.clone() for name, value in model.state_dict().items()}
     told: list[tuple[int, int, str]] = []
-    config = CriticalityConfig(schedule, screening_images=40)  # type: ignore[arg-type]
+    config = CriticalityConfig(schedule, step_images=40)  # type: ignore[arg-type]
     found = measure_criticality(model, weight_groups(model), data, config, progress=lambda *event: told.append(event))
     assert model.training and all(torch.equal(value, state[n]) for n, value in model.state_dict().items())
-    assert [score.rise for score in found.scores] == sorted(score.rise for score in found.scores)
+    assert [(-s.images, s.rise) for s in found.scores] == sorted((-s.images, s.rise) for s in found.scores)
     assert found.least.name == found.scores[0].name and found.most.name == found.scores[-1].name
     assert all(0 < score.rise < 20 for score in found.scores) and told[-1][0] == told[-1][1]
     again = Criticality.from_json(json.loads(json.dumps(found.to_json())))
@@ -95,10 +95,22 @@ def test_perturbed_weights_stay_in_their_ball_and_the_model_as_it_was(schedule: 
     assert [(s.name, s.rise) for s in same.scores] == [(s.name, s.rise) for s in found.scores]
 
 
+def test_screening_lets_a_share_through_and_ranks_the_rest_behind() -> None:
+    model, data = model_and_data()
+    groups = weight_groups(model)
+    config = CriticalityConfig(step_images=20, screening=0.5, finalists=1)
+    found = measure_criticality(model, groups, data, config)
+    assert [(score.images, score.final) for score in found.scores] == [(120, True), (80, False), (20, False)]
+    assert all(score.screened is not None and score.screened > 0 for score in found.scores)
+    assert found.scores[-1].rise == found.scores[-1].screened == max(score.screened or 0 for score in found.scores)
+    plain = measure_criticality(model, groups, data, replace(config, screening=1))
+    assert all(score.screened is None for score in plain.scores) and found.least.name == plain.least.name
+
+
 def test_the_fast_schedule_finds_what_the_published_one_finds() -> None:
     model, data = model_and_data()
     groups = weight_groups(model)
-    fast = measure_criticality(model, groups, data, CriticalityConfig(screening_images=60))
+    fast = measure_criticality(model, groups, data, CriticalityConfig(step_images=60))
     published = measure_criticality(model, groups, data, CriticalityConfig("published"))
     assert [s.name for s in fast.scores] == [s.name for s in published.scores]
     for score in fast.scores:
@@ -249,7 +261,8 @@ def test_the_fixed_images_are_attacked_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"schedule": "slow"}, {"epsilon": 0.0}, {"steps": 0}, {"products": -1}, {"finalists": 0}]
+    "wrong",
+    [{"schedule": "slow"}, {"epsilon": 0.0}, {"steps": 0}, {"products": -1}, {"finalists": 0}, {"screening": 0}],
 )
 def test_settings_out_of_range(wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError):

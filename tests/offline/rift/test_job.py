@@ -24,7 +24,7 @@ from tests.offline.test_curvature_parallel import free_port
 
 CONFIG = RiftConfig(
     attack=PGD(Threat("linf", 0.01), 4),
-    criticality=CriticalityConfig(screening_images=32),
+    criticality=CriticalityConfig(step_images=32),
     criticality_images=96,
     schedule=fine_tuning(2, batch=32, learning_rate=0.02, augmentation=CropAndFlip(0, 0)),
     constraint=Constraint(0.05),
