@@ -84,6 +84,11 @@ Examples:
     help="Probability of a left-right flip (0 for digits and text).",
 )
 @click.option(
+    "--recalibrate",
+    is_flag=True,
+    help="After fine-tuning, take BatchNorm statistics anew from clean images (they are left alone otherwise).",
+)
+@click.option(
     "--max-loss",
     metavar="POINTS",
     default="1",
@@ -188,6 +193,7 @@ def _config(values: dict[str, Any]) -> RiftConfig:
             batch=values["batch"],
             augmentation=CropAndFlip(flip=values["flip"]),
         ),
+        recalibrate=values["recalibrate"],
         constraint=Constraint(number("--max-loss", values["max_loss"]) / 100),
         controls=CONTROLS if values["controls"] else (),
         seed=values["seed"],

@@ -143,6 +143,17 @@ def test_adversarial_training_makes_robust(method: str) -> None:
         AdversarialTraining("mart")  # type: ignore[arg-type]
 
 
+@pytest.mark.gpu
+def test_mixed_precision_on_cuda_trains_what_the_cpu_trains() -> None:
+    scores = []
+    for device in ("cpu", "cuda"):
+        net = network().to(device)
+        history = adversarial_training(net, images(200), images(80, seed=7), AT)
+        assert next(net.parameters()).device.type == device
+        scores.append(history[-1].score)
+    assert abs(scores[0] - scores[1]) < 0.15
+
+
 def worker(rank: int, folder: str, count: int) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}

@@ -45,6 +45,7 @@ class RiftConfig:
     criticality: CriticalityConfig = field(default_factory=CriticalityConfig)
     criticality_images: int = 1000  # of the training images, attacked by PGD-10
     schedule: Schedule = FINE_TUNING
+    recalibrate: bool = False  # after fine-tuning, take BatchNorm statistics anew from clean images; see `bn_only`
     constraint: Constraint = field(default_factory=Constraint)
     groups: Mapping[str, Sequence[str]] | None = None  # see `weight_groups`
     controls: tuple[str, ...] = ()
@@ -254,9 +255,12 @@ class _Job:
 
     def _recalibrated(self) -> Mapping[str, Tensor]:
         self._load(self.start)
+        self._recalibrate()
+        return self.model.state_dict()
+
+    def _recalibrate(self) -> None:
         order = torch.randperm(len(self.train[1]), generator=torch.Generator().manual_seed(self.config.seed))
         recalibrate(self.model, self.train[0][order[: 40 * self.config.batch]], self.config.batch)
-        return self.model.state_dict()
 
     def _fine_tuned(self, variant: str, parameters: tuple[str, ...] | None) -> Mapping[str, Tensor]:
         self._load(self.start)
@@ -270,6 +274,8 @@ class _Job:
             progress=lambda done, total, note: self._tell(f"fine-tuning {variant}", done, total, note),
         )
         self.files.json(f"{variant}.training", lambda: [asdict(epoch) for epoch in history])
+        if self.config.recalibrate and batch_norms(self.model):
+            self._recalibrate()
         return self.model.state_dict()
 
     def _interpolated(self, tuned: Mapping[str, Tensor]) -> Interpolation:

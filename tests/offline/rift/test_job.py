@@ -69,6 +69,19 @@ def test_report_weights_and_controls(tmp_path: Path) -> None:
     assert {"criticality", "fine-tuning rift", "interpolating", "testing"} <= told
 
 
+def test_statistics_move_only_where_that_is_asked_for(tmp_path: Path) -> None:
+    source = trained(network(), steps=60).state_dict()
+    config = replace(CONFIG, recalibrate=True, constraint=Constraint(0.9))
+    _, report = job(tmp_path, config)
+    tuned = load_file(tmp_path / "rift.tuned.safetensors")
+    moved = {name for name, value in tuned.items() if not torch.equal(value, source[name])}
+    assert {"1.running_mean", "4.running_var", f"{report.criticality.least.name}.weight"} <= moved
+    final, alpha = load_file(tmp_path / "model.safetensors"), next(r.alpha for r in report.rows if r.variant == "rift")
+    expected = torch.lerp(source["1.running_mean"], tuned["1.running_mean"], alpha)
+    torch.testing.assert_close(final["1.running_mean"], expected)
+    assert torch.equal(final["1.num_batches_tracked"], source["1.num_batches_tracked"])
+
+
 class Stopped(Exception):
     """Stands for Ctrl-C."""
 
