@@ -72,7 +72,7 @@ def run(
     limit: int | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of the networks given. With `path` they are added to that file, network by network, and what a run of the
-    same versions and settings left there is not done again."""
+    same versions and settings built there is not done again."""
     import onnx
 
     from edgetta.bench.result_file import rows_to_continue, write_results
@@ -84,7 +84,9 @@ def run(
     opsets = (OLDEST_OPSET, onnx.defs.onnx_opset_version()) if opsets is None else opsets
     settings = {"tensorrt": f"{trt.__name__} {trt.__version__}", "batch": list(BATCHES), "weights": "random"}
     rows = [] if path is None else rows_to_continue(path, settings)
-    done = {(row["model"], row["batch_norm"], row["precision"], row["opset"]) for row in rows}
+    failed = {_case(row) for row in rows if not row["built"]}
+    rows = [row for row in rows if _case(row) not in failed]
+    done = {_case(row) for row in rows}
     wanted = list(itertools.product(models, forms))
     with progress_bar("building", len(wanted), unit="networks") as update:
         for count, (name, form) in enumerate(wanted):
@@ -101,7 +103,7 @@ def run(
             if limit == 0:
                 break
     chosen = set(itertools.product(models, forms, precisions, opsets))
-    return [row for row in rows if (row["model"], row["batch_norm"], row["precision"], row["opset"]) in chosen]
+    return [row for row in rows if _case(row) in chosen]
 
 
 def measure(derived: Derived, precision: str, opset: int) -> Iterator[dict[str, Any]]:
@@ -143,7 +145,7 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
 
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["model"], row["batch_norm"], row["precision"], row["opset"]), []).append(row)
+        groups.setdefault(_case(row), []).append(row)
     print_table(
         ("model", "BatchNorm", "precision", "opset", "engines built", "in", "size"),
         [
@@ -157,3 +159,7 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
         ],
         left=("model", "BatchNorm", "precision"),
     )
+
+
+def _case(row: dict[str, Any]) -> tuple[str, str, str, int]:
+    return row["model"], row["batch_norm"], row["precision"], row["opset"]

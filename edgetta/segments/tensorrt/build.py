@@ -6,6 +6,7 @@ What differs between them: 8 must be told that the batch is explicit and takes f
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -97,28 +98,28 @@ def build_engine(
             f"TensorRT {trt.__version__} cannot start ({logger.last()}); it needs a GPU, and a driver that is "
             "new enough: check nvidia-smi"
         ) from error
-    typed = strongly_typed(trt)
-    half = options.precision == "fp16"
-    network = builder.create_network(_network_flags(trt, typed))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse((to_half(model) if half and typed else model).to_bytes()):
-        said = "; ".join(str(parser.get_error(i).desc()) for i in range(parser.num_errors)) or logger.last()
-        raise EngineBuildError(
-            f"TensorRT {trt.__version__} cannot read {title}: {' '.join(said.split())[:300]}; use --engine onnxruntime"
-        )
+    half, typed = options.precision == "fp16", strongly_typed(trt)
+    network = _parsed(trt, builder, to_half(model) if half and typed else model, title, logger)
+    single = single_nodes(model) if half and not typed else None
     workspace = options.workspace or free_workspace()
-    config = _configured(trt, builder, network, options, workspace, title)
-    if half and not typed:
-        _prefer_half(trt, config, network, single_nodes(model))
-    cache = _timing_cache(trt, config, timing)
-    monitor = _monitor_class(trt)(watch) if watch is not None and hasattr(trt, "IProgressMonitor") else None
-    if monitor is not None:
-        config.progress_monitor = monitor
-    plan = builder.build_serialized_network(network, config)
-    if monitor is not None and monitor.ended is not None:
-        raise monitor.ended
-    if plan is None:
-        raise EngineBuildError(_no_engine(trt, title, workspace, logger.last()))
+    while True:
+        config = _configured(trt, builder, network, options, workspace, title)
+        if single is not None:
+            _prefer_half(trt, config, network, single)
+        cache = _timing_cache(trt, config, timing)
+        monitor = _monitor_class(trt)(watch) if watch is not None and hasattr(trt, "IProgressMonitor") else None
+        if monitor is not None:
+            config.progress_monitor = monitor
+        plan = builder.build_serialized_network(network, config)
+        if monitor is not None and monitor.ended is not None:
+            raise monitor.ended
+        if plan is not None:
+            break
+        more = _more_workspace(logger.last(), workspace) if options.workspace is None else 0
+        if not more:
+            raise EngineBuildError(_no_engine(trt, title, workspace, logger.last()))
+        workspace = more
+        logger.clear()
     if cache is not None and timing is not None:
         timing.merge(lambda earlier: _combined(config, cache, earlier))
     return BuiltEngine(bytes(memoryview(plan)), time.perf_counter() - start, workspace)
@@ -131,21 +132,35 @@ def strongly_typed(trt: Any) -> bool:
 
 def free_workspace() -> int:
     """A quarter of the memory that is free, in bytes; measured anew before every build, for boards with little."""
-    free = [4 * LARGEST_WORKSPACE]
+    return max(SMALLEST_WORKSPACE, min(LARGEST_WORKSPACE, free_memory() // 4))
+
+
+def free_memory() -> int:
+    """Bytes that are free on the GPU and in main memory, the lesser of both: on a Jetson they are the same."""
+    free = []
     meminfo = Path("/proc/meminfo")
     memory = parse_meminfo(meminfo.read_text()) if meminfo.exists() else None
     if memory is not None:
         free.append(memory.available)
     if torch.cuda.is_available():
         free.append(torch.cuda.mem_get_info()[0])
-    return max(SMALLEST_WORKSPACE, min(LARGEST_WORKSPACE, min(free) // 4))
+    return min(free, default=4 * LARGEST_WORKSPACE)
 
 
-def _network_flags(trt: Any, typed: bool) -> int:
+def _parsed(trt: Any, builder: Any, model: OnnxModel, title: str, logger: Any) -> Any:
+    network = builder.create_network(_network_flags(trt))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(model.to_bytes()):
+        said = "; ".join(str(parser.get_error(i).desc()) for i in range(parser.num_errors)) or logger.last()
+        raise EngineBuildError(
+            f"TensorRT {trt.__version__} cannot read {title}: {' '.join(said.split())[:300]}; use --engine onnxruntime"
+        )
+    return network
+
+
+def _network_flags(trt: Any) -> int:
     flag = trt.NetworkDefinitionCreationFlag
-    if typed:
-        return 1 << int(flag.STRONGLY_TYPED)
-    return 1 << int(flag.EXPLICIT_BATCH)
+    return 1 << int(flag.STRONGLY_TYPED if strongly_typed(trt) else flag.EXPLICIT_BATCH)
 
 
 def _configured(trt: Any, builder: Any, network: Any, options: BuildOptions, workspace: int, title: str) -> Any:
@@ -199,11 +214,23 @@ def _combined(config: Any, cache: Any, earlier: bytes) -> bytes:
     return bytes(memoryview(cache.serialize()))
 
 
+def _more_workspace(said: str, workspace: int) -> int:
+    """What TensorRT asked for and a quarter more, where half of the memory that is free has room for it; else 0."""
+    wanted = _asked(said) * 5 // 4
+    return wanted if workspace < wanted <= free_memory() // 2 else 0
+
+
+def _asked(said: str) -> int:
+    """Bytes that TensorRT says it lacked; 0 where it does not say."""
+    return max((int(size) for size in re.findall(r"Requested size was (\d+)", said)), default=0)
+
+
 def _no_engine(trt: Any, title: str, workspace: int, said: str) -> str:
     if any(word in said.lower() for word in _OUT_OF_MEMORY):
+        asked = f", and {_asked(said) >> 20} MiB were asked for" if _asked(said) else ""
         return (
-            f"TensorRT {trt.__version__} found no engine for {title} within a workspace of {workspace >> 20} MiB, "
-            "which mostly means that memory ran out: close other programs, lower the largest batch (--batch) or the "
+            f"TensorRT {trt.__version__} found no engine for {title} within a workspace of {workspace >> 20} MiB"
+            f"{asked}. This mostly means that memory ran out: close other programs, lower the largest batch (--batch) or the "
             f"level (--level 1), or give another --workspace. It said: {said}"
         )
     return f"TensorRT {trt.__version__} made no engine for {title}: {said}; use --engine onnxruntime"

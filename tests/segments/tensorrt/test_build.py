@@ -205,6 +205,21 @@ def test_memory_that_ran_out_is_named(trt: Double, said: str) -> None:
         assert words in str(error.value)
 
 
+def test_a_workspace_that_is_too_small_grows_where_there_is_room(trt: Double, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "Error Code 2: OutOfMemory (Requested size was 1077326848 bytes.)"
+    monkeypatch.setattr(build, "free_memory", lambda: 4 << 30)
+    trt.build_errors = [said]
+    assert build_engine(forward(), "vgg", OPTIONS).workspace == 1077326848 * 5 // 4
+    monkeypatch.setattr(build, "free_memory", lambda: 2 << 30)
+    trt.build_errors = [said]
+    with pytest.raises(EngineBuildError, match="within a workspace of 512 MiB, and 1027 MiB were asked for"):
+        build_engine(forward(), "vgg", OPTIONS)
+    monkeypatch.setattr(build, "free_memory", lambda: 8 << 30)
+    trt.build_errors = [said]
+    with pytest.raises(EngineBuildError, match="within a workspace of 64 MiB"):  # as asked for, and no more
+        build_engine(forward(), "vgg", BuildOptions("fp32", (1, 4, 8), workspace=64 << 20))
+
+
 def test_other_failures_say_what_tensorrt_said(trt: Double) -> None:
     trt.build_errors = ["Error Code 2: Internal Error (Assertion failed)"]
     with pytest.raises(EngineBuildError, match=r"made no engine for vgg: Error Code 2: .*use --engine onnxruntime"):

@@ -18,7 +18,7 @@ from torch import Tensor
 from edgetta.segments.tensorrt import program as programs
 from edgetta.segments.tensorrt.program import GraphedProgram, running_stream
 from tests.segments.tensorrt.double import VERSIONS, Double, install
-from tests.segments.tensorrt.test_engine import CPU, inputs, part, program
+from tests.segments.tensorrt.test_engine import inputs, part, program
 
 
 class Stream:
@@ -154,13 +154,3 @@ def test_scratch_memory_is_shared_and_given_back(trt: Double, monkeypatch: pytes
         made.run({"x": inputs(graphs, 2)[0]}, graphs.forward.outputs[:1])
     assert len(taken) == 3
     assert all(reference() is None for reference in taken)  # type: ignore[operator]
-
-
-@pytest.mark.gpu
-def test_streams_on_a_gpu() -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("there is no GPU here")
-    device = torch.device("cuda", 0)
-    with running_stream(device) as handle:
-        assert handle != torch.cuda.default_stream(device).cuda_stream
-    assert CPU.type == "cpu"
