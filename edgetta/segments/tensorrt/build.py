@@ -230,8 +230,8 @@ def _no_engine(trt: Any, title: str, workspace: int, said: str) -> str:
         asked = f", and {_asked(said) >> 20} MiB were asked for" if _asked(said) else ""
         return (
             f"TensorRT {trt.__version__} found no engine for {title} within a workspace of {workspace >> 20} MiB"
-            f"{asked}. This mostly means that memory ran out: close other programs, lower the largest batch (--batch) or the "
-            f"level (--level 1), or give another --workspace. It said: {said}"
+            f"{asked}. This mostly means that memory ran out: close other programs, lower the largest batch (--batch) "
+            f"or the level (--level 1), or give another --workspace. It said: {said}"
         )
     return f"TensorRT {trt.__version__} made no engine for {title}: {said}; use --engine onnxruntime"
 
