@@ -72,6 +72,14 @@ Examples:
     help="Training images to measure criticality on.",
 )
 @click.option("--re-attack", is_flag=True, help="Attack the least critical modules anew at their perturbed weights.")
+@click.option(
+    "--candidates",
+    metavar="N",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="Least critical modules to fine-tune; the best on validation images is taken (1: the paper).",
+)
 @click.option("--epochs", metavar="N", type=click.IntRange(1), default=10, show_default=True, help="Of fine-tuning.")
 @click.option("--learning-rate", metavar="RATE", default="0.001", show_default=True, help="Of fine-tuning.")
 @click.option("--batch", metavar="N", type=click.IntRange(1), default=128, show_default=True, help="Images per step.")
@@ -130,8 +138,9 @@ Examples:
 def command(**values: Any) -> None:
     """Raise the accuracy of an adversarially trained model without giving up its robustness (RiFT, ICCV 2023).
 
-    The module that robustness depends on least is fine-tuned on clean images; its weights then move from the trained
-    towards the fine-tuned ones as far as a bound on the lost robustness allows. Nothing is chosen on test images.
+    The modules that robustness depends on least are fine-tuned on clean images, one at a time; weights then move from
+    the trained towards the fine-tuned ones as far as a bound on the lost robustness allows, and the best module is
+    kept. Nothing is chosen on test images.
 
     MODEL is a built-in network (resnet18, wrn34_10, ...), timm:NAME, torchvision:NAME, path/file.py:function (this
     runs the file: only name files that you trust), or a program path/model.pt2.
@@ -184,7 +193,12 @@ def _config(values: dict[str, Any]) -> RiftConfig:
 
     return RiftConfig(
         attack=PGD(threat_from(values), values["steps"], restarts=values["restarts"]),
-        criticality=CriticalityConfig(values["schedule"], re_attack=values["re_attack"], seed=values["seed"]),
+        criticality=CriticalityConfig(
+            values["schedule"],
+            finalists=max(3, values["candidates"]),
+            re_attack=values["re_attack"],
+            seed=values["seed"],
+        ),
         criticality_images=values["criticality_images"],
         schedule=fine_tuning(
             values["epochs"],
@@ -194,6 +208,7 @@ def _config(values: dict[str, Any]) -> RiftConfig:
             augmentation=CropAndFlip(flip=values["flip"]),
         ),
         recalibrate=values["recalibrate"],
+        candidates=values["candidates"],
         constraint=Constraint(number("--max-loss", values["max_loss"]) / 100),
         controls=CONTROLS if values["controls"] else (),
         seed=values["seed"],

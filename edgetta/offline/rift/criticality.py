@@ -93,7 +93,11 @@ class Criticality:
 
     @property
     def least(self) -> Score:
-        """The least critical module.
+        """The least critical module; raises as `least_critical`."""
+        return self.least_critical(1)[0]
+
+    def least_critical(self, count: int) -> list[Score]:
+        """The least critical modules of those that were measured on all images, at most `count`.
 
         Raises:
             EdgettaError: every ascent diverged.
@@ -101,7 +105,7 @@ class Criticality:
         good = [score for score in self.scores if score.final and not score.diverged]
         if not good:
             raise EdgettaError("the ascent diverged for every module; check the weights, or lower epsilon")
-        return min(good, key=lambda score: score.rise)
+        return sorted(good, key=lambda score: score.rise)[:count]
 
     @property
     def most(self) -> Score:

@@ -72,6 +72,11 @@ class Interpolation:
     points: tuple[Point, ...]
     alpha: float
 
+    @property
+    def clean(self) -> float:
+        """Clean accuracy on the validation images at the chosen point."""
+        return next(point.clean for point in self.points if point.alpha == self.alpha)
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

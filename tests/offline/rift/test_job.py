@@ -29,6 +29,7 @@ CONFIG = RiftConfig(
     schedule=fine_tuning(2, batch=32, learning_rate=0.02, augmentation=CropAndFlip(0, 0)),
     constraint=Constraint(0.05),
     joint=2,
+    candidates=3,
 )
 
 
@@ -46,7 +47,13 @@ def test_report_weights_and_controls(tmp_path: Path) -> None:
     rows = {row.variant: row for row in report.rows}
     assert list(rows) == ["source", "rift", *CONTROLS]
     assert rows["source"].robust_loss == 0 and rows["source"].alpha is None
-    assert rows["rift"].modules == (report.criticality.least.name,)
+    tried = {
+        name.removeprefix("candidate."): way for name, way in report.interpolations.items() if "candidate" in name
+    }
+    assert set(tried) == {score.name for score in report.criticality.least_critical(3)} and len(tried) == 3
+    (picked,) = rows["rift"].modules
+    assert tried[picked] == report.interpolations["rift"]
+    assert tried[picked].clean == max(way.clean for way in tried.values())
     assert rows["most_critical"].modules == (report.criticality.most.name,)
     assert rows["last_layer"].modules == ("7",) and rows["all_layers"].modules == ("all",)
     assert len(rows["joint"].modules) == 2 and rows["bn_only"].alpha is None
@@ -64,16 +71,16 @@ def test_report_weights_and_controls(tmp_path: Path) -> None:
     assert all(torch.equal(value, written[name]) for name, value in model.state_dict().items())
     source = trained(network(), steps=60).state_dict()
     moved = {name for name, value in written.items() if not torch.equal(value, source[name])}
-    assert moved <= {f"{report.criticality.least.name}.weight"}
+    assert moved <= {f"{picked}.weight"}
     assert json.loads((tmp_path / "report.json").read_text()) == json.loads(json.dumps(report.to_json()))
-    assert {"criticality", "fine-tuning rift", "interpolating", "testing"} <= told
+    assert {"criticality", f"fine-tuning candidate.{picked}", "interpolating", "testing"} <= told
 
 
 def test_statistics_move_only_where_that_is_asked_for(tmp_path: Path) -> None:
     source = trained(network(), steps=60).state_dict()
-    config = replace(CONFIG, recalibrate=True, constraint=Constraint(0.9))
+    config = replace(CONFIG, candidates=1, recalibrate=True, constraint=Constraint(0.9))
     _, report = job(tmp_path, config)
-    tuned = load_file(tmp_path / "rift.tuned.safetensors")
+    tuned = load_file(tmp_path / f"candidate.{report.criticality.least.name}.tuned.safetensors")
     moved = {name for name, value in tuned.items() if not torch.equal(value, source[name])}
     assert {"1.running_mean", "4.running_var", f"{report.criticality.least.name}.weight"} <= moved
     final, alpha = load_file(tmp_path / "model.safetensors"), next(r.alpha for r in report.rows if r.variant == "rift")
@@ -86,13 +93,13 @@ class Stopped(Exception):
     """Stands for Ctrl-C."""
 
 
-@pytest.mark.parametrize("stage", ["criticality", "fine-tuning rift", "interpolating", "attacking test images"])
+@pytest.mark.parametrize("stage", ["criticality", "fine-tuning", "interpolating", "attacking test images"])
 def test_an_interrupted_job_continues_and_ends_the_same(tmp_path: Path, stage: str) -> None:
     _, expected = job(tmp_path / "whole")
     seen = [0]
 
     def stop(name: str, done: int, total: int, note: str) -> None:
-        seen[0] += name == stage
+        seen[0] += name.startswith(stage)
         if seen[0] == 2 or (seen[0] == 1 and total == 1):
             raise Stopped
 
@@ -115,7 +122,7 @@ def test_another_job_s_folder_is_left_alone(tmp_path: Path) -> None:
         job(tmp_path, other)
     assert (tmp_path / "report.json").read_text() == before
     job(tmp_path, other, overwrite=True)
-    (tmp_path / "rift.interpolation.json").write_text("{")
+    next(tmp_path.glob("candidate.*.interpolation.json")).write_text("{")
     with pytest.raises(BundleError, match="remove it to do this stage again"):
         job(tmp_path, other)
     strange = tmp_path / "strange"
@@ -133,6 +140,8 @@ def test_errors_come_before_anything_long(tmp_path: Path) -> None:
         run_rift(model, data, data, (data[0], data[1] + 6), tmp_path / "a", CONFIG)
     with pytest.raises(UsageError, match="control 'nothing' is unknown"):
         RiftConfig(controls=("nothing",))
+    with pytest.raises(UsageError, match="5 candidates are not possible: 1 to 3"):
+        RiftConfig(candidates=5)
     assert not (tmp_path / "a").exists()
 
 
