@@ -9,7 +9,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import nn
 from edgetta.errors import EdgettaError, UsageError
 from edgetta.export import aten, aten_shapes  # noqa: F401 (they register their rules)
 from edgetta.export.lowering import RULES, Lowering
+from edgetta.models.exported import quiet_export
 from edgetta.segments.graph import BATCH, Graph
 
 _EXAMPLE_BATCH = 4  # batches of 0 and 1 would be specialised
@@ -46,7 +46,8 @@ def trace(model: nn.Module | torch.export.ExportedProgram, input_shape: tuple[in
     that edgetta does not know.
     """
     program = model if isinstance(model, torch.export.ExportedProgram) else _export(model, input_shape)
-    program = _with_rules(program)
+    with quiet_export():
+        program = _with_rules(program)
     constants = {**program.state_dict, **program.constants}
     signature = program.graph_signature
     tensors = {
@@ -87,14 +88,6 @@ def trace(model: nn.Module | torch.export.ExportedProgram, input_shape: tuple[in
     return Trace(graph, {path: value for path, value in module_outputs.items() if value in graph.values})
 
 
-def read_exported(path: Path) -> torch.export.ExportedProgram:
-    """Load an exported `.pt2` program; raises `TraceError` when the file is not one."""
-    try:
-        return torch.export.load(path)
-    except Exception as error:  # the loader raises many kinds
-        raise TraceError(f"{path} is not a torch.export program ({error}); save it with torch.export.save") from error
-
-
 def _export(model: nn.Module, input_shape: tuple[int, int, int]) -> torch.export.ExportedProgram:
     training = [name or "the model" for name, module in model.named_modules() if module.training]
     if training:
@@ -102,7 +95,8 @@ def _export(model: nn.Module, input_shape: tuple[int, int, int]) -> torch.export
     example = torch.zeros(_EXAMPLE_BATCH, *input_shape)
     batch = torch.export.Dim("batch", min=1, max=65536)
     try:
-        return torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
+        with quiet_export():
+            return torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TraceError(f"torch.export cannot trace the model at input {input_shape}: {reason}") from error

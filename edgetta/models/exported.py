@@ -10,8 +10,12 @@ from __future__ import annotations
 import ast
 import io
 import json
+import logging
 import re
+import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +65,8 @@ def load_exported(path: str | Path) -> tuple[nn.Module, tuple[int | None, ...]]:
     for node in program.graph.nodes:
         if _trains(node):
             raise EdgettaError(f"{path} was exported in training mode ({node.target}): call eval() before exporting")
-    network = torch.export.unflatten(program)
+    with quiet_export():
+        network = torch.export.unflatten(program)
     network.__class__ = ExportedNetwork
     return network.eval(), shape
 
@@ -80,7 +85,8 @@ def read_program(path: str | Path) -> torch.export.ExportedProgram:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             _inspect(path, archive)
-        program = torch.export.load(io.BytesIO(content))
+        with quiet_export():
+            program = torch.export.load(io.BytesIO(content))
     except EdgettaError:
         raise
     except Exception as error:
@@ -92,6 +98,20 @@ def read_program(path: str | Path) -> torch.export.ExportedProgram:
     if hasattr(program, "_guards_code"):
         program._guards_code = []  # Python source, which turning the program into a module would run
     return program
+
+
+@contextmanager
+def quiet_export() -> Iterator[None]:
+    """torch.export without notes to torch's own developers, and without the graph that it prints where it fails."""
+    log = logging.getLogger("torch")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def _inspect(path: Path, archive: zipfile.ZipFile) -> None:

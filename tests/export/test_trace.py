@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from edgetta.bench.exactness.reference import randomise, relative_error
 from edgetta.errors import UsageError
-from edgetta.export.trace import TraceError, read_exported, trace
+from edgetta.export.trace import TraceError, trace
+from edgetta.models.exported import read_program
 from edgetta.segments.graph import BATCH
 from edgetta.segments.torch_engine import Program
 from tests.export.small_networks import SMALL
@@ -74,7 +75,7 @@ def test_an_exported_program_is_as_good_as_its_module(tmp_path: Path) -> None:
     batch = torch.export.Dim("n", min=1, max=8)
     program = torch.export.export(model, (torch.zeros(3, *SHAPE),), dynamic_shapes=({0: batch},))
     torch.export.save(program, tmp_path / "model.pt2")
-    again = trace(read_exported(tmp_path / "model.pt2"), SHAPE).graph
+    again = trace(read_program(tmp_path / "model.pt2"), SHAPE).graph
     images = torch.rand(5, *SHAPE)
     assert torch.equal(Program(again).run({"x": images})[0], model(images).detach())
 
@@ -157,7 +158,11 @@ def test_another_image_size_than_the_program_has_is_refused() -> None:
         trace(program, (3, 16, 16))
 
 
-def test_what_is_no_program_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "model.pt2").write_bytes(b"no program")
-    with pytest.raises(TraceError, match=r"is not a torch\.export program"):
-        read_exported(tmp_path / "model.pt2")
+def test_what_cannot_be_traced_says_why_and_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    class Branching(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean((2, 3)) if x.sum() > 0 else x.sum((2, 3))
+
+    with pytest.raises(TraceError, match=r"cannot trace the model at input .*data-dependent"):
+        trace(Branching().eval(), SHAPE)
+    assert capfd.readouterr() == ("", ""), "torch prints the whole graph"
