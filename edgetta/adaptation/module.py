@@ -20,21 +20,38 @@ from edgetta.segments.torch_engine import TorchSegment
 class AdaptedModule(nn.Module):
     """A drop-in classifier: `module(images)` returns logits (N, classes) and adapts.
 
-    `last` is the `StepResult` of the latest forward; `reset()` goes back to the start.
+    `last` is the `StepResult` of the latest forward; `reset()` goes back to the start. `state_dict()` holds everything
+    learnt but momentum and the window, what lies in frozen segments as extra state.
     """
 
-    def __init__(self, network: AdaptiveNetwork, config: AdaptConfig) -> None:
+    def __init__(self, network: AdaptiveNetwork, config: AdaptConfig, input_shape: tuple[int, int, int]) -> None:
         super().__init__()
         self.metas = network.metas
         self.network = network
         self.config = config
+        self.input_shape = input_shape
         self.adapter = Adapter(network, config)
         self.last: StepResult | None = None
         self._start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
     def forward(self, images: Tensor) -> Tensor:
+        """Raises `UsageError` for images of another shape than (N, *input_shape)."""
+        if images.dim() != 4 or tuple(images.shape[1:]) != self.input_shape:
+            raise UsageError(
+                f"images have shape {tuple(images.shape)}; the model was derived for (N, "
+                f"{', '.join(map(str, self.input_shape))}): give `input_shape` to `adapt`, or resize the images"
+            )
         self.last = self.adapter.step(images)
         return self.last.logits
+
+    def get_extra_state(self) -> dict[str, Tensor]:
+        """Running statistics and adapted biases of the frozen segments."""
+        return {name: t.clone() for name, t in self.network.state_dict().items() if not name.startswith("metas.")}
+
+    def set_extra_state(self, state: dict[str, Tensor]) -> None:
+        """Put back what `get_extra_state` returned; raises `ValueError` where it is another network's."""
+        metas = {name: t for name, t in self.network.state_dict().items() if name.startswith("metas.")}
+        self.network.load_state_dict({**metas, **state})
 
     def reset(self) -> None:
         """Forget everything learnt: weights, statistics, momentum and the window."""
@@ -81,4 +98,4 @@ def adapt(
     network.metas.to(device)
     batches = batches_of(source_images, 64) if isinstance(source_images, Tensor) else source_images
     set_source_statistics(network, batches, input_shape)
-    return AdaptedModule(network, config or AdaptConfig())
+    return AdaptedModule(network, config or AdaptConfig(), input_shape)

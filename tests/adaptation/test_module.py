@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 import edgetta
+from edgetta.adaptation.module import AdaptedModule
 from edgetta.errors import UsageError
 from tests.adaptation.backbones import SmallNet, randomised
 
@@ -43,3 +46,31 @@ def test_parts_by_number_and_bad_numbers() -> None:
     assert len(module.metas) == 2
     with pytest.raises(UsageError, match="at least 1"):
         edgetta.adapt(randomised(SmallNet()), 0, input_shape=(3, 16, 16))
+
+
+def test_state_dict_holds_everything_learnt(tmp_path: Path) -> None:
+    """Statistics and biases of frozen segments too, through a file that is read without unpickling objects."""
+
+    def made() -> AdaptedModule:
+        config = edgetta.AdaptConfig(learning_rate=0.05, momentum=0.0, entropy_margin=1.0)
+        return edgetta.adapt(
+            randomised(SmallNet()), SmallNet.cuts, input_shape=(3, 16, 16), batch_norm="ema", adapt_bias=True,
+            config=config,
+        )  # fmt: skip
+
+    images = torch.rand(20, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    one, other = made(), made()
+    one(images)
+    torch.save(one.state_dict(), tmp_path / "state.pt")
+    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    expected = one.network.state_dict()
+    assert any(name.startswith("part1.bias") for name in expected) and any(".state." in name for name in expected)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in other.network.state_dict().items())
+    assert torch.equal(one(images), other(images))
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 15, 16), (4, 1, 16, 16), (3, 16, 16)])
+def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    module = edgetta.adapt(randomised(SmallNet()), 2, input_shape=(3, 16, 16))
+    with pytest.raises(UsageError, match=r"the model was derived for \(N, 3, 16, 16\)"):
+        module(torch.rand(shape))
