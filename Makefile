@@ -9,11 +9,12 @@
 # TORCH=2.13.0     install this version (the default is the one in constraints.txt)
 
 PYTHON ?= python3
-TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
+PINNED := $(shell sed -n 's/^torch==//p' constraints.txt)
+TORCH ?= $(PINNED)
 VENV := .venv
 RUN := $(VENV)/bin/python
-PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
-CONSTRAIN := $(if $(filter installed,$(TORCH)),,-c constraints.txt)
+CONSTRAINTS := $(VENV)/constraints.txt
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
 export EDGETTA_DATA ?= data
 
 .PHONY: demo test test-full lint format bench arm-wheels clean
@@ -42,16 +43,25 @@ bench: $(VENV)/.dev
 arm-wheels: $(VENV)/.dev
 	$(RUN) -m edgetta.devices.arm_wheels
 
-$(VENV)/bin/python:
-	$(PYTHON) -m venv $(if $(filter installed,$(TORCH)),--system-site-packages) $(VENV)
-	$(if $(filter installed,$(TORCH)),,$(PIP) torch==$(TORCH) $(CONSTRAIN))
+# The torch that is asked for stays, whatever a package would rather have.
+ifeq ($(TORCH),installed)
+$(CONSTRAINTS):
+	@$(PYTHON) -c "import torch" 2>/dev/null || { echo "$(PYTHON) has no torch: install it there, or leave TORCH away"; exit 1; }
+	$(PYTHON) -m venv --system-site-packages $(VENV)
+	$(RUN) -c "import torch; print('torch==' + torch.__version__)" > $@
+else
+$(CONSTRAINTS): constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	sed -e 's/^torch==.*/torch==$(TORCH)/' $(if $(filter $(PINNED),$(TORCH)),,-e '/^torchvision==/d') constraints.txt > $@
+	$(PIP) torch
+endif
 
-$(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) $(CONSTRAIN) -e '.[onnxruntime,export,offline,bench]'
+$(VENV)/.demo: $(CONSTRAINTS) pyproject.toml
+	$(PIP) -e '.[onnxruntime,export,offline,bench]'
 	touch $@
 
-$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) $(CONSTRAIN) -e '.[dev]'
+$(VENV)/.dev: $(CONSTRAINTS) pyproject.toml
+	$(PIP) -e '.[dev]'
 	touch $@ $(VENV)/.demo
 
 clean:

@@ -8,7 +8,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import tomllib
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("edgetta.export", "edgetta.bench", "edgetta.devices")
