@@ -49,7 +49,8 @@ def load(
     """Load a bundle (a directory or a zip) and make it run.
 
     engine        "torch", "torch-cuda", "onnxruntime", "tensorrt", ..., or "auto", the first that can be used here:
-                  TensorRT where `edgetta build` was run for this bundle, torch on a GPU, ONNX Runtime, torch
+                  TensorRT where `edgetta build` was run for this bundle, ONNX Runtime or torch on a GPU,
+                  ONNX Runtime, torch
     config        adaptation settings; the bundle's own when None
     gradient      "auto", "exact", "recompute" or "local"
     batch_norm    "auto", "batch", "ema" or "source"; the bundle's own when None

@@ -14,10 +14,15 @@ from edgetta.adaptation.model import Gradient, build
 from edgetta.adaptation.network import AdaptiveNetwork, BatchNorm
 from edgetta.adaptation.step_memory import FULL, StepMemory
 from edgetta.bundle.reading import Bundle
+from edgetta.bundle.segment_jobs import Job, jobs_of, source_job
 from edgetta.errors import BundleError, MissingDependencyError, UsageError
 from edgetta.segments.contract import GradientMode, Segment, SegmentGraphs
 from edgetta.segments.engine_names import ENGINES
+from edgetta.segments.gpu_segment import GpuSegment
 from edgetta.segments.onnxruntime_engine import OnnxProgram, OnnxRuntimeSegment, import_onnxruntime
+from edgetta.segments.onnxruntime_gpu import PROVIDERS, OnnxGpuProgram, provider_trouble
+from edgetta.segments.tensorrt.cache import default_root, folder_name
+from edgetta.segments.tensorrt.library import find_gpu, gpu_trouble
 from edgetta.segments.torch_engine import Program, TorchSegment
 
 if TYPE_CHECKING:
@@ -81,6 +86,33 @@ class OnnxRuntimeEngine:
         return lambda images: session.run({"x": images}, graph.outputs)[0]
 
 
+class OnnxRuntimeGpuEngine:
+    """ONNX Runtime's CUDA or TensorRT provider; the latter builds engines, and keeps them in a folder of `cache`."""
+
+    def __init__(self, bundle: Bundle, name: str, cache: Path) -> None:
+        trouble = provider_trouble(name)
+        if trouble:
+            raise MissingDependencyError(f"the engine {name} cannot be used: {trouble}; until then use onnxruntime")
+        self.name = name
+        self.device = torch.device(find_gpu()[2])
+        self._bundle = bundle
+        self._cache = cache
+
+    def segment(self, name: str, graphs: SegmentGraphs, mode: GradientMode) -> Segment:
+        programs = {job.role: self._program(job) for job in jobs_of(name, graphs, mode)}
+        return GpuSegment(self.name, graphs, programs, mode, self.device)
+
+    def source(self) -> Callable[[Tensor], Tensor]:
+        job = source_job(self._bundle.model)
+        program = self._program(job)
+        return lambda images: program.run({"x": images}, job.outputs)[0]
+
+    def _program(self, job: Job) -> OnnxGpuProgram:
+        window = max(1, self._bundle.config.window)
+        model, cache = job.model(self._bundle), self._cache / job.title
+        return OnnxGpuProgram(model, job.graph, job.title, self.name, self.device, (1, window, window), cache)
+
+
 def open_engine(
     bundle: Bundle,
     engine: str = "auto",
@@ -90,11 +122,11 @@ def open_engine(
 ) -> Engine:
     """The engine called `engine` (see `ENGINES`), for a bundle.
 
-    "auto" takes the first that can be used here: TensorRT where `edgetta build` was run for this bundle, a GPU with
-    torch, ONNX Runtime, torch.
+    "auto" takes the first that can be used here: TensorRT where `edgetta build` was run for this bundle, ONNX Runtime
+    on a GPU, torch on a GPU, ONNX Runtime, torch.
     threads        of ONNX Runtime, 0 for as many as torch has; torch's own are set with `torch.set_num_threads`
     tensorrt       settings of TensorRT; those of the last `edgetta build` when None
-    engine_cache   folder of TensorRT's engines; `edgetta/engines` in the user's cache folder when None
+    engine_cache   folder of engines; `edgetta/engines` in the user's cache folder when None
     Raises `UsageError` for an engine that edgetta does not have, `MissingDependencyError` for one that cannot be used.
     """
     if threads < 0:
@@ -107,12 +139,13 @@ def open_engine(
     if name == "torch":
         return TorchEngine(bundle, torch.device("cpu"))
     if name == "torch-cuda":
-        from edgetta.segments.tensorrt.library import gpu_trouble
-
         trouble = gpu_trouble()
         if trouble:
             raise MissingDependencyError(f"the engine {name} needs an NVIDIA GPU: {trouble}; until then use torch")
-        return TorchEngine(bundle, torch.device("cuda", torch.cuda.current_device()))
+        return TorchEngine(bundle, torch.device(find_gpu()[2]))
+    if name in PROVIDERS:
+        cache = (engine_cache or default_root()) / folder_name(bundle.name, bundle.identity) / name
+        return OnnxRuntimeGpuEngine(bundle, name, cache)
     return OnnxRuntimeEngine(bundle, threads)
 
 
@@ -169,6 +202,8 @@ def engine_name(engine: str, bundle: Bundle | None = None, engine_cache: Path | 
         if was_built(bundle, engine_cache):
             return "tensorrt"
     if torch.cuda.is_available():
+        with suppress(MissingDependencyError):
+            return "torch-cuda" if provider_trouble("onnxruntime-cuda") else "onnxruntime-cuda"
         return "torch-cuda"
     with suppress(MissingDependencyError):
         import_onnxruntime()
@@ -178,6 +213,8 @@ def engine_name(engine: str, bundle: Bundle | None = None, engine_cache: Path | 
 
 def engine_of(network: AdaptiveNetwork) -> str:
     """The engine that a network of `build_network` runs on."""
-    if isinstance(network.classifier, TorchSegment):
-        return "torch" if network.device.type == "cpu" else "torch-cuda"
-    return "onnxruntime" if isinstance(network.classifier, OnnxRuntimeSegment) else "tensorrt"
+    if isinstance(network.classifier, GpuSegment):
+        return network.classifier.engine
+    if isinstance(network.classifier, OnnxRuntimeSegment):
+        return "onnxruntime"
+    return "torch" if network.device.type == "cpu" else "torch-cuda"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,13 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgetta.adaptation.model import Gradient, build, gradient_mode
+from edgetta.adaptation.model import Gradient, build
 from edgetta.bundle.reading import Bundle
+from edgetta.bundle.segment_jobs import Job, jobs_of, jobs_of_model, source_job
 from edgetta.errors import MissingDependencyError, UsageError
 from edgetta.segments.contract import GradientMode, SegmentGraphs
-from edgetta.segments.graph import Graph
+from edgetta.segments.gpu_segment import GpuSegment, Runnable
 from edgetta.segments.tensorrt.build import BuildOptions, EngineBuildError, Watch, build_engine
-from edgetta.segments.tensorrt.cache import EngineCache, EngineKey, default_root
+from edgetta.segments.tensorrt.cache import EngineCache, EngineKey, default_root, folder_name
 from edgetta.segments.tensorrt.check import (
     Reference,
     engine_errors,
@@ -34,11 +35,10 @@ from edgetta.segments.tensorrt.check import (
     gradient_reference,
     verdict,
 )
-from edgetta.segments.tensorrt.engine import TensorRTSegment
 from edgetta.segments.tensorrt.library import find_target
 from edgetta.segments.tensorrt.memory_watch import watch_memory
-from edgetta.segments.tensorrt.onnx_model import OnnxModel, read_onnx
-from edgetta.segments.tensorrt.program import EngineRejectedError, GraphedProgram, Runnable, TensorRTProgram
+from edgetta.segments.tensorrt.onnx_model import OnnxModel
+from edgetta.segments.tensorrt.program import EngineRejectedError, GraphedProgram, TensorRTProgram
 from edgetta.segments.torch_engine import TorchSegment
 
 _log = logging.getLogger("edgetta")
@@ -62,24 +62,6 @@ class TensorRTConfig(BuildOptions):
         """The part that an engine depends on; `batch` where none was chosen. Raises `UsageError`."""
         values = {field.name: getattr(self, field.name) for field in fields(BuildOptions)}
         return BuildOptions(**{**values, "batch": self.batch or batch})
-
-
-@dataclass(frozen=True)
-class Job:
-    """One engine: segment ("stem", "part1", ..., "classifier", "source") and direction.
-
-    Directions are "predict" (forward without residuals), "forward", "backward" and "recompute". `outputs` are those of
-    the graph that the engine returns; it never returns what it was given.
-    """
-
-    segment: str
-    direction: str
-    graph: Graph
-    outputs: tuple[str, ...]
-
-    @property
-    def title(self) -> str:
-        return f"{self.segment}.{self.direction}"
 
 
 @dataclass(frozen=True)
@@ -126,7 +108,7 @@ class BundleEngines:
         self.bundle = bundle
         self.target = find_target()
         self.device = torch.device(self.target.device)
-        self.cache = EngineCache(cache or default_root(), _folder_name(bundle))
+        self.cache = EngineCache(cache or default_root(), folder_name(bundle.name, bundle.identity))
         self.config = config if config is not None else _remembered(self.cache)
         window = max(1, bundle.config.window)
         self.options = self.config.build_options((1, window, window))
@@ -139,26 +121,19 @@ class BundleEngines:
 
     def jobs(self, gradient: Gradient = "auto") -> list[Job]:
         """The engines that a network in this gradient mode needs, and that of the unadapted backbone."""
-        model = self.bundle.model
-        found = list(self._jobs("stem", model.stem, "local"))
-        for k, graphs in enumerate(model.parts, 1):
-            found += self._jobs(f"part{k}", graphs, gradient_mode(graphs, gradient))
-        last = gradient_mode(model.classifier, "auto" if gradient == "local" else gradient)
-        found += self._jobs("classifier", model.classifier, last)
-        return [*found, _job("source", "predict", SegmentGraphs(model.source, None, None))]
+        return jobs_of_model(self.bundle.model, gradient)
 
-    def segment(self, name: str, graphs: SegmentGraphs, mode: GradientMode) -> TensorRTSegment:
+    def segment(self, name: str, graphs: SegmentGraphs, mode: GradientMode) -> GpuSegment:
         """A segment whose engines are ready."""
-        prepared = [self.prepare(job) for job in self._jobs(name, graphs, mode)]
-        directions = {"predict": "forward"}
-        programs = {directions.get(p.job.direction, p.job.direction): self._runnable(p) for p in prepared}
+        prepared = [self.prepare(job) for job in jobs_of(name, graphs, mode)]
+        programs = {p.job.role: self._runnable(p) for p in prepared}
         half = {p.job.direction for p in prepared if p.options.precision == "fp16"}
-        return TensorRTSegment(graphs, programs, mode, self.device, half)
+        return GpuSegment(self.name, graphs, programs, mode, self.device, half)
 
     def source(self) -> Callable[[Tensor], Tensor]:
         """The unadapted backbone: images (N, C, H, W) in [0, 1] -> logits (N, classes)."""
         graph = self.bundle.model.source
-        program = self._runnable(self.prepare(_job("source", "predict", SegmentGraphs(graph, None, None))))
+        program = self._runnable(self.prepare(source_job(self.bundle.model)))
         return lambda images: program.run({"x": images}, graph.outputs)[0]
 
     def prepare(self, job: Job, watch: Watch | None = None) -> Prepared:
@@ -166,7 +141,7 @@ class BundleEngines:
 
         Raises `EngineBuildError` where TensorRT makes no engine that computes right.
         """
-        model = self._model(job)
+        model = job.model(self.bundle)
         digest = hashlib.sha256(model.to_bytes()).hexdigest()
         refused = ""
         for precision in dict.fromkeys((self.options.precision, "fp32")):
@@ -265,17 +240,6 @@ class BundleEngines:
         network.forward(images, keep=False)
         return {**seen, "source": images}
 
-    def _jobs(self, name: str, graphs: SegmentGraphs, mode: GradientMode) -> Iterator[Job]:
-        # Nothing before the first meta-network trains, unless its biases adapt.
-        needed = name != "stem" and (name != "part1" or bool(graphs.initial_biases)) and mode != "local"
-        yield _job(name, "forward" if needed and mode == "exact" else "predict", graphs)
-        if needed:
-            yield _job(name, "backward" if mode == "exact" else "recompute", graphs)
-
-    def _model(self, job: Job) -> OnnxModel:
-        direction = "forward" if job.direction == "predict" else job.direction
-        return read_onnx(self.bundle.onnx_path(job.segment, direction)).only(job.outputs)
-
     def _runnable(self, prepared: Prepared) -> Runnable:
         program = prepared.program
         assert program is not None
@@ -286,16 +250,9 @@ class BundleEngines:
         return GraphedProgram(program, self._pool)
 
 
-def _job(segment: str, direction: str, graphs: SegmentGraphs) -> Job:
-    graph = {"backward": graphs.backward, "recompute": graphs.recompute}.get(direction, graphs.forward)
-    assert graph is not None, f"{segment} has no {direction}"
-    outputs = graph.outputs[: 1 + len(graphs.state)] if direction == "predict" else graph.outputs
-    return Job(segment, direction, graph, tuple(name for name in outputs if name not in graph.inputs))
-
-
 def was_built(bundle: Bundle, cache: Path | None = None) -> bool:
     """Whether `edgetta build` was run for this bundle, and TensorRT can run here: a matter of milliseconds."""
-    if not ((cache or default_root()) / _folder_name(bundle) / "build.json").is_file():
+    if not ((cache or default_root()) / folder_name(bundle.name, bundle.identity) / "build.json").is_file():
         return False
     try:
         find_target()
@@ -313,9 +270,3 @@ def _remembered(cache: EngineCache) -> TensorRTConfig:
         return TensorRTConfig(**settings)
     except (KeyError, TypeError, ValueError, UsageError):
         return TensorRTConfig()
-
-
-def _folder_name(bundle: Bundle) -> str:
-    """Its name and the beginning of its identity, for people and for certain."""
-    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in bundle.name).strip(".-")
-    return f"{kept[:60] or 'bundle'}-{bundle.identity[:8]}"

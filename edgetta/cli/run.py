@@ -51,7 +51,7 @@ Examples:
     type=click.Choice(["auto", *ENGINES]),
     default="auto",
     show_default=True,
-    help="What runs the frozen parts. auto: TensorRT after `edgetta build`, torch on a GPU, ONNX Runtime, torch.",
+    help="What runs the frozen parts. auto: TensorRT after `edgetta build`, a GPU, ONNX Runtime, torch.",
 )
 @click.option(
     "--cache",

@@ -205,6 +205,12 @@ def default_root() -> Path:
     return base / "edgetta" / "engines"
 
 
+def folder_name(bundle: str, identity: str) -> str:
+    """The folder of a bundle's engines: its name and the beginning of its identity, for people and for certain."""
+    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in bundle).strip(".-")
+    return f"{kept[:60] or 'bundle'}-{identity[:8]}"
+
+
 def _record_path(engine: Path) -> Path:
     return engine.with_name(f"{engine.name}.json")
 

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from edgetta.segments.contract import SegmentGraphs
+from edgetta.segments.gpu_segment import GradientScale, Runnable
 from edgetta.segments.graph import Graph
 from edgetta.segments.tensorrt.build import BuildOptions
-from edgetta.segments.tensorrt.engine import GradientScale
-from edgetta.segments.tensorrt.program import Runnable
 from edgetta.segments.torch_engine import Program
 
 TOLERANCE = {"fp32": 1e-3, "tf32": 1e-2, "fp16": 1e-2}

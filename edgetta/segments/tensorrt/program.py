@@ -6,32 +6,24 @@ the time of one call, so that all engines, and everything torch does between the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from edgetta.errors import EdgettaError, MissingDependencyError, UsageError
+from edgetta.segments.cuda_stream import engine_stream
+from edgetta.segments.gpu_segment import Keep
 from edgetta.segments.graph import Graph
 from edgetta.segments.tensorrt.library import import_tensorrt, messages
 
 ALIGNMENT = 256  # of the memory that a context works in
-Keep = Callable[[str, Tensor], Tensor]
 
 
 class EngineRejectedError(EdgettaError):
     """TensorRT does not take a serialised engine, or it is not the engine of its graph."""
-
-
-class Runnable(Protocol):
-    """An engine, run directly or from a recorded CUDA graph."""
-
-    graph: Graph
-
-    def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str], keep: Keep | None = None) -> list[Tensor]: ...
 
 
 class TensorRTProgram:
@@ -90,7 +82,7 @@ class TensorRTProgram:
                 raise self._failed(f"no address for {name!r}")
         scratch = torch.empty(self._bytes + ALIGNMENT, dtype=torch.uint8, device=self._device)
         address = -(-scratch.data_ptr() // ALIGNMENT) * ALIGNMENT
-        with running_stream(self._device) as stream:
+        with engine_stream(self._device) as stream:
             if hasattr(self._context, "set_device_memory"):  # since 10.1
                 self._context.set_device_memory(address, self._bytes)
             else:
@@ -186,25 +178,6 @@ class _Recording:
     outputs: dict[str, Tensor]
 
 
-@contextmanager
-def running_stream(device: torch.device) -> Iterator[int]:
-    """The handle of torch's current stream; for the default stream, of one that waits for it and that it waits for.
-
-    TensorRT would synchronise the whole device around every engine on the default stream.
-    """
-    current = torch.cuda.current_stream(device)
-    if current != torch.cuda.default_stream(device):
-        yield current.cuda_stream
-        return
-    if device not in _streams:
-        _streams[device] = torch.cuda.Stream(device)
-    side = _streams[device]
-    side.wait_stream(current)
-    yield side.cuda_stream
-    current.wait_stream(side)
-
-
-_streams: dict[torch.device, Any] = {}
 _runtimes: dict[str, Any] = {}
 
 

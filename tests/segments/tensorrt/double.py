@@ -449,7 +449,7 @@ def install(monkeypatch: pytest.MonkeyPatch, version: str) -> Double:
     def stream(device: torch.device) -> Any:
         yield STREAM
 
-    monkeypatch.setattr(program, "running_stream", stream)
+    monkeypatch.setattr(program, "engine_stream", stream)
     monkeypatch.setattr(library, "gpu_trouble", lambda: "")
     monkeypatch.setattr(library, "find_gpu", lambda: ("NVIDIA Orin", (8, 7), "cpu"))
     return double

@@ -16,9 +16,9 @@ from edgetta.export.differentiate import differentiate
 from edgetta.export.onnx_writer import to_onnx
 from edgetta.export.trace import trace
 from edgetta.segments.contract import GradientMode, SegmentGraphs
+from edgetta.segments.gpu_segment import GpuSegment, GradientScale
 from edgetta.segments.graph import Graph
 from edgetta.segments.tensorrt.build import BuildOptions, build_engine
-from edgetta.segments.tensorrt.engine import GradientScale, TensorRTSegment
 from edgetta.segments.tensorrt.onnx_model import parse_onnx
 from edgetta.segments.tensorrt.program import EngineRejectedError, TensorRTProgram
 from edgetta.segments.torch_engine import TorchSegment
@@ -50,12 +50,12 @@ def program(graph: Graph, precision: str = "fp32", batch: tuple[int, int, int] =
     return TensorRTProgram(built.data, graph, CPU, "part1.forward")
 
 
-def segment(graphs: SegmentGraphs, gradient: GradientMode, precision: str = "fp32") -> TensorRTSegment:
+def segment(graphs: SegmentGraphs, gradient: GradientMode, precision: str = "fp32") -> GpuSegment:
     programs = {"forward": program(graphs.forward, precision)}
     if gradient != "local":
         direction = {"exact": "backward", "recompute": "recompute"}[gradient]
         programs[direction] = program(getattr(graphs, direction), precision)
-    return TensorRTSegment(graphs, programs, gradient, CPU, set(programs) if precision == "fp16" else ())
+    return GpuSegment("tensorrt", graphs, programs, gradient, CPU, set(programs) if precision == "fp16" else ())
 
 
 @pytest.fixture(params=VERSIONS)

@@ -15,8 +15,8 @@ from edgetta.adaptation.adapter import AdaptConfig
 from edgetta.bundle.engines import engine_of
 from edgetta.bundle.tensorrt_engines import TensorRTConfig
 from edgetta.segments.contract import GradientMode
+from edgetta.segments.gpu_segment import GpuSegment
 from edgetta.segments.tensorrt.build import BuildOptions, build_engine
-from edgetta.segments.tensorrt.engine import TensorRTSegment
 from edgetta.segments.tensorrt.library import tensorrt_trouble
 from edgetta.segments.tensorrt.program import GraphedProgram, TensorRTProgram
 from edgetta.segments.torch_engine import TorchSegment
@@ -36,7 +36,7 @@ def gpu() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def segment(name: str, policy: str, gradient: GradientMode, precision: str, device: torch.device) -> TensorRTSegment:
+def segment(name: str, policy: str, gradient: GradientMode, precision: str, device: torch.device) -> GpuSegment:
     graphs = part(name, policy)
     directions = {"exact": ["forward", "backward"], "recompute": ["forward", "recompute"], "local": ["forward"]}
     programs = {}
@@ -44,7 +44,7 @@ def segment(name: str, policy: str, gradient: GradientMode, precision: str, devi
         graph = getattr(graphs, direction)
         built = build_engine(model_of(graph), direction, BuildOptions(precision, (1, 4, 8)))  # type: ignore[arg-type]
         programs[direction] = TensorRTProgram(built.data, graph, device, direction)
-    return TensorRTSegment(graphs, programs, gradient, device, set(programs) if precision == "fp16" else ())
+    return GpuSegment("tensorrt", graphs, programs, gradient, device, set(programs) if precision == "fp16" else ())
 
 
 def error(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Streams and CUDA graphs, with stand-ins for both: who waits for whom, and what a recording reads and leaves.
+"""CUDA graphs, with a stand-in for them: what a recording reads and leaves.
 
 What stands in for CUDA graphs records the engine calls made while it captures, and repeats them with the same
 addresses: an input or output that moved in the meantime shows in the numbers.
@@ -15,49 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgetta.segments.tensorrt import program as programs
-from edgetta.segments.tensorrt.program import GraphedProgram, running_stream
+from edgetta.segments.tensorrt.program import GraphedProgram
 from tests.segments.tensorrt.double import VERSIONS, Double, install
 from tests.segments.tensorrt.test_engine import inputs, part, program
-
-
-class Stream:
-    """A CUDA stream that writes down what it waits for."""
-
-    def __init__(self, handle: int, log: list[tuple[int, int]]) -> None:
-        self.cuda_stream = handle
-        self._log = log
-
-    def wait_stream(self, other: Stream) -> None:
-        self._log.append((self.cuda_stream, other.cuda_stream))
-
-
-@pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
-    """Pairs (who waits, for whom). The default stream is 0, the new one 5."""
-    log: list[tuple[int, int]] = []
-    default = Stream(0, log)
-    monkeypatch.setattr(programs, "_streams", {})
-    monkeypatch.setattr(torch.cuda, "default_stream", lambda device: default)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: default)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream(5, log))
-    yield log
-
-
-def test_the_default_stream_is_left_and_both_wait(waits: list[tuple[int, int]]) -> None:
-    for _ in range(2):
-        with running_stream(torch.device("cuda", 0)) as handle:
-            assert handle == 5
-            assert waits[-1] == (5, 0), "the engine waits for what torch has enqueued"
-        assert waits[-1] == (0, 5), "torch waits for the engine"
-    assert len(waits) == 4
-
-
-def test_another_stream_is_used_as_it_is(waits: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(9, waits))
-    with running_stream(torch.device("cuda", 0)) as handle:
-        assert handle == 9
-    assert waits == []
 
 
 class CudaGraph:

@@ -1,36 +1,52 @@
-"""The TensorRT engine: a frozen segment as engines for its forward and its backward (see `contract.Segment`)."""
+"""A frozen segment on a GPU, as programs of TensorRT or ONNX Runtime for its forward and its backward."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from edgetta.segments.contract import GradientMode, Residuals, SegmentGraphs
-from edgetta.segments.tensorrt.program import Runnable
+from edgetta.segments.graph import Graph
+
+Keep = Callable[[str, Tensor], Tensor]
 
 HEADROOM = 4
 """An incoming gradient's largest element is brought to between 2^3 and 2^4: 4,000 times below float16's largest number
 and 100,000 times above its smallest normal one."""
 
 
-class TensorRTSegment:
-    """A frozen segment on TensorRT.
+class Runnable(Protocol):
+    """A graph, or what is needed of it, on a GPU."""
 
+    graph: Graph
+
+    def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str], keep: Keep | None = None) -> list[Tensor]:
+        """The outputs named, in new tensors; `keep(name, tensor)` may replace each by something smaller."""
+        ...
+
+
+class GpuSegment:
+    """A frozen segment on a GPU (see `contract.Segment`).
+
+    engine     its name
     programs   by direction: "forward", and "backward" for exact or "recompute" for recompute. Where no gradient is
                ever asked for, `forward` may lack the residuals
-    half       the directions whose engines compute in float16
+    half       the directions that are computed in float16
     """
 
     def __init__(
         self,
+        engine: str,
         graphs: SegmentGraphs,
         programs: Mapping[str, Runnable],
         gradient: GradientMode,
         device: torch.device,
         half: Collection[str] = (),
     ) -> None:
+        self.engine = engine
         self.graphs = graphs
         self.gradient: GradientMode = gradient
         self.state = {name: tensor.to(device, copy=True) for name, tensor in graphs.initial_state.items()}
