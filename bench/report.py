@@ -166,7 +166,7 @@ p { max-width: 72ch; margin: 10px 0 }
 code { font: 0.9em ui-monospace, Menlo, Consolas, monospace; background: var(--wash); padding: 1px 4px }
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(165px, 1fr)); gap: 12px; margin: 24px 0 }
 .facts div { background: var(--wash); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px }
-.facts b { display: block; font-size: 19px; white-space: nowrap; color: var(--own); font-variant-numeric: tabular-nums }
+.facts b { display: block; font-size: 19px; white-space: nowrap; color: var(--own) }
 .facts span { color: var(--soft); font-size: 14px; line-height: 1.4; display: block }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; margin: 12px 0; font-size: 14.5px; font-variant-numeric: tabular-nums }

@@ -141,8 +141,9 @@ def _graph(data: Any, tensors: Mapping[str, Tensor], where: str) -> Graph | None
 
 def _check_sizes(graph: Graph) -> None:
     for value in graph.values.values():
-        sizes = value.shape[1:] if value.per_sample else value.shape
-        if len(value.shape) > 8 or not all(size >= 1 for size in sizes) or value.elements(1) > MAX_ELEMENTS:
+        sizes = [size for size in value.shape if size != BATCH]  # attention moves the batch behind its heads
+        free = len(value.shape) - len(sizes)
+        if len(value.shape) > 8 or free > 1 or any(size < 1 for size in sizes) or value.elements(1) > MAX_ELEMENTS:
             raise ValueError(f"value {value.name!r} has shape {value.shape}")
 
 

@@ -1,8 +1,8 @@
 """A frozen computation as plain data: nodes named after ONNX operators, with constants beside them.
 
 One `Graph` serves every engine. The torch engine runs it node by node, `edgetta.export.onnx_writer` writes it as ONNX
-for ONNX Runtime and TensorRT. Dimension 0 of every activation is the batch and is written `BATCH`; all other
-dimensions are fixed when the graph is made.
+for ONNX Runtime and TensorRT. One dimension of every activation is the batch and is written `BATCH`, the first but
+inside attention; all other dimensions are fixed when the graph is made.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from edgetta.errors import BundleError, MissingDependencyError, one_line
 from edgetta.segments.contract import GradientMode, Residuals, SegmentGraphs
-from edgetta.segments.graph import Graph
+from edgetta.segments.graph import BATCH, Graph
 from edgetta.segments.tensorrt.onnx_model import parse_onnx, read_onnx
 
 _arena_registered = False
@@ -61,7 +61,8 @@ class OnnxProgram:
         """The outputs named, in new tensors."""
         global _arena_batch
         binding = self._session.io_binding()
-        batch = next((t.shape[0] for name, t in inputs.items() if self.graph.values[name].per_sample), 1)
+        shapes = {name: self.graph.values[name].shape for name in inputs}
+        batch = next((inputs[name].shape[shape.index(BATCH)] for name, shape in shapes.items() if BATCH in shape), 1)
         alive = []
         for name in self._inputs:
             # The session reads raw memory: of another type it would make nonsense.

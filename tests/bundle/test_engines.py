@@ -13,11 +13,14 @@ import pytest
 import torch
 
 from edgetta.adaptation.adapter import AdaptConfig, Adapter
-from edgetta.bundle import build_network, read_bundle, source_program
+from edgetta.bench.exactness.reference import randomise
+from edgetta.bundle import build_network, read_bundle, self_test, source_program
 from edgetta.errors import MissingDependencyError, UsageError
+from edgetta.export.derive import derive
 from edgetta.segments.onnxruntime_engine import OnnxRuntimeSegment
 from edgetta.segments.torch_engine import Program, TorchSegment
 from tests.adaptation.backbones import small_model
+from tests.export.small_networks import SMALL
 from tests.small_bundle import (
     ENGINES,
     NAMES,
@@ -139,6 +142,23 @@ def test_paths_of_onnx_files(whole: Path) -> None:
     for segment, direction in (("part9", "forward"), ("stem", "backward"), ("source", "recompute")):
         with pytest.raises(UsageError, match="it has"):
             bundle.onnx_path(segment, direction)
+
+
+@pytest.mark.parametrize("name", sorted(set(SMALL) - {"vgg", "grouped", "odds"}))  # no meta-network fits those
+def test_every_operator_travels(name: str, tmp_path: Path) -> None:
+    """Attention, gates, pools: written, read, self-tested on each engine, and run."""
+    small = SMALL[name]
+    model = derive(randomise(small.build()).eval(), small.input_shape, small.cuts)
+    bundle = read_bundle(write_small(tmp_path / "small", model, classes=None))
+    images = torch.rand(3, *small.input_shape, generator=torch.Generator().manual_seed(0))
+    logits = []
+    for engine in ENGINES:
+        network = build_network(bundle, engine)
+        assert self_test(bundle, network).logits_error < 1e-4
+        result = Adapter(network, AdaptConfig(entropy_margin=1.0, small_batch=1)).step(images)
+        assert result.adapted
+        logits.append(result.logits)
+    assert torch.allclose(*logits, rtol=1e-3, atol=1e-4)
 
 
 def test_the_device_imports_no_exporter(whole: Path) -> None:
