@@ -1,0 +1,42 @@
+"""Networks of timm, from their name to a bundle that adapts on every engine; `recompute` where attention or LayerNorm
+would keep whole activations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from edgetta.adaptation.adapter import AdaptConfig
+from edgetta.bench.exactness.networks import NETWORKS
+from edgetta.bundle import read_bundle
+from edgetta.export.bundle_writer import write_bundle
+from edgetta.export.recipe import derive_recipe
+from edgetta.offline.source_statistics import set_source_statistics
+from edgetta.runtime import Runtime
+from tests.small_bundle import ENGINES
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name.startswith("timm:")])
+def test_cut_exported_and_run(name: str, tmp_path: Path) -> None:
+    derived = derive_recipe(NETWORKS[name])
+    network = derived.network()
+    set_source_statistics(network, None, derived.model.input_shape)
+    write_bundle(tmp_path / "bundle", derived.adaptable, network, name=name, config=AdaptConfig())
+    bundle = read_bundle(tmp_path / "bundle")
+    images = torch.rand(16, *derived.model.input_shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = derived.model.module(images)
+    adapted = []
+    for engine in ENGINES:
+        runtime = Runtime(bundle, engine, AdaptConfig(entropy_margin=1.0))
+        assert torch.allclose(runtime.source(images), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+        result = runtime.step(images)
+        assert result.adapted and result.kept == 16
+        adapted.append(runtime.network.state_dict())
+        if name.startswith(("timm:convnext", "timm:vit")):
+            assert {part.gradient for part in runtime.network.parts} == {"recompute"}
+    for key, tensor in adapted[0].items():
+        assert torch.allclose(tensor, adapted[1][key], rtol=1e-2, atol=1e-3 * float(tensor.abs().max()) + 1e-6), key
