@@ -71,6 +71,7 @@ def examine(folder: Path | None = None) -> Report:
         ("pillow", lambda: packages.check_needed("PIL", "pillow")),
         ("onnxruntime", packages.check_onnxruntime),
         ("tensorrt", lambda: packages.check_tensorrt(jetson)),
+        ("engines", packages.check_engines),
         ("onnx", lambda: packages.check_optional("onnx", "only for edgetta export: pip install 'edgetta[export]'")),
         ("onnxscript", lambda: packages.check_optional("onnxscript", "only for torch.onnx: pip install onnxscript")),
         ("opencv", packages.check_opencv),

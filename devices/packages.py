@@ -122,6 +122,16 @@ def check_tensorrt(jetson: str | None) -> Check:
     return Check("tensorrt", "warning", _ABSENT, remedy)
 
 
+def check_engines() -> Check:
+    """Which engines can run here, and which one `--engine auto` takes before any `edgetta build`."""
+    from edgetta.bundle.engines import engine_name, engine_troubles
+
+    troubles = engine_troubles()
+    usable = [name for name, trouble in troubles.items() if not trouble]
+    facts = {"auto": engine_name("auto"), "usable": usable, "troubles": {n: t for n, t in troubles.items() if t}}
+    return Check("engines", "ok", f"{', '.join(usable)}; auto takes {facts['auto']}", facts=facts)
+
+
 def check_needed(module_name: str, package: str) -> Check:
     """A package without which edgetta does not run."""
     module, trouble = _import(module_name)

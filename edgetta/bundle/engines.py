@@ -22,7 +22,7 @@ from edgetta.segments.gpu_segment import GpuSegment
 from edgetta.segments.onnxruntime_engine import OnnxProgram, OnnxRuntimeSegment, import_onnxruntime
 from edgetta.segments.onnxruntime_gpu import PROVIDERS, OnnxGpuProgram, provider_trouble
 from edgetta.segments.tensorrt.cache import default_root, folder_name
-from edgetta.segments.tensorrt.library import find_gpu, gpu_trouble
+from edgetta.segments.tensorrt.library import find_gpu, gpu_trouble, tensorrt_trouble
 from edgetta.segments.torch_engine import Program, TorchSegment
 
 if TYPE_CHECKING:
@@ -209,6 +209,17 @@ def engine_name(engine: str, bundle: Bundle | None = None, engine_cache: Path | 
         import_onnxruntime()
         return "onnxruntime"
     return "torch"
+
+
+def engine_troubles() -> dict[str, str]:
+    """Why each engine cannot be used on this machine, with the remedy; "" for those that can."""
+    troubles = {"torch": "", "torch-cuda": gpu_trouble(), "tensorrt": tensorrt_trouble()}
+    try:
+        import_onnxruntime()
+        troubles |= {"onnxruntime": "", **{name: provider_trouble(name) for name in PROVIDERS}}
+    except MissingDependencyError as error:
+        troubles |= dict.fromkeys(("onnxruntime", *PROVIDERS), str(error))
+    return {name: troubles[name] for name in ENGINES}
 
 
 def engine_of(network: AdaptiveNetwork) -> str:

@@ -36,7 +36,7 @@ def test_this_machine(tmp_path: Path) -> None:
     assert list(found) == [
         *("edgetta", "python", "system", "jetson", "profile", "power mode", "power", "temperature"),
         *("processor", "memory", "disk", "torch", "cuda"),
-        *("numpy", "safetensors", "pillow", "onnxruntime", "tensorrt", "onnx", "onnxscript", "opencv"),
+        *("numpy", "safetensors", "pillow", "onnxruntime", "tensorrt", "engines", "onnx", "onnxscript", "opencv"),
     ]
     assert report.usable
     assert found["python"].facts["version"] == ".".join(map(str, sys.version_info[:3]))

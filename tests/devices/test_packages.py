@@ -7,8 +7,10 @@ import types
 from typing import Any
 
 import pytest
+import torch
 
 from edgetta.devices import packages
+from edgetta.segments.engine_names import ENGINES
 
 
 def install(monkeypatch: pytest.MonkeyPatch, name: str, **content: Any) -> None:
@@ -233,3 +235,20 @@ def test_opencv(monkeypatch: pytest.MonkeyPatch) -> None:
     remove(monkeypatch, "cv2")
     check = packages.check_opencv()
     assert check.status == "ok" and "edgetta[serve]" in check.remedy
+
+
+def test_engines_that_can_run_here() -> None:
+    check = packages.check_engines()
+    assert check.status == "ok" and "torch" in check.facts["usable"]
+    assert f"auto takes {check.facts['auto']}" in check.value
+    assert set(check.facts["usable"]) | set(check.facts["troubles"]) == set(ENGINES)
+    if not torch.cuda.is_available():
+        assert check.facts["auto"] == "onnxruntime"
+        for name in ("torch-cuda", "onnxruntime-cuda", "tensorrt"):
+            assert check.facts["troubles"][name]
+
+
+def test_engines_without_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    check = packages.check_engines()
+    assert "pip install 'edgetta[onnxruntime]'" in check.facts["troubles"]["onnxruntime"]
