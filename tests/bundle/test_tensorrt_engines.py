@@ -15,10 +15,13 @@ import torch
 
 import edgetta
 from edgetta.adaptation.adapter import AdaptConfig
-from edgetta.bundle import read_bundle
+from edgetta.bundle import build_network, read_bundle, self_test
 from edgetta.bundle.engines import engine_name, engine_of, open_engine
 from edgetta.bundle.tensorrt_engines import BundleEngines, TensorRTConfig, was_built
 from edgetta.errors import MissingDependencyError, UsageError
+from edgetta.export.bundle_writer import write_bundle
+from edgetta.export.recipe import Recipe, derive_recipe
+from edgetta.offline.source_statistics import set_source_statistics
 from edgetta.segments.tensorrt.build import EngineBuildError
 from tests.adaptation.backbones import small_model
 from tests.segments.tensorrt.double import Double, install
@@ -302,3 +305,21 @@ def test_a_cache_that_cannot_be_written(trt: Double, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(edgetta.EdgettaError, match="cannot write"):
         BundleEngines(read_bundle(whole_bundle()), CONFIG, tmp_path / "file")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("form", ["source", "adaptive"])
+def test_deep_networks_pass_their_self_test_in_float16(trt: Double, cache: Path, tmp_path: Path, form: str) -> None:
+    """Forty layers, whose masks flip here and there: every engine is right, and the whole is near enough."""
+    derived = derive_recipe(Recipe("wrn40_2", batch_norm=form))  # type: ignore[arg-type]
+    network = derived.network()
+    set_source_statistics(network, None, derived.adaptable.input_shape)
+    write_bundle(tmp_path / "b", derived.adaptable, network, name="wrn40_2", config=AdaptConfig())
+    bundle = read_bundle(tmp_path / "b")
+    engines = BundleEngines(bundle, replace(CONFIG, precision="fp16"))
+    for job in engines.jobs():
+        prepared = engines.prepare(job)
+        assert prepared.options.precision == "fp16" and max(prepared.errors.values()) < 2e-3
+    result = self_test(bundle, build_network(bundle, engines), engines.source())
+    assert max(result.source_error, result.logits_error) < 2e-3
+    assert 1e-3 < result.gradient_error < 0.2
