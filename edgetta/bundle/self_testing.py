@@ -26,9 +26,9 @@ weight, statistic or operator by far more."""
 
 GRADIENT_TOLERANCE = {"fp32": 3e-2, "tf32": 4e-1, "fp16": 4e-1}
 """Relative L2 error of one gradient. A few ReLU masks per ten million flip in float32 (about 1e-3); the eight-bit
-residuals of smooth activations round by up to a 510th of their range; a wrong backward is off by tens of percent. Where
-activations have 10 bits of mantissa, several masks per ten thousand flip: measured 0.05 (ResNet-20, trained) to 0.13
-(WRN-40-2, random weights). There each engine of TensorRT was tested by itself, with given masks, within 0.01."""
+residuals of smooth activations round by up to a 510th of their range; a wrong backward is off by tens of percent.
+Where activations have 10 bits of mantissa, several masks per ten thousand flip: measured 0.05 (ResNet-20, trained) to
+0.13 (WRN-40-2, random weights). There each engine of TensorRT was tested by itself, with given masks, within 0.01."""
 
 _FLOOR = 1e-2  # gradients smaller than this share of the largest are compared with that share
 
