@@ -110,8 +110,8 @@ def measure(derived: Derived, precision: str, opset: int) -> Iterator[dict[str, 
     """One row per segment and direction, in one precision and opset."""
     from edgetta.export.onnx_writer import to_onnx
     from edgetta.segments.contract import SegmentGraphs
+    from edgetta.segments.onnx_model import parse_onnx
     from edgetta.segments.tensorrt.build import BuildOptions, EngineBuildError, build_engine
-    from edgetta.segments.tensorrt.onnx_model import parse_onnx
 
     options = BuildOptions(precision, BATCHES)  # type: ignore[arg-type]
     segments = {**derived.adaptable.segments(), "source": SegmentGraphs(derived.adaptable.source, None, None)}

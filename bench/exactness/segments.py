@@ -114,7 +114,7 @@ def gradient_with_imposed(
         outputs = Program(graphs.backward).run(inputs)
     else:
         program = OnnxProgram(to_onnx(graphs.backward, "backward").SerializeToString(), graphs.backward, threads=1)
-        outputs = program.run(inputs, graphs.backward.outputs)
+        outputs = program.run(inputs)
     return outputs[0], dict(zip(graphs.initial_biases, outputs[1:], strict=True))
 
 

@@ -83,7 +83,7 @@ class OnnxRuntimeEngine:
     def source(self) -> Callable[[Tensor], Tensor]:
         graph = self._bundle.model.source
         session = OnnxProgram(str(self._bundle.onnx_path("source")), graph, self._threads)
-        return lambda images: session.run({"x": images}, graph.outputs)[0]
+        return lambda images: session.run({"x": images})[0]
 
 
 class OnnxRuntimeGpuEngine:

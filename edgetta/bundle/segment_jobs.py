@@ -9,7 +9,7 @@ from edgetta.adaptation.model import AdaptableModel, Gradient, gradient_mode
 from edgetta.bundle.reading import Bundle
 from edgetta.segments.contract import GradientMode, SegmentGraphs
 from edgetta.segments.graph import Graph
-from edgetta.segments.tensorrt.onnx_model import OnnxModel, read_onnx
+from edgetta.segments.onnx_model import OnnxModel, read_onnx
 
 
 @dataclass(frozen=True)

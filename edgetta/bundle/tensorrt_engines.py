@@ -26,6 +26,7 @@ from edgetta.bundle.segment_jobs import Job, jobs_of, jobs_of_model, source_job
 from edgetta.errors import MissingDependencyError, UsageError
 from edgetta.segments.contract import GradientMode, SegmentGraphs
 from edgetta.segments.gpu_segment import GpuSegment, Runnable
+from edgetta.segments.onnx_model import OnnxModel
 from edgetta.segments.tensorrt.build import BuildOptions, EngineBuildError, Watch, build_engine
 from edgetta.segments.tensorrt.cache import EngineCache, EngineKey, default_root, folder_name
 from edgetta.segments.tensorrt.check import (
@@ -37,7 +38,6 @@ from edgetta.segments.tensorrt.check import (
 )
 from edgetta.segments.tensorrt.library import find_target
 from edgetta.segments.tensorrt.memory_watch import watch_memory
-from edgetta.segments.tensorrt.onnx_model import OnnxModel
 from edgetta.segments.tensorrt.program import EngineRejectedError, GraphedProgram, TensorRTProgram
 from edgetta.segments.torch_engine import TorchSegment
 

@@ -68,7 +68,7 @@ def step_here(**arguments: Any) -> dict[str, Any]:
     network = build_network(bundle, case.engine, case.gradient, case.batch_norm, case.threads, memory)  # type: ignore[arg-type]
     images = _images(case, bundle.model.input_shape)
     adapter = Adapter(network, AdaptConfig(entropy_margin=1.0, small_batch=1))
-    measured = _measure(lambda: adapter.step(images), lambda: network.forward(images[:1], keep=False, track=False))
+    measured = _measure(lambda: adapter.step(images))
     kept = measure_kept(network, images)
     return asdict(Measured(**(measured | {"kept_bytes": kept.contract, "alive_bytes": kept.alive})))
 
@@ -85,14 +85,13 @@ def inference_here(**arguments: Any) -> dict[str, Any]:
     bundle = read_bundle(Path(case.bundle))
     program = source_program(bundle, case.engine, case.threads)
     images = _images(case, bundle.model.input_shape)
-    return asdict(Measured(**_measure(lambda: program(images), lambda: program(images[:1]))))
+    return asdict(Measured(**_measure(lambda: program(images))))
 
 
-def _measure(run: Callable[[], object], smallest: Callable[[], object]) -> dict[str, Any]:
-    """Of `run`; ONNX Runtime gives its arena back when the `smallest` batch comes, so that it counts to the next."""
+def _measure(run: Callable[[], object]) -> dict[str, Any]:
     from edgetta.memory.peak import measure_peak
 
-    peak = measure_peak(run, release=smallest)
+    peak = measure_peak(run)
     seconds = []
     for _ in range(3):
         start = time.perf_counter()

@@ -1,13 +1,18 @@
 """The ONNX Runtime engine: the derived graphs as inference sessions, bound to torch memory without copies.
 
-All sessions of a process share one arena and do not spin: measured on two cores, that halves resident memory and
-takes a quarter off the time between torch operators. The arena keeps its memory from run to run, and gives it back
-when a smaller batch comes: giving it back after every run would add 40 % to a prediction.
+What the sessions of a process have in common, and why:
+
+- They do not spin: measured between torch operators, a quarter less time.
+- They allocate from the C library, as torch does, and keep no arena of their own: what one frees serves the other.
+- The graphs of a segment read one copy of its weights, the one that the bundle mapped into memory.
+- Each computes all of its outputs, and those that others wait for come first. A session frees a value once the last
+  operator that reads it has run; where that never runs, or runs at the end, it holds the value to the end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +23,10 @@ from torch import Tensor
 from edgetta.errors import BundleError, MissingDependencyError, one_line
 from edgetta.segments.contract import GradientMode, Residuals, SegmentGraphs
 from edgetta.segments.graph import BATCH, Graph
-from edgetta.segments.tensorrt.onnx_model import parse_onnx, read_onnx
+from edgetta.segments.onnx_model import OnnxModel, OnnxNode, parse_onnx
 
-_arena_registered = False
-_arena_batch = 0  # of the last run of any session
+_SMALL = 1024
+"""Weights of fewer bytes are copied into each session."""
 
 
 def import_onnxruntime() -> Any:
@@ -39,27 +44,35 @@ def import_onnxruntime() -> Any:
 class OnnxProgram:
     """One ONNX graph as a session whose inputs and outputs are torch tensors.
 
-    `model` is a path or the model's bytes. Raises `BundleError` where ONNX Runtime does not take it.
+    model    the ONNX file: its path, its bytes, or what `read_model` made of it; it may lack outputs of `graph`
+    threads  0: as many as torch has
+    Raises `BundleError` where ONNX Runtime does not take it.
     """
 
-    def __init__(self, model: str | bytes, graph: Graph, threads: int = 0) -> None:
+    def __init__(self, model: str | bytes | OnnxModel, graph: Graph, threads: int = 0) -> None:
         runtime = import_onnxruntime()
+        if not isinstance(model, OnnxModel):
+            model = read_model(model, graph)
         self.graph = graph
+        self.outputs = tuple(value.name for value in model.outputs)
+        ordered = _freeing_early(model)
+        self._results = [value.name for value in ordered.outputs]
+        shared = {
+            name for name, array in ordered.weights.items() if name in graph.constants and array.nbytes >= _SMALL
+        }
+        self._weights = {name: runtime.OrtValue.ortvalue_from_numpy(ordered.weights[name]) for name in sorted(shared)}
+        options = _options(runtime, threads)
+        if shared:
+            options.add_external_initializers(list(self._weights), list(self._weights.values()))
+        data = ordered.to_bytes(without=shared)
         try:
-            options = _options(runtime, threads)
-            self._session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            self._session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its kinds are many
-            name = model if isinstance(model, str) else f"a graph that returns {graph.outputs[0]!r}"
-            raise BundleError(
-                f"ONNX Runtime refuses {name}: {one_line(error)}; try --engine torch, or export the bundle again"
-            ) from error
-        self._keeping, self._giving_back = runtime.RunOptions(), runtime.RunOptions()
-        self._giving_back.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+            raise _refused("ONNX Runtime", f"the graph that returns {self.outputs[0]!r}", error) from error
         self._inputs = [entry.name for entry in self._session.get_inputs()]
 
-    def run(self, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> list[Tensor]:
-        """The outputs named, in new tensors."""
-        global _arena_batch
+    def run(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        """All outputs, in new tensors."""
         binding = self._session.io_binding()
         shapes = {name: self.graph.values[name].shape for name in inputs}
         batch = next((inputs[name].shape[shape.index(BATCH)] for name, shape in shapes.items() if BATCH in shape), 1)
@@ -71,23 +84,22 @@ class OnnxProgram:
             alive.append(tensor)
             binding.bind_input(name, "cpu", 0, _numpy_type(tensor), tuple(tensor.shape), tensor.data_ptr())
         results = []
-        for name in outputs:
+        for name, made in zip(self.outputs, self._results, strict=True):
             value = self.graph.values[name]
             result = torch.empty(value.with_batch(batch), dtype=torch.bool if value.dtype == "bool" else torch.float32)
-            binding.bind_output(name, "cpu", 0, _numpy_type(result), tuple(result.shape), result.data_ptr())
+            binding.bind_output(made, "cpu", 0, _numpy_type(result), tuple(result.shape), result.data_ptr())
             results.append(result)
-        # Otherwise one large batch would hold its memory for good.
-        self._session.run_with_iobinding(binding, self._giving_back if batch < _arena_batch else self._keeping)
-        _arena_batch = batch
+        self._session.run_with_iobinding(binding)
         return results
 
 
 class OnnxRuntimeSegment:
     """A frozen segment on ONNX Runtime (see `contract.Segment`).
 
-    `models` gives the ONNX model (a path, or its bytes) of each direction that the gradient mode needs:
-    "forward", and "backward" for exact or "recompute" for recompute. Each is loaded when it is first run. Where no
-    residual is wanted, the forward is loaded without them, which is quicker: a session computes whatever it can.
+    `models` gives the ONNX file (a path, or its bytes) of each direction that the gradient mode needs: "forward", and
+    "backward" for exact or "recompute" for recompute. A session is made when it is first called for. Where no residual
+    is wanted, the forward runs without them, which is quicker and takes less memory.
+    Raises `BundleError` where a file or ONNX Runtime is not as it should be.
     """
 
     def __init__(
@@ -101,36 +113,39 @@ class OnnxRuntimeSegment:
         self.gradient: GradientMode = gradient
         self.state = {name: tensor.clone() for name, tensor in graphs.initial_state.items()}
         self.biases = {name: tensor.clone() for name, tensor in graphs.initial_biases.items()}
-        self._plain = graphs.forward.outputs[: 1 + len(graphs.state)]
         self._residuals = {r.value.name: r for r in graphs.residuals}
         self._made = [r.value.name for r in graphs.residuals if r.value.name not in graphs.forward.inputs]
-        self._models, self._threads = dict(models), threads
-        self._loaded: dict[str, OnnxProgram] = {}
+        self._plain = graphs.forward.outputs[: 1 + len(graphs.state)]
+        self._threads = threads
+        forward = read_model(models["forward"], graphs.forward)
+        self._models = {"forward": (forward, graphs.forward), "predict": (forward.only(self._plain), graphs.forward)}
+        self._back = {"exact": "backward", "recompute": "recompute", "local": ""}[gradient]
+        backward = {"backward": graphs.backward, "recompute": graphs.recompute, "": None}[self._back]
+        if backward is not None:
+            self._models[self._back] = (read_model(models[self._back], backward), backward)
+        self._programs: dict[str, OnnxProgram] = {}
 
     def forward(self, x: Tensor, *, keep: bool = True, momentum: float = 0.1) -> tuple[Tensor, Residuals]:
         inputs = {"x": x, **self.state, **self.biases}
         if self.state:
             inputs["ema_momentum"] = torch.full((1,), momentum)
         residuals = Residuals(batch=x.shape[0])
-        made = self._made if keep and self.gradient == "exact" else []
-        outputs = self._forward(bool(made)).run(inputs, [*self._plain, *made])
-        for name, tensor in zip(made, outputs[len(self._plain) :], strict=True):
-            residuals.kept[name] = self._residuals[name].pack(tensor)
-        if keep and self.gradient == "recompute":
+        exact = keep and self.gradient == "exact"
+        program = self._forward(exact and bool(self._made))
+        outputs = dict(zip(program.outputs, program.run(inputs), strict=True))
+        if exact:
+            residuals.kept = {name: self._residuals[name].pack(outputs.pop(name)) for name in self._made}
+        elif keep and self.gradient == "recompute":
             residuals.kept = {k: v for k, v in inputs.items() if k in self.state or k == "ema_momentum"}
         if keep and (self.gradient == "recompute" or "x" in self._residuals):
             residuals.shared["x"] = x
-        for name, tensor in zip(self.graphs.state, outputs[1 : len(self._plain)], strict=True):
-            self.state[name] = tensor
-        return outputs[0], residuals
+        y, *state = (outputs[name] for name in self._plain)
+        self.state = dict(zip(self.graphs.state, state, strict=True))
+        return y, residuals
 
     def input_gradient(self, residuals: Residuals, grad_y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        direction = {"exact": "backward", "recompute": "recompute", "local": ""}[self.gradient]
-        graph = {"backward": self.graphs.backward, "recompute": self.graphs.recompute, "": None}[direction]
-        if graph is None:
+        if self._back not in self._models:
             raise RuntimeError(f"a segment in gradient mode {self.gradient!r} has no backward")
-        if direction not in self._loaded:
-            self._loaded[direction] = OnnxProgram(self._models[direction], graph, self._threads)
         inputs = {**residuals.shared, "grad_y": grad_y}
         for name in list(residuals.kept):
             kept = residuals.kept.pop(name)
@@ -138,37 +153,72 @@ class OnnxRuntimeSegment:
             inputs[name] = residual.unpack(kept, residuals.batch) if residual is not None else kept
         if self.gradient == "recompute":
             inputs.update(self.biases)
-        outputs = self._loaded[direction].run(inputs, graph.outputs)
+        outputs = self._program(self._back).run(inputs)
         return outputs[0], dict(zip(self.biases, outputs[1:], strict=True))
 
     def _forward(self, residuals: bool) -> OnnxProgram:
         """The forward, with residuals or without. Once the one with them is there, it serves both: memory for one."""
-        if residuals and "forward" not in self._loaded:
-            self._loaded.pop("predict", None)
-            self._loaded["forward"] = OnnxProgram(self._models["forward"], self.graphs.forward, self._threads)
-        if "forward" not in self._loaded and "predict" not in self._loaded:
-            model = self._models["forward"]
-            if self._made:
-                whole = read_onnx(Path(model)) if isinstance(model, str) else parse_onnx(model)
-                model = whole.only(self._plain).to_bytes()
-            self._loaded["predict"] = OnnxProgram(model, self.graphs.forward, self._threads)
-        return self._loaded.get("forward") or self._loaded["predict"]
+        if residuals:
+            self._programs.pop("predict", None)
+        return self._program("forward" if residuals or "forward" in self._programs else "predict")
+
+    def _program(self, name: str) -> OnnxProgram:
+        if name not in self._programs:
+            self._programs[name] = OnnxProgram(*self._models[name], self._threads)
+        return self._programs[name]
+
+
+def read_model(model: str | bytes, graph: Graph) -> OnnxModel:
+    """The ONNX file of `graph`, its weights being the graph's own constants. Raises `BundleError`."""
+    floats = {name: t.numpy() for name, t in graph.constants.items() if t.dtype == torch.float32}
+    try:
+        if isinstance(model, bytes):
+            return parse_onnx(model, None, floats)
+        return parse_onnx(Path(model).read_bytes(), Path(model).parent, floats)
+    except (ValueError, IndexError, KeyError, OSError) as error:
+        name = f"the graph that returns {graph.outputs[0]!r}" if isinstance(model, bytes) else model
+        raise _refused("edgetta", name, error) from error
+
+
+def _refused(who: str, what: str, error: Exception) -> BundleError:
+    return BundleError(f"{who} refuses {what}: {one_line(error)}; try --engine torch, or export the bundle again")
+
+
+def _freeing_early(model: OnnxModel) -> OnnxModel:
+    """The same model in an order of execution that holds no value longer than needed.
+
+    Of the operators that nothing reads from, ONNX Runtime takes the last of the file first, with all that it needs;
+    operators that its optimiser adds count as last. As a rule one of these ends in the first output: everything on its
+    way runs, and only then what hangs beside it, such as the mask of each ReLU, for which all those values had to be
+    held. So the first output leaves through one more operator, which the optimiser lets be; what hangs beside its way
+    stands at the end of the file, and what is to come first stands last.
+    """
+    if len(model.outputs) == 1:
+        return model
+    made = {name: i for i, node in enumerate(model.nodes) for name in node.outputs}
+    read = {name for node in model.nodes for name in node.inputs}
+    first = model.outputs[0]
+    beside = [n for n in model.nodes if first.name not in n.outputs and not read.intersection(n.outputs)]
+    way = [n for n in model.nodes if n not in beside]
+    beside.sort(key=lambda node: max((made.get(name, -1) for name in node.inputs), default=-1), reverse=True)
+    renamed, shape = f"{first.name}.last", f"{first.name}.shape"
+    leaving = OnnxNode("Reshape", f"Reshape_{renamed}", (first.name, shape), (renamed,))  # a zero: size as it is
+    return replace(
+        model,
+        nodes=(*way, leaving, *beside),
+        weights={**model.weights, shape: np.zeros(len(first.shape), np.int64)},
+        outputs=(replace(first, name=renamed), *model.outputs[1:]),
+    )
 
 
 def _options(runtime: Any, threads: int) -> Any:
-    global _arena_registered
-    if not _arena_registered:
-        memory = runtime.OrtMemoryInfo(
-            "Cpu", runtime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, runtime.OrtMemType.DEFAULT
-        )
-        runtime.create_and_register_allocator(memory, None)
-        _arena_registered = True
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False  # it would lay all values of a run out in one block
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.use_env_allocators", "1")
     return options
 
 

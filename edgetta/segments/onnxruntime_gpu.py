@@ -19,9 +19,9 @@ from edgetta.errors import BundleError, MissingDependencyError, one_line
 from edgetta.segments.cuda_stream import engine_stream
 from edgetta.segments.gpu_segment import Keep
 from edgetta.segments.graph import Graph
+from edgetta.segments.onnx_model import OnnxModel
 from edgetta.segments.onnxruntime_engine import import_onnxruntime
 from edgetta.segments.tensorrt.library import gpu_trouble
-from edgetta.segments.tensorrt.onnx_model import OnnxModel
 
 PROVIDERS = {"onnxruntime-cuda": "CUDAExecutionProvider", "onnxruntime-tensorrt": "TensorrtExecutionProvider"}
 _CPU = "CPUExecutionProvider"  # for the sizes in a Reshape and the like

@@ -152,7 +152,7 @@ def run(graph: Graph, inputs: dict[str, Tensor], engine: str) -> dict[str, Tenso
     else:
         program = OnnxProgram(to_onnx(graph, "graph").SerializeToString(), graph, threads=1)
         single = {name: t.float() if t.is_floating_point() else t for name, t in inputs.items()}
-        outputs = program.run(single, graph.outputs)
+        outputs = program.run(single)
     return dict(zip(graph.outputs, outputs, strict=True))
 
 

@@ -16,10 +16,9 @@ from edgetta.export.batch_norm import settle
 from edgetta.export.cut import cut
 from edgetta.export.differentiate import differentiate
 from edgetta.export.trace import trace
-from edgetta.segments import onnxruntime_engine
 from edgetta.segments.contract import GradientMode, SegmentGraphs
 from edgetta.segments.graph import BATCH, GraphBuilder
-from edgetta.segments.onnxruntime_engine import OnnxProgram, OnnxRuntimeSegment, import_onnxruntime
+from edgetta.segments.onnxruntime_engine import OnnxRuntimeSegment, import_onnxruntime
 from edgetta.segments.torch_engine import TorchSegment
 from tests.export.small_networks import SMALL
 
@@ -126,34 +125,6 @@ def test_inputs_of_another_type_or_layout_are_converted() -> None:
         assert torch.equal(again, y)
         assert torch.equal(made.input_gradient(residuals, grad_y.to(other.dtype))[0], expected)
     assert torch.allclose(made.forward(x.half())[0], y, rtol=0.1, atol=0.1)
-
-
-def test_the_arena_is_given_back_when_a_smaller_batch_comes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not after every run, which would cost a prediction 40 % more time; and by whichever session runs first."""
-    monkeypatch.setattr(onnxruntime_engine, "_arena_batch", 0)
-    graphs = part("vgg", "source", False)
-    given_back: list[bool] = []
-    programs = [OnnxProgram(models(graphs, "exact")["forward"], graphs.forward, threads=1) for _ in range(2)]
-    for program in programs:
-        monkeypatch.setattr(program, "_session", Recorder(program, given_back))
-    for batch, which in ((8, 0), (8, 1), (2, 1), (2, 0), (8, 0), (1, 1)):
-        x, _ = inputs(graphs, batch)
-        programs[which].run({"x": x}, graphs.forward.outputs[:1])
-    assert given_back == [False, False, True, False, False, True]
-
-
-class Recorder:
-    """A session that notes whether a run gives memory back."""
-
-    def __init__(self, program: OnnxProgram, given_back: list[bool]) -> None:
-        self.session, self.options, self.given_back = program._session, program._giving_back, given_back
-
-    def io_binding(self) -> object:
-        return self.session.io_binding()
-
-    def run_with_iobinding(self, binding: object, options: object) -> None:
-        self.given_back.append(options is self.options)
-        self.session.run_with_iobinding(binding, options)
 
 
 def test_the_input_as_residual_is_shared_not_kept() -> None:

@@ -17,9 +17,9 @@ import torch
 
 from edgetta.devices.machine import parse_meminfo
 from edgetta.errors import EdgettaError, MissingDependencyError, UsageError
+from edgetta.segments.onnx_model import OnnxModel
 from edgetta.segments.tensorrt.half import single_nodes, to_half
 from edgetta.segments.tensorrt.library import import_tensorrt, is_rtx, messages, version_of
-from edgetta.segments.tensorrt.onnx_model import OnnxModel
 
 Precision = Literal["fp32", "fp16"]
 LARGEST_WORKSPACE = 1 << 30

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from edgetta.segments.tensorrt.onnx_model import BOOL, FLOAT, HALF, INT64, OnnxModel, OnnxNode, cast
+from edgetta.segments.onnx_model import BOOL, FLOAT, HALF, INT64, OnnxModel, OnnxNode, cast
 
 LARGEST_HALF = 65504.0
 

@@ -12,11 +12,11 @@ import torch
 from edgetta.errors import MissingDependencyError, UsageError
 from edgetta.export.onnx_writer import to_onnx
 from edgetta.segments.graph import BATCH, Graph, GraphBuilder
+from edgetta.segments.onnx_model import OnnxModel, parse_onnx
 from edgetta.segments.tensorrt import build
 from edgetta.segments.tensorrt.build import BuildOptions, EngineBuildError, build_engine, free_workspace
 from edgetta.segments.tensorrt.cache import TimingFile
 from edgetta.segments.tensorrt.half import single_nodes
-from edgetta.segments.tensorrt.onnx_model import OnnxModel, parse_onnx
 from tests.segments.tensorrt.double import VERSIONS, Double, install
 from tests.segments.tensorrt.test_engine import part
 

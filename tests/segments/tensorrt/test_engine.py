@@ -18,8 +18,8 @@ from edgetta.export.trace import trace
 from edgetta.segments.contract import GradientMode, SegmentGraphs
 from edgetta.segments.gpu_segment import GpuSegment, GradientScale
 from edgetta.segments.graph import Graph
+from edgetta.segments.onnx_model import parse_onnx
 from edgetta.segments.tensorrt.build import BuildOptions, build_engine
-from edgetta.segments.tensorrt.onnx_model import parse_onnx
 from edgetta.segments.tensorrt.program import EngineRejectedError, TensorRTProgram
 from edgetta.segments.torch_engine import TorchSegment
 from tests.export.small_networks import SMALL

@@ -15,8 +15,8 @@ from torch import Tensor
 from edgetta.export.onnx_writer import to_onnx
 from edgetta.segments.contract import SegmentGraphs
 from edgetta.segments.graph import BATCH, Graph, GraphBuilder
+from edgetta.segments.onnx_model import OnnxModel, parse_onnx
 from edgetta.segments.tensorrt.half import single_nodes, to_half
-from edgetta.segments.tensorrt.onnx_model import OnnxModel, parse_onnx
 from edgetta.segments.torch_engine import Program
 from tests.segments.tensorrt.test_engine import part
 

@@ -1,12 +1,13 @@
 """An ONNX file as data that can be changed and written again, without the onnx package, which no device has.
 
 A model read here carries its weights with it. So TensorRT never has to look for the file that they lie in, and the
-SHA-256 of what is written names everything that an engine is made from.
+SHA-256 of what is written names everything that an engine is made from. ONNX Runtime is given weights that are in
+memory already, one copy for all graphs of a segment.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ FLOAT, INT64, BOOL, HALF = 1, 7, 9, 10
 
 _TYPES: dict[int, Any] = {FLOAT: np.float32, INT64: np.int64, BOOL: np.bool_, HALF: np.float16}
 _INT = 2  # of AttributeProto.type
+_EXTERNAL = 1  # of TensorProto.data_location
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,12 @@ class OnnxModel:
     opset: int
     ir_version: int
 
-    def to_bytes(self) -> bytes:
-        """The model as an ONNX file that holds its weights."""
+    def to_bytes(self, without: Collection[str] = ()) -> bytes:
+        """The model as an ONNX file that holds its weights, but for those named in `without`: whoever reads it has
+        them from elsewhere."""
         parts = [write_bytes(1, _node_bytes(node)) for node in self.nodes]
         parts.append(write_bytes(2, "edgetta"))
-        parts += [write_bytes(5, _weight_bytes(name, array)) for name, array in self.weights.items()]
+        parts += [write_bytes(5, _weight_bytes(n, array, n not in without)) for n, array in self.weights.items()]
         parts += [write_bytes(11, _value_bytes(value)) for value in self.inputs]
         parts += [write_bytes(12, _value_bytes(value)) for value in self.outputs]
         graph = b"".join(parts)
@@ -109,9 +112,14 @@ def read_onnx(path: Path) -> OnnxModel:
         raise BundleError(f"{path} cannot be read as ONNX: {one_line(error)}; export the bundle again") from error
 
 
-def parse_onnx(data: bytes, folder: Path | None = None) -> OnnxModel:
-    """The model in `data`; weights that lie in other files are looked for in `folder`. Raises `ValueError`."""
-    return _model(memoryview(data), folder or Path())
+def parse_onnx(
+    data: bytes, folder: Path | None = None, weights: Mapping[str, np.ndarray[Any, Any]] | None = None
+) -> OnnxModel:
+    """The model in `data`; weights that lie in other files are looked for in `folder`, unless they are in `weights`.
+
+    Raises `ValueError`.
+    """
+    return _model(memoryview(data), folder or Path(), weights or {})
 
 
 def cast(source: str, target: str, kind: int) -> OnnxNode:
@@ -120,7 +128,7 @@ def cast(source: str, target: str, kind: int) -> OnnxNode:
     return OnnxNode("Cast", f"Cast_{target}", (source,), (target,), {"to": to})
 
 
-def _model(data: memoryview, folder: Path) -> OnnxModel:
+def _model(data: memoryview, folder: Path, known: Mapping[str, np.ndarray[Any, Any]]) -> OnnxModel:
     opset, ir_version, graph = 0, 0, None
     for key, value in fields(data):
         if key == 1:
@@ -136,7 +144,7 @@ def _model(data: memoryview, folder: Path) -> OnnxModel:
         if key == 1:
             nodes.append(_node(message(value)))
         elif key == 5:
-            name, array = _weight(message(value), folder)
+            name, array = _weight(message(value), folder, known)
             weights[name] = array
         elif key == 11:
             inputs.append(_value(message(value)))
@@ -157,7 +165,9 @@ def _node(data: memoryview) -> OnnxNode:
     return OnnxNode(texts[4][-1], texts[3][-1], tuple(texts[1]), tuple(texts[2]), attributes)
 
 
-def _weight(data: memoryview, folder: Path) -> tuple[str, np.ndarray[Any, Any]]:
+def _weight(
+    data: memoryview, folder: Path, known: Mapping[str, np.ndarray[Any, Any]]
+) -> tuple[str, np.ndarray[Any, Any]]:
     name, kind = "", 0
     sizes: list[int] = []
     raw: memoryview | None = None
@@ -175,6 +185,10 @@ def _weight(data: memoryview, folder: Path) -> tuple[str, np.ndarray[Any, Any]]:
             entry = {k: _text(v) for k, v in fields(message(value))}
             place[entry[1]] = entry[2]
     dtype = np.dtype(_TYPES[kind]).newbyteorder("<")
+    if name in known:
+        if (known[name].shape, known[name].dtype) != (tuple(sizes), dtype):
+            raise ValueError(f"weight {name!r} is not what its graph says")
+        return name, known[name]
     if place:
         offset, length = int(place["offset"]), int(place["length"])
         raw = memoryview(np.fromfile(folder / place["location"], np.uint8, length, offset=offset).data)
@@ -211,9 +225,12 @@ def _node_bytes(node: OnnxNode) -> bytes:
     return b"".join(parts + [write_bytes(5, content) for content in node.attributes.values()])
 
 
-def _weight_bytes(name: str, array: np.ndarray[Any, Any]) -> bytes:
+def _weight_bytes(name: str, array: np.ndarray[Any, Any], inside: bool = True) -> bytes:
     kind = next(kind for kind, dtype in _TYPES.items() if np.dtype(dtype) == array.dtype.newbyteorder("="))
     parts = [write_number(1, size) for size in array.shape] + [write_number(2, kind), write_bytes(8, name)]
+    if not inside:
+        place = write_bytes(1, "location") + write_bytes(2, "elsewhere")
+        return b"".join([*parts, write_bytes(13, place), write_number(14, _EXTERNAL)])
     return b"".join([*parts, write_bytes(9, array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())])
 
 
