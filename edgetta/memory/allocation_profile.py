@@ -2,8 +2,9 @@
 
 A step is run twice. The first time the kernel's high-water mark is read and reset at every border between pieces: that
 is what the process takes. The second time torch's profiler counts what torch's own allocator has alive (the profiler
-itself takes memory, which must not show in the first count). Borders are calls of segments and meta-networks, and of
-the engine's programs inside segments.
+itself takes memory, which must not show in the first count). Borders are calls of segments and of meta-networks'
+forwards, and of the engine's programs inside segments; the meta-networks' backward is what runs between the gradients
+of segments.
 
     torch    alive in torch's allocator
     engine   growth of the process inside a call of an engine other than torch, beyond the outputs that it fills
@@ -81,7 +82,7 @@ class _Process:
     def __init__(self, level: int) -> None:
         self.pieces: list[tuple[str, int, int]] = []  # name, highest above the level, the engine's share
         self._level = level
-        self._names = ["between"]
+        self._names = [""]  # of the calls that are open; outside of them it says what goes on
         self._outputs: int | None = None
         self._start = level
         reset_high_water()
@@ -97,12 +98,12 @@ class _Process:
     def border(self, name: str | None) -> None:
         peak = high_water()
         engine = 0 if self._outputs is None else max(0, peak - self._start - self._outputs)
-        self.pieces.append((self._names[-1], max(0, peak - self._level), engine))
+        self.pieces.append((self._names[-1] or "rest", max(0, peak - self._level), engine))
         self._outputs = None
-        if name is None:
-            self._names.pop()
-        else:
+        if name is not None:
             self._names.append(name)
+        elif self._names.pop().endswith("input_gradient") and len(self._names) == 1:
+            self._names = ["meta-networks backward"]
         self._start = resident()
         reset_high_water()
 
@@ -129,8 +130,7 @@ def _watched(network: AdaptiveNetwork, observer: _Process | _Marks) -> Iterator[
             for program in _engine_programs(segment):
                 stack.enter_context(_wrapped(program, "run", f"{name} engine", observer, engine=True))
         for k, meta in enumerate(network.metas, 1):
-            for method in ("forward", "backward"):
-                stack.enter_context(_wrapped(meta, method, f"meta {k} {method}", observer))
+            stack.enter_context(_wrapped(meta, "forward", f"meta {k} forward", observer))
         yield
 
 

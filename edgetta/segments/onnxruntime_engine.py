@@ -123,7 +123,7 @@ class OnnxRuntimeSegment:
         backward = {"backward": graphs.backward, "recompute": graphs.recompute, "": None}[self._back]
         if backward is not None:
             self._models[self._back] = (read_model(models[self._back], backward), backward)
-        self._programs: dict[str, OnnxProgram] = {}
+        self._loaded: dict[str, OnnxProgram] = {}
 
     def forward(self, x: Tensor, *, keep: bool = True, momentum: float = 0.1) -> tuple[Tensor, Residuals]:
         inputs = {"x": x, **self.state, **self.biases}
@@ -159,13 +159,13 @@ class OnnxRuntimeSegment:
     def _forward(self, residuals: bool) -> OnnxProgram:
         """The forward, with residuals or without. Once the one with them is there, it serves both: memory for one."""
         if residuals:
-            self._programs.pop("predict", None)
-        return self._program("forward" if residuals or "forward" in self._programs else "predict")
+            self._loaded.pop("predict", None)
+        return self._program("forward" if residuals or "forward" in self._loaded else "predict")
 
     def _program(self, name: str) -> OnnxProgram:
-        if name not in self._programs:
-            self._programs[name] = OnnxProgram(*self._models[name], self._threads)
-        return self._programs[name]
+        if name not in self._loaded:
+            self._loaded[name] = OnnxProgram(*self._models[name], self._threads)
+        return self._loaded[name]
 
 
 def read_model(model: str | bytes, graph: Graph) -> OnnxModel:

@@ -39,3 +39,20 @@ def crashed() -> None:
 
 def wait() -> None:
     signal.pause()
+
+
+def pieces_of_a_step(bundle: str, batch: int, engine: str) -> dict[str, list[tuple[str, int, int, int, int]] | bool]:
+    import torch
+
+    from edgetta.adaptation.adapter import AdaptConfig, Adapter
+    from edgetta.bundle import build_network, read_bundle
+    from edgetta.memory.allocation_profile import allocation_profile
+
+    opened = read_bundle(bundle)
+    network = build_network(opened, engine, "exact", "batch")
+    adapter = Adapter(network, AdaptConfig(entropy_margin=1.0, small_batch=1))
+    images = torch.rand(batch, *opened.model.input_shape)
+    pieces = allocation_profile(network, lambda: adapter.step(images))
+    owners = [network.stem, *network.parts, network.classifier, *network.metas]
+    wrapped = any({"forward", "backward", "input_gradient"} & set(vars(owner)) for owner in owners)
+    return {"pieces": [(p.name, p.peak, p.torch, p.engine, p.other) for p in pieces], "wrapped": wrapped}

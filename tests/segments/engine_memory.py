@@ -1,4 +1,4 @@
-"""Measured in a process of its own by `test_onnxruntime_memory.py`: what ONNX Runtime takes for one segment."""
+"""Functions that `test_onnxruntime_memory.py` calls in other processes: what ONNX Runtime takes for a segment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from edgetta.export.batch_norm import settle
 from edgetta.export.differentiate import differentiate
 from edgetta.export.trace import trace
 from edgetta.memory.peak import give_back, measure_peak, resident
-from edgetta.segments.contract import SegmentGraphs
 from edgetta.segments.onnxruntime_engine import OnnxRuntimeSegment
 
 BATCH, CHANNELS, SIZE, BLOCKS = 64, 16, 16, 8
@@ -30,42 +29,41 @@ class Chain(nn.Module):
         return y
 
 
-def measure(policy: str) -> dict[str, float]:
-    """Activations that the engine holds beyond its outputs, by what it does, and what is left behind it."""
+def engine_maps(policy: str) -> dict[str, float]:
+    """Activations that the engine holds beyond its outputs and its inputs, by what it does; and what stays behind."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     graphs = differentiate(settle(trace(Chain().eval(), (CHANNELS, SIZE, SIZE)).graph, policy, True))  # type: ignore[arg-type]
-    segment = OnnxRuntimeSegment(graphs, models(graphs, "exact"), "exact", threads=1)
+    masks = sum(
+        r.value.elements(BATCH) for r in graphs.residuals if r.kind == "mask"
+    )  # a byte each, as engines see them
     x = torch.rand(BATCH, CHANNELS, SIZE, SIZE)
-    y, _ = segment.forward(x)
-    give_back()
-    before = resident()
-    keeping = measure_peak(lambda: segment.forward(x)[0])
-    masks = sum(r.value.elements(BATCH) for r in graphs.residuals if r.kind == "mask")
-    predicting = measure_peak(lambda: segment.forward(x, keep=False)[0])
-    residuals = [segment.forward(x)[1] for _ in range(4)]  # each serves once
-    backward = measure_peak(lambda: segment.input_gradient(residuals.pop(), y)[0])
-    unpacked = masks  # bytes of the masks as the session reads them
-    del residuals
-    give_back()
+    predicting = OnnxRuntimeSegment(graphs, models(graphs, "exact"), "exact", threads=1)
+    predict = measure_peak(lambda: predicting.forward(x, keep=False)[0])
+    keeping = OnnxRuntimeSegment(graphs, models(graphs, "exact"), "exact", threads=1)
+    keep = measure_peak(lambda: keeping.forward(x)[0])
+    kept = [keeping.forward(x)[1] for _ in range(4)]  # each serves once
+    back = measure_peak(lambda: keeping.input_gradient(kept.pop(), x)[0])
     return {
-        "keep": (keeping.peak - MAP - masks) / MAP,
-        "predict": (predicting.peak - MAP) / MAP,
-        "backward": (backward.peak - MAP - unpacked) / MAP,
-        "left": (resident() - before) / MAP,
-        "masks": masks / MAP,
+        "predict": (predict.peak - MAP) / MAP,
+        "keep": (keep.peak - MAP - masks) / MAP,
+        "back": (back.peak - MAP - masks) / MAP,
+        "held": (back.held - MAP) / MAP,
     }
 
 
-def shared(copies: int) -> dict[str, int]:
-    """Bytes that a session adds whose weights are in memory already, and the bytes of these weights."""
-    torch.manual_seed(0)
-    big = nn.Sequential(*(nn.Conv2d(1024, 1024, 1, bias=False) for _ in range(4))).eval()
-    graphs: SegmentGraphs = differentiate(settle(trace(big, (1024, 2, 2)).graph, "source"))
-    files = models(graphs, "exact")
+def bytes_per_session() -> tuple[int, int]:
+    """What one more session takes of a segment whose weights are in memory, and the bytes of the weights."""
+    layers = nn.Sequential(*(nn.Conv2d(1024, 1024, 1, bias=False) for _ in range(4))).eval()
+    graphs = differentiate(settle(trace(layers, (1024, 2, 2)).graph, "source"))
+    files = models(graphs, "local")
+    made = [OnnxRuntimeSegment(graphs, files, "local", threads=1)]
+    x = torch.rand(2, 1024, 2, 2)
+    made[0].forward(x)
     give_back()
     before = resident()
-    made = [OnnxRuntimeSegment(graphs, files, "local", threads=1) for _ in range(copies)]
-    weights = sum(t.nbytes for t in graphs.forward.constants.values())
+    for _ in range(3):
+        made.append(OnnxRuntimeSegment(graphs, files, "local", threads=1))
+        made[-1].forward(x)
     give_back()
-    return {"weights": weights, "added": (resident() - before) // len(made)}
+    return (resident() - before) // 3, sum(t.nbytes for t in graphs.forward.constants.values())

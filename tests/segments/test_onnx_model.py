@@ -84,3 +84,17 @@ def test_the_device_needs_no_onnx_package() -> None:
     code = "import sys, edgetta.bundle.tensorrt_engines; "
     code += "assert not {'onnx', 'tensorrt', 'tensorrt_rtx'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_weights_may_come_from_elsewhere() -> None:
+    """A file without some weights says so; what is given in their place must be what the graph says."""
+    graph = part("vgg", "source", False).forward
+    data = to_onnx(graph, "graph").SerializeToString()
+    whole = parse_onnx(data)
+    name, weight = max(whole.weights.items(), key=lambda item: item[1].nbytes)
+    light = whole.to_bytes(without={name})
+    assert len(light) < len(data) - weight.nbytes // 2
+    again = parse_onnx(light, None, {name: weight})
+    assert again.weights[name] is weight and again.to_bytes() == whole.to_bytes()
+    with pytest.raises(ValueError, match="not what its graph says"):
+        parse_onnx(data, None, {name: weight[:1]})
