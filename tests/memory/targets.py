@@ -1,9 +1,13 @@
-"""Functions that `test_fresh_process.py` calls in other processes."""
+"""Functions that the tests of this folder call in other processes."""
 
 from __future__ import annotations
 
 import os
 import signal
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
 
 from edgetta.errors import UsageError
 
@@ -56,3 +60,32 @@ def pieces_of_a_step(bundle: str, batch: int, engine: str) -> dict[str, list[tup
     owners = [network.stem, *network.parts, network.classifier, *network.metas]
     wrapped = any({"forward", "backward", "input_gradient"} & set(vars(owner)) for owner in owners)
     return {"pieces": [(p.name, p.peak, p.torch, p.engine, p.other) for p in pieces], "wrapped": wrapped}
+
+
+def touch(megabytes: int) -> np.ndarray:
+    return np.ones(megabytes << 20, np.uint8)
+
+
+def peak_of_two_arrays(sampled: bool = False) -> dict[str, int | str]:
+    """48 MiB that are freed at once, then 16 that are returned; 200 earlier."""
+    from edgetta.memory import peak
+
+    def run() -> np.ndarray:
+        touch(48)
+        return touch(16)
+
+    if sampled:
+        peak._CLEAR_REFS = Path("/nowhere/clear_refs")
+    touch(200)
+    return asdict(peak.measure_peak(run))
+
+
+def peaks_of_sizes(sizes: list[int], warm_up: int, repetitions: int) -> tuple[int, int]:
+    """The peak of arrays of so many MiB, one in each call, and how often memory was released."""
+    from edgetta.memory.peak import measure_peak
+
+    left, released = iter(sizes), []
+    found = measure_peak(
+        lambda: touch(next(left)), warm_up=warm_up, repetitions=repetitions, release=lambda: released.append(1)
+    )
+    return found.peak, len(released)
