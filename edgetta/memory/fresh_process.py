@@ -2,15 +2,14 @@
 
     bytes = in_fresh_process("edgetta.memory.step_peak:step_peak", bundle="wrn.bundle", batch=64)
 
-Arguments and result travel as JSON. The child's C library is told not to adapt its thresholds as it runs: every block
-from 128 KiB up is mapped on its own and given back when it is freed, so that resident memory is memory in use.
+Arguments and result travel as JSON. The child's C library gives freed memory back at once, as under a budget
+(`allocator.py`), so that resident memory is memory in use.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -19,36 +18,27 @@ from pathlib import Path
 from typing import Any
 
 from edgetta.errors import EdgettaError
-
-MALLOC = {
-    "MALLOC_MMAP_THRESHOLD_": str(128 << 10),  # glibc's start value, but fixed
-    "MALLOC_TRIM_THRESHOLD_": str(128 << 10),
-    "MALLOC_MMAP_MAX_": str(1 << 20),
-    "MALLOC_ARENA_MAX": "1",  # one heap for all threads
-}
+from edgetta.memory.allocator import return_freed_memory
 
 
 class MeasurementError(EdgettaError):
     """A measurement that did not come to its end."""
 
 
-def in_fresh_process(target: str, *, malloc: bool = True, timeout: float | None = None, **arguments: Any) -> Any:
+def in_fresh_process(target: str, *, give_back: bool = True, timeout: float | None = None, **arguments: Any) -> Any:
     """Call `target` ("module:function") with JSON-able `arguments` in a new Python process; its JSON-able result.
 
-    malloc    fix the C library's thresholds as described above
-    timeout   seconds, after which the process is ended
+    give_back  have the C library give freed memory back at once; False: as it is by default
+    timeout    seconds, after which the process is ended
     Raises `MeasurementError` with the function's own words where it raises an `EdgettaError`, with the last line of
     its traceback for anything else, and a word on memory where the system killed it.
     """
-    environment = dict(os.environ) | (MALLOC if malloc else {})
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
-        call = {"target": target, "arguments": arguments, "answer": str(answer)}
+        call = {"target": target, "arguments": arguments, "answer": str(answer), "give_back": give_back}
         command = [sys.executable, "-m", "edgetta.memory.fresh_process"]
         try:
-            done = subprocess.run(
-                command, input=json.dumps(call), capture_output=True, text=True, env=environment, timeout=timeout
-            )
+            done = subprocess.run(command, input=json.dumps(call), capture_output=True, text=True, timeout=timeout)
         except subprocess.TimeoutExpired as error:
             raise MeasurementError(f"{target} was not done after {timeout:.0f} s; allow it more time") from error
         if answer.exists():
@@ -78,5 +68,7 @@ def _answer(call: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     request = json.load(sys.stdin)
+    if request["give_back"]:
+        return_freed_memory()
     outcome = json.dumps(_answer(request))
     Path(request["answer"]).write_text(outcome)

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from edgetta.memory.fresh_process import MALLOC, MeasurementError, in_fresh_process
+from edgetta.memory.fresh_process import MeasurementError, in_fresh_process
 
 TARGETS = "tests.memory.targets:"
 
@@ -17,9 +17,10 @@ def test_arguments_and_results_travel() -> None:
     assert len({first["process"], second["process"], os.getpid()}) == 3
 
 
-def test_the_c_library_keeps_its_thresholds_unless_told_otherwise() -> None:
-    assert in_fresh_process(TARGETS + "threshold") == MALLOC["MALLOC_MMAP_THRESHOLD_"]
-    assert in_fresh_process(TARGETS + "threshold", malloc=False) == os.environ.get("MALLOC_MMAP_THRESHOLD_")
+def test_freed_memory_is_given_back_unless_told_otherwise() -> None:
+    """Blocks below glibc's start value for mapping grow the heap; one behind them keeps it from shrinking."""
+    kept = in_fresh_process(TARGETS + "kept_of_freed_blocks", give_back=False)
+    assert in_fresh_process(TARGETS + "kept_of_freed_blocks") < 4 << 20 < 12 << 20 < kept
 
 
 @pytest.mark.parametrize(

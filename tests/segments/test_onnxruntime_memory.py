@@ -16,7 +16,7 @@ def test_values_are_freed_once_they_were_read(policy: str) -> None:
     assert 0 < maps["predict"] < 2.5, maps
     assert 0 < maps["keep"] < 2.5, maps
     assert 0 < maps["back"] < 2.5, maps
-    assert abs(maps["held"]) < 0.5, maps  # nothing stays in an arena
+    assert maps["held"] < 1, maps  # an arena would keep them all
 
 
 def test_a_session_takes_no_more_than_weights_in_its_own_order() -> None:
