@@ -94,5 +94,5 @@ class StepRate:
 
 def divergence(before: Tensor, after: Tensor) -> float:
     """Mean Kullback-Leibler divergence, in nats per image, of the predictions `after` from those `before`."""
-    old, new = before.log_softmax(1), after.log_softmax(1)
+    old, new = before.double().log_softmax(1), after.double().log_softmax(1)  # differences below float32
     return float((old.exp() * (old - new)).sum(1).mean())
