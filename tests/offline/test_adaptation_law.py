@@ -1,4 +1,4 @@
-"""The law that the device takes its rates from: what bounds its steps, the height that is tuned, the law that follows."""
+"""The law that the device takes its rates from: what bounds its steps, the tuned height, the law that follows."""
 
 from __future__ import annotations
 
