@@ -13,7 +13,7 @@ Until = Callable[[], bool]
 
 
 @click.command(
-    epilog="\b\nExamples:\n  edgetta bench learning-rate --part stream --json bench/results/learning_rate_stream.json\n"
+    epilog="\b\nExamples:\n  edgetta bench learning-rate --part stream --json learning_rate_stream.json\n"
     "  edgetta bench learning-rate --part stream --minutes 8 --json stream.json   (again and again, until done)"
 )
 @click.option("--part", type=click.Choice(["stream"]), required=True, help="What is measured; see above.")

@@ -25,7 +25,7 @@ from edgetta.offline.learning_rate.adaptation_law import AdaptationRates, Domain
 from edgetta.offline.source_statistics import batches_of, set_source_statistics
 from edgetta.rate_law import RateLaw
 
-Say = Callable[[str], object]
+Say = Callable[[str], None]
 TEST_IMAGES = 10_000
 TRAINING_IMAGES = 50_000
 
