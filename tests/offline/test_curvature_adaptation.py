@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -85,3 +87,26 @@ def test_batches_stay_whole_and_nothing_is_moved() -> None:
         assert torch.equal(tensor, before[name]), name
     with pytest.raises(UsageError, match="objective 'margin' is unknown"):
         adaptation_surface(network, "margin")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("batch_norm", ["batch", "ema", "source"])
+def test_nothing_is_alive_after_a_forward_that_nobody_holds(batch_norm: str) -> None:
+    class Kept:
+        def __init__(self, tensor: torch.Tensor) -> None:
+            self.tensor = tensor.detach()
+
+    alive: weakref.WeakSet[Kept] = weakref.WeakSet()
+
+    def pack(tensor: torch.Tensor) -> Kept:
+        kept = Kept(tensor)
+        alive.add(kept)
+        return kept
+
+    model = DifferentiableNetwork(network_of(small_model(), batch_norm))  # type: ignore[arg-type]
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
+        logits, _ = model(images())
+    gc.collect()
+    assert len(alive) > 10
+    del logits
+    gc.collect()
+    assert not alive, "a cycle through the graph would fill the memory, product by product"
