@@ -67,7 +67,12 @@ class Thresholds:
         begun = time.perf_counter()
         say("a rate for Adam at one batch size")
         reference = stable_rate(
-            operator, config.adam_reference, _factory("adam"), start=1e-2, tolerance=config.bisection, trial=_trial(config)
+            operator,
+            config.adam_reference,
+            _factory("adam"),
+            start=1e-2,
+            tolerance=config.bisection,
+            trial=_trial(config),
         )
         analysis = analyse_learning_rate(
             operator,
@@ -190,7 +195,8 @@ def plot(bench: Thresholds, path: Path) -> Path:
 
     laws = {name: RateLaw.from_json(law) for name, law in bench.facts["laws"].items()}
     measured = {
-        name: {row["batch_size"]: row["measured_lr"] for row in bench.rows if row["optimizer"] == name} for name in laws
+        name: {row["batch_size"]: row["measured_lr"] for row in bench.rows if row["optimizer"] == name}
+        for name in laws
     }
     return plot_rates(laws, path, measured=measured)
 
