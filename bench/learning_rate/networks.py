@@ -43,7 +43,7 @@ NETWORKS = (VGG, WRN, PRERESNET)
 
 
 def images(count: int, seed: int, first: int = 0) -> tuple[Tensor, Tensor]:
-    """`count` training images (N, 3, 32, 32) in [0, 1] and labels, from place `first` of an order drawn from `seed`."""
+    """`count` training images (N, 3, 32, 32) in [0, 1] and labels, the first from `first` on in an order drawn."""
     rows = np.random.default_rng(seed).permutation(50_000)[first : first + count]
     data = cifar10_jpeg("train", rows)
     return as_tensor(data.images), torch.from_numpy(data.labels)

@@ -6,7 +6,7 @@ import copy
 import gc
 import math
 import weakref
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -93,7 +93,7 @@ def test_batches_stay_whole_and_nothing_is_moved() -> None:
 class Marked(torch.autograd.Function):
     """The identity; `alive` holds a flag for as long as the graph that it is part of."""
 
-    alive: weakref.WeakSet[object] = weakref.WeakSet()
+    alive: ClassVar[weakref.WeakSet[object]] = weakref.WeakSet()
 
     class Flag:
         pass
