@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgetta.adaptation.step_rate import choose_rate
 from edgetta.bench.corruption import EXTRA_CORRUPTIONS
 from edgetta.bench.report import PALETTE, Block, Facts, Heading, Paragraph, Picture, Table, picture, plot, render
 
@@ -66,6 +67,7 @@ def page(result: DemoResult, stream: CorruptedStream, content: dict[str, Any], c
     """`report.html`."""
     mean = result.mean
     versions, machine = content["versions"], content["machine"]
+    rate = choose_rate(config.adaptation.learning_rate, None, config.adaptation.momentum, config.batch).rate
     blocks: list[Block] = [
         Facts(
             (
@@ -118,7 +120,7 @@ def page(result: DemoResult, stream: CorruptedStream, content: dict[str, Any], c
             f"identity initialisation, {config.warm_up.epochs} epochs of warm-up on the training digits as they are "
             f"and under {', '.join(EXTRA_CORRUPTIONS)} (severity {config.warm_up_severity}; none of them is in the "
             f"stream), with the published augmentation, at rate {config.warm_up.learning_rate:g}. Adaptation: SGD, "
-            f"rate {config.adaptation.learning_rate:g}, momentum {config.adaptation.momentum:g}, regulariser "
+            f"rate {rate:g}, momentum {config.adaptation.momentum:g}, regulariser "
             f"{config.adaptation.regulariser:g}, entropy margin {config.adaptation.entropy_margin:g}, batch "
             f"{config.batch}. TENT: {config.tent.optimizer}, rate {config.tent.learning_rate:g}, as published."
         ),

@@ -42,20 +42,31 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write_results(path: Path, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> None:
-    """Write rows to a JSON file, one to a line, atomically."""
+def write_results(
+    path: Path,
+    rows: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Write rows to a JSON file, one to a line, atomically; `facts` stand beside them."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    head = json.dumps({**environment(), "settings": dict(settings)}, indent=2, ensure_ascii=False, allow_nan=False)
+    content = {**environment(), "settings": dict(settings), **(facts or {})}
+    head = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     lines = ",\n    ".join(json.dumps(dict(row), ensure_ascii=False, allow_nan=False) for row in rows)
     atomic_write_text(path, f'{head[:-2]},\n  "rows": [\n    {lines}\n  ]\n}}\n')
 
 
-def rows_to_continue(path: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows that an interrupted run left at `path`, where versions and settings are those of now; else none."""
+def results_to_continue(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What an interrupted run left at `path`, where versions and settings are those of now; else nothing."""
     try:
         written = json.loads(path.read_text())
         if written["versions"] == environment()["versions"] and written["settings"] == dict(settings):
-            return list(written["rows"])
+            return dict(written)
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    return []
+    return {}
+
+
+def rows_to_continue(path: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of `results_to_continue`."""
+    return list(results_to_continue(path, settings).get("rows", []))

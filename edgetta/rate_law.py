@@ -17,6 +17,7 @@ from edgetta.errors import BundleError, UsageError
 VERSION = 1
 OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam")
 FORMS = ("marchenko_pastur", "wigner", "square_root", "measured")
+_TABLES = ("batch_sizes", "rates", "low", "high", "divergence")
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class RateLaw:
     crossover: float | None = None  # batch size below which noise limits the rate; None for "measured"
     fraction: float = 1.0  # of the largest stable rate that `rate` gives
     momentum: float = 0.0  # that the law was made for
+    divergence: tuple[float, ...] = ()  # KL, nats per image, that one update at `rate` was seen to cause; or nothing
     source: Mapping[str, str] = field(default_factory=dict)  # objective, policy, data, date, for the reader
 
     def __post_init__(self) -> None:
@@ -54,7 +56,7 @@ class RateLaw:
         Raises:
             BundleError: names the field and what is wrong with it.
         """
-        for name in ("batch_sizes", "rates", "low", "high"):
+        for name in _TABLES:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         _require(self.optimizer in OPTIMIZERS, f"optimizer {self.optimizer!r} is not one of {', '.join(OPTIMIZERS)}")
         _require(self.form in FORMS, f"form {self.form!r} is not one of {', '.join(FORMS)}")
@@ -65,9 +67,10 @@ class RateLaw:
                 isinstance(size, int) and not isinstance(size, bool) and size > 0, f"batch size {size!r} is wrong"
             )
         _require(list(self.batch_sizes) == sorted(set(self.batch_sizes)), "batch_sizes do not ascend")
-        for name in ("rates", "low", "high"):
+        for name in _TABLES[1:]:
             values = getattr(self, name)
-            _require(len(values) == count, f"{name} has {len(values)} entries for {count} batch sizes")
+            absent = name == "divergence" and not values
+            _require(absent or len(values) == count, f"{name} has {len(values)} entries for {count} batch sizes")
             for value in values:
                 _require_positive(name, value)
         for low, rate, high in zip(self.low, self.rates, self.high, strict=True):
@@ -134,10 +137,27 @@ class RateLaw:
         gain = self.stable_rate(batch_size * step) / self.stable_rate(batch_size / step)
         return "noise-limited" if gain > step else "curvature-limited"
 
+    def expected_divergence(self, batch_size: float) -> float:
+        """How much one update at `rate(batch_size)` changes the predictions of its own images: KL in nats per image.
+
+        Between measured batch sizes it is interpolated, beyond them that of the nearest is taken.
+
+        Raises:
+            UsageError: it was not measured.
+        """
+        _check_batch_size(batch_size)
+        if not self.divergence:
+            raise UsageError("this rate law has no divergence: it was not measured")
+        logarithms = np.log(self.divergence)
+        return math.exp(float(np.interp(math.log(batch_size), np.log(self.batch_sizes), logarithms)))
+
     def anchored(self, batch_size: float, rate: float) -> RateLaw:
-        """The law of the same shape that gives `rate` at `batch_size`: a rate tuned once serves every batch size."""
+        """The law of the same shape that gives `rate` at `batch_size`: a rate tuned once serves every batch size.
+
+        What an update does to the predictions belongs to the old rate and is dropped.
+        """
         _require_positive("rate", rate)
-        return replace(self, fraction=rate / self.stable_rate(batch_size))
+        return replace(self, fraction=rate / self.stable_rate(batch_size), divergence=())
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers."""
@@ -161,7 +181,7 @@ class RateLaw:
         _require(given <= known, f"unknown field {', '.join(sorted(given - known))}")
         needed = {"optimizer", "form", "batch_sizes", "rates", "low", "high"}
         _require(needed <= given, f"missing field {', '.join(sorted(needed - given))}")
-        for name in ("batch_sizes", "rates", "low", "high"):
+        for name in given & set(_TABLES):
             _require(isinstance(value[name], list), f"{name} is not a list")
         return cls(**{name: value[name] for name in given})
 

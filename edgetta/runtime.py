@@ -95,7 +95,7 @@ class Runtime:
             self_test(bundle, self.network, self.engine.source(), gradients=self.config.when != "off")
         self._start = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
         self._source: Any = None
-        self.adapter = Adapter(self.network, self.config)
+        self.adapter = Adapter(self.network, self.config, self.bundle.rate_law)
 
     def __call__(self, images: Tensor | NDArray[Any]) -> Tensor:
         return self.step(images).logits
@@ -132,7 +132,7 @@ class Runtime:
     def reset(self) -> None:
         """Go back to the network that was shipped: weights, statistics, momentum, window and counters."""
         self.network.load_state_dict(self._start)
-        self.adapter = Adapter(self.network, self.config)
+        self.adapter = Adapter(self.network, self.config, self.bundle.rate_law)
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
         """Write what was learnt to a file, atomically: a full disk or a crash leaves the file that was there.
@@ -175,7 +175,7 @@ class Runtime:
             self.network.load_state_dict(network)
         except ValueError as error:
             raise BundleError(f"{file}: {error}") from error
-        self.adapter = Adapter(self.network, self.config)
+        self.adapter = Adapter(self.network, self.config, self.bundle.rate_law)
         self.adapter.restore(momentum, info["counters"])
 
 

@@ -5,6 +5,7 @@ weights.safetensors     of the backbone, so that the folder serves when the orig
 checkpoint.safetensors  of a warm-up that is not finished
 meta.safetensors        the warmed-up state (meta-networks, running statistics, biases), once it is
 report.json             settings and accuracies
+rates.json              which learning rate each batch size bears, where that was measured
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ from edgetta.errors import BundleError, UsageError
 from edgetta.export.preparation import PreparationReport
 from edgetta.export.recipe import Derived, Recipe
 from edgetta.models.normalise import normalisation_of
+from edgetta.rate_law import RateLaw
 from edgetta.storage import atomic_write_bytes, atomic_write_json
 
 FORMAT = "edgetta.prepared"
 VERSION = 1
-MANIFEST, WEIGHTS, CHECKPOINT, META, REPORT = (
+MANIFEST, WEIGHTS, CHECKPOINT, META, REPORT, RATES = (
     *("prepared.json", "weights.safetensors", "checkpoint.safetensors"),
-    *("meta.safetensors", "report.json"),
+    *("meta.safetensors", "report.json", "rates.json"),
 )
 _MAX_JSON_BYTES = 16 << 20
 _FROM_ELSEWHERE = ("pretrained", "weights")  # options that make a library fetch weights, which lie in the folder now
@@ -46,6 +48,16 @@ class Prepared:
     recipe: Recipe
     classes: tuple[str, ...] | None
     report: Mapping[str, Any]
+    rates: Mapping[str, Any] | None  # what `AdaptationRates.to_json` wrote; None where it was not measured
+
+    @property
+    def rate_law(self) -> RateLaw | None:
+        """The law that ships.
+
+        Raises:
+            BundleError: it is damaged.
+        """
+        return None if self.rates is None else RateLaw.from_json(self.rates.get("law"))
 
     @property
     def meta(self) -> Path:
@@ -76,12 +88,13 @@ def read_prepared(folder: Path) -> Prepared:
         classes = None if data["classes"] is None else tuple(str(name) for name in data["classes"])
         digest = data["weights_sha256"]
         report = json.loads((folder / REPORT).read_bytes())
+        rates = json.loads((folder / RATES).read_bytes()) if (folder / RATES).is_file() else None
     except (KeyError, TypeError, ValueError, OSError, UsageError) as error:
         raise BundleError(f"{folder} is damaged ({error}); prepare again into another folder") from error
     if _sha256(folder / WEIGHTS) != digest:
         raise BundleError(f"{folder / WEIGHTS} is damaged or was replaced; prepare again into another folder")
     located = replace(recipe, model=_from(folder, recipe.model), weights=str(folder / WEIGHTS))
-    return Prepared(folder, located, classes, report)
+    return Prepared(folder, located, classes, report, rates)
 
 
 def begin(
@@ -128,7 +141,7 @@ def begin(
         return folder / CHECKPOINT
     if folder.exists() and not is_prepared(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists and was not made by `edgetta prepare`; choose another folder")
-    for name in (CHECKPOINT, META, REPORT):
+    for name in (CHECKPOINT, META, REPORT, RATES):
         with suppress(FileNotFoundError):
             (folder / name).unlink()
     with suppress(FileExistsError, FileNotFoundError):
@@ -138,8 +151,13 @@ def begin(
     return folder / CHECKPOINT
 
 
-def finish(folder: Path, state: Mapping[str, Tensor], report: PreparationReport) -> None:
-    """Write the result and mark the folder as finished.
+def finish(
+    folder: Path,
+    state: Mapping[str, Tensor],
+    report: PreparationReport,
+    rates: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the result and mark the folder as finished; `rates` is what `AdaptationRates.to_json` gives.
 
     Raises:
         StorageError: the disk is full and the like; the checkpoint is kept then.
@@ -148,6 +166,8 @@ def finish(folder: Path, state: Mapping[str, Tensor], report: PreparationReport)
     atomic_write_bytes(folder / META, save({name: t.detach().cpu().clone().contiguous() for name, t in state.items()}))
     figures = {**asdict(report), "recipe": manifest["recipe"], "settings": manifest["settings"]}
     atomic_write_json(folder / REPORT, figures)
+    if rates is not None:
+        atomic_write_json(folder / RATES, rates)
     atomic_write_json(folder / MANIFEST, {**manifest, "complete": True})
     with suppress(OSError):
         (folder / CHECKPOINT).unlink()

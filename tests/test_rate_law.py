@@ -91,6 +91,18 @@ def test_a_fraction_scales_rate_and_interval() -> None:
     np.testing.assert_allclose(half.interval(16), np.array(whole.interval(16)) / 2)
 
 
+def test_the_expected_divergence_is_interpolated_and_dropped_with_the_rate_it_belongs_to() -> None:
+    rates = law("measured", divergence=(4e-2, 1e-2, 1e-2, 1e-3))
+    assert rates.expected_divergence(8) == pytest.approx(4e-2) and rates.expected_divergence(2) == pytest.approx(4e-2)
+    assert rates.expected_divergence(8 * 2**0.5) == pytest.approx(2e-2)
+    assert rates.expected_divergence(1000) == pytest.approx(1e-3)
+    assert RateLaw.from_json(rates.to_json()) == rates
+    with pytest.raises(UsageError, match="not measured"):
+        rates.anchored(64, 0.01).expected_divergence(8)
+    with pytest.raises(BundleError, match="divergence has 1 entries for 4"):
+        law(divergence=(0.1,))
+
+
 def test_anchoring_keeps_the_shape() -> None:
     anchored = law().anchored(64, 0.01)
     assert anchored.rate(64) == pytest.approx(0.01)

@@ -21,6 +21,7 @@ from edgetta.adaptation.adapter import AdaptConfig
 from edgetta.adaptation.channel_norm import EPSILON
 from edgetta.adaptation.meta_network import MetaNetwork
 from edgetta.adaptation.objective import entropy
+from edgetta.adaptation.step_rate import DEFAULT_RATE
 from edgetta.errors import UsageError
 from edgetta.memory.meter import stock_saved_bytes
 
@@ -103,7 +104,8 @@ class EcottaStock:
         self.optimizer = self._optimizer()
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), self.config.learning_rate, self.config.momentum)
+        rate = DEFAULT_RATE if self.config.learning_rate is None else self.config.learning_rate
+        return torch.optim.SGD(self.parameters(), rate, self.config.momentum)
 
     def _hook(self, place: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         """Where the backbone passes a cut, its meta-network takes over and hands on x~_k."""

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from edgetta.adaptation.network import AdaptiveNetwork, Tape
 from edgetta.adaptation.objective import Objective, entropy, filtered_entropy
+from edgetta.adaptation.step_rate import DEFAULT_RATE, StepRate
 from edgetta.errors import UsageError
+from edgetta.rate_law import RateLaw
 
 Reason = Literal["adapted", "off", "waiting", "non-finite", "no memory"]
 
@@ -21,7 +23,7 @@ Reason = Literal["adapted", "off", "waiting", "non-finite", "no memory"]
 class AdaptConfig:
     """How the stream is adapted to. The same names stand in TOML files and on the command line."""
 
-    learning_rate: float = 1e-3  # of SGD
+    learning_rate: float | None = None  # of SGD; None: by the rate law for the images of an update, else 1e-3
     momentum: float = 0.9  # of SGD
     regulariser: float = 0.5  # lambda: weight of the self-distilled regularisation
     entropy_margin: float = 0.4  # samples with entropy above this share of ln(classes) do not count
@@ -29,16 +31,18 @@ class AdaptConfig:
     when: str = "always"  # "always", "off", or "every N" (batches)
     window: int = 64  # batches smaller than `small_batch` are gathered: one update per this many images
     small_batch: int = 16
+    watched: int = 4  # first updates whose effect on the predictions may damp a rate of the law; 0: none
 
     def __post_init__(self) -> None:
         checks = {
-            "learning_rate": self.learning_rate >= 0 and math.isfinite(self.learning_rate),
+            "learning_rate": self.learning_rate is None or 0 <= self.learning_rate < math.inf,
             "momentum": 0 <= self.momentum < 1,
             "regulariser": self.regulariser >= 0 and math.isfinite(self.regulariser),
             "entropy_margin": 0 < self.entropy_margin <= 1,
             "passes": self.passes in (1, 2),
             "window": self.window >= 1,
             "small_batch": self.small_batch >= 1,
+            "watched": self.watched >= 0,
         }
         ranges = {
             "learning_rate": "a number of at least 0",
@@ -48,6 +52,7 @@ class AdaptConfig:
             "passes": "1 or 2",
             "window": "at least 1",
             "small_batch": "at least 1",
+            "watched": "at least 0",
         }
         for name, good in checks.items():
             if not good:
@@ -103,11 +108,14 @@ class Adapter:
     `empty` updates in which no sample passed the entropy filter (only the regulariser acted).
     """
 
-    def __init__(self, network: AdaptiveNetwork, config: AdaptConfig | None = None) -> None:
+    def __init__(
+        self, network: AdaptiveNetwork, config: AdaptConfig | None = None, rate_law: RateLaw | None = None
+    ) -> None:
         self.network = network
         self.config = config or AdaptConfig()
+        self.rate = StepRate(self.config.learning_rate, rate_law, self.config.momentum, self.config.watched)
         self._parameters = list(network.parameters())
-        self.optimizer = torch.optim.SGD(self._parameters, self.config.learning_rate, self.config.momentum)
+        self.optimizer = torch.optim.SGD(self._parameters, DEFAULT_RATE, self.config.momentum)  # rate: each update's
         self._due = schedule(self.config.when)
         self._recent: deque[Tensor] = deque(maxlen=self.config.window)
         self._fresh = 0
@@ -118,6 +126,10 @@ class Adapter:
     def window(self) -> int:
         """Images that an update sees when batches are small: as configured, fewer where memory is short."""
         return min(self.config.window, self.largest_update or self.config.window)
+
+    def update_images(self, batch: int) -> int:
+        """Images that an update sees where the stream brings so many at a time."""
+        return self.window if batch < min(self.config.small_batch, self.window) else batch
 
     def step(self, images: Tensor, gather: bool = True) -> StepResult:
         """Predict (N, C, H, W) images in [0, 1], then update.
@@ -200,9 +212,15 @@ class Adapter:
     def _update(self, images: Tensor, track: bool = True) -> tuple[Tensor, Objective | None, float]:
         """One update; the objective is None when it was refused, and then nothing has changed."""
         statistics = self.network.statistics_snapshot()
-        learnt = self._learnt() if self.config.passes == 2 else []  # one pass moves weights last, when all is checked
+        watching = self.rate.watching
+        # A single pass moves weights last, when all is checked.
+        learnt = self._learnt() if self.config.passes == 2 or watching else []
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate.choice(images.shape[0]).rate
         try:
             logits, objective, distance = self._try_update(images, track)
+            if watching and objective is not None:
+                self.rate.watch(logits, self.network.forward(images, keep=False, track=False)[0])
         except BaseException:
             self._restore_learnt(learnt)
             raise

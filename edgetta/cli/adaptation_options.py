@@ -14,7 +14,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 # Field -> (type, what to write, help). Static, so that `--help` does not import torch.
 OPTIONS: dict[str, tuple[Any, str, str]] = {
-    "learning_rate": (float, "RATE", "Of SGD."),
+    "learning_rate": (float, "RATE", "Of SGD; by default from the bundle's rate law, where it has one, else 0.001."),
     "momentum": (float, "M", "Of SGD, below 1."),
     "regulariser": (float, "LAMBDA", "Weight of the self-distilled regularisation."),
     "entropy_margin": (float, "SHARE", "Samples with entropy above this share of ln(classes) do not count."),
@@ -22,6 +22,7 @@ OPTIONS: dict[str, tuple[Any, str, str]] = {
     "when": (str, "WHEN", "Adapt always, off, or 'every N' (batches)."),
     "window": (click.IntRange(1), "IMAGES", "Small batches are gathered: one update per so many images."),
     "small_batch": (click.IntRange(1), "IMAGES", "Batches below this size are small."),
+    "watched": (click.IntRange(0), "UPDATES", "First updates whose effect may damp a rate of the law; 0: none."),
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,20 +45,43 @@ def corrupted_images(
     return _folders(folder, input_shape, limit, progress)
 
 
+def kept_apart(data: Labelled, severity: int = 5, progress: Progress | None = None) -> dict[str, Images]:
+    """Images under the four corruptions that benchmarks keep for validation and no stream of them has, by name.
+
+    Raises:
+        UsageError: images that are no bytes of 3 channels.
+    """
+    import torch
+
+    from edgetta.bench.corruption import EXTRA_CORRUPTIONS
+
+    if data.images.dtype != torch.uint8 or data.images.shape[1] != 3:
+        raise UsageError(f"{data.name}: corruptions are made of images of 3 channels as bytes; leave --curvature out")
+    return _corrupted(data, EXTRA_CORRUPTIONS, severity, progress)
+
+
 def _made(severity: int, data: Labelled, progress: Progress | None) -> dict[str, Images]:
     import torch
 
-    from edgetta.bench.corruption import CORRUPTIONS, corrupt
+    from edgetta.bench.corruption import CORRUPTIONS
 
     if data.images.dtype != torch.uint8 or data.images.shape[1] != 3:
         raise UsageError("--corrupted with a severity needs images of 3 channels as bytes; name a folder instead")
+    return _corrupted(data, CORRUPTIONS, severity, progress)
+
+
+def _corrupted(data: Labelled, names: Sequence[str], severity: int, progress: Progress | None) -> dict[str, Images]:
+    import torch
+
+    from edgetta.bench.corruption import corrupt
+
     pixels = data.images.permute(0, 2, 3, 1).contiguous().numpy()
     found = {}
-    for number, name in enumerate(CORRUPTIONS):
+    for number, name in enumerate(names):
         changed = torch.from_numpy(corrupt(pixels, name, severity))
         found[name] = (changed.permute(0, 3, 1, 2).contiguous(), data.labels)
         if progress is not None:
-            progress(number + 1, len(CORRUPTIONS))
+            progress(number + 1, len(names))
     return found
 
 

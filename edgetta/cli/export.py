@@ -19,11 +19,13 @@ from edgetta.errors import BundleError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from edgetta.adaptation.adapter import AdaptConfig
     from edgetta.adaptation.network import AdaptiveNetwork
     from edgetta.bundle import SelfTest
     from edgetta.export.prepared import Prepared
     from edgetta.export.recipe import Derived, Recipe
     from edgetta.models import Model
+    from edgetta.rate_law import RateLaw
     from edgetta.sources.labelled import Pictures
 
 CALIBRATION_IMAGES = 1024
@@ -127,6 +129,7 @@ def command(**values: Any) -> None:
         config=config,
         classes=names or (None if prepared is None else prepared.classes),
         provenance=_provenance(derived, material, prepared),
+        rate_law=_rate_law(prepared, config),
         golden=material.golden(),
         gradient=values["gradient"],
         opset=values["opset"],
@@ -246,6 +249,26 @@ def _provenance(derived: Derived, material: _Material, prepared: Prepared | None
     told = replace(recipe, model=_name_of(recipe.model), weights=weights)
     report = {} if prepared is None else {"preparation": prepared.accuracies()}
     return {"recipe": told.to_json(), "cuts": derived.origin, "statistics": material.kind(), **report}
+
+
+def _rate_law(prepared: Prepared | None, config: AdaptConfig) -> RateLaw | None:
+    """The law that was measured when the model was prepared.
+
+    Raises:
+        UsageError: it was measured for another objective than the bundle will have.
+    """
+    law = None if prepared is None else prepared.rate_law
+    if prepared is None or law is None or config.learning_rate is not None:
+        return law
+    measured = (prepared.rates or {}).get("adaptation", {})
+    for name in ("regulariser", "entropy_margin"):
+        value = getattr(config, name)
+        if measured.get(name, value) != value:
+            raise UsageError(
+                f"the rate law in {prepared.folder} was measured with {name} {measured[name]:g}, not {value:g}; "
+                "prepare again, or give --learning-rate, which wins over the law"
+            )
+    return law
 
 
 def _name_of(model: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +105,7 @@ def _facts(bundle: Bundle) -> Iterator[tuple[str, str]]:
     form = "follow the stream" if bundle.model.batch_norm == "adaptive" else "are folded into the convolutions"
     yield "BatchNorm", f"frozen ones {form}; policy {bundle.batch_norm}, running over {bundle.ema_images} images"
     yield "adaptation", _pairs(manifest.data["adaptation"])
+    yield "learning rate", _learning_rate(bundle)
     yield "rate law", _rate_law(bundle)
     yield "provenance", "\n".join(f"{key}: {_plain(value)}" for key, value in bundle.provenance.items()) or "not given"
     yield "written by", f"edgetta {manifest.edgetta}, torch {manifest.torch}"
@@ -135,12 +136,29 @@ def _classes(count: int, names: Sequence[str] | None) -> str:
     return f"{count}: {shown}{', ...' if count > 10 else ''}"
 
 
+def _learning_rate(bundle: Bundle) -> str:
+    """What `edgetta run` will take where it is told nothing, for whole batches and for windows of small ones."""
+    from edgetta.adaptation.step_rate import choose_rate
+
+    config = bundle.config
+    chosen = choose_rate(config.learning_rate, bundle.rate_law, config.momentum, config.window)
+    unused = "; its rate law is not used" if bundle.rate_law and config.learning_rate is not None else ""
+    return f"{chosen.rate:.3g} at {config.window} images ({chosen.reason}{unused})"
+
+
 def _rate_law(bundle: Bundle) -> str:
     law = bundle.rate_law
     if law is None:
-        return "not measured; the learning rate above holds for every batch size"
-    rates = ", ".join(f"{law.rate(batch):.2g} at batch {batch}" for batch in law.batch_sizes)
-    return f"{law.optimizer}, {law.form}: {rates}"
+        return "not measured; `edgetta prepare --curvature` does"
+    lines = [f"{law.optimizer}, {law.form}{_of(law.source)}"]
+    for batch in law.batch_sizes:
+        low, high = law.interval(batch)
+        lines.append(f"{law.rate(batch):.2g} ({low:.2g} to {high:.2g}) at batch {batch}, {law.regime(batch)}")
+    return "\n".join(lines)
+
+
+def _of(source: Mapping[str, str]) -> str:
+    return "; " + ", ".join(f"{key} {value}" for key, value in source.items() if value) if source else ""
 
 
 def _pairs(data: Any) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgetta.cli.curvature_options import curvature_options, curvature_sizes, measured_rates, show_rates
 from edgetta.cli.model_options import class_names, model_options, recipe_from
 from edgetta.cli.settings import config_option
 from edgetta.errors import UsageError
@@ -17,6 +18,7 @@ from edgetta.errors import UsageError
 if TYPE_CHECKING:
     from edgetta.export.preparation import PreparationReport
     from edgetta.export.recipe import Derived
+    from edgetta.offline.learning_rate.adaptation_law import AdaptationRates
     from edgetta.offline.warm_up import WarmUpConfig
     from edgetta.sources.labelled import Labelled
 
@@ -96,6 +98,7 @@ Examples:
 @click.option(
     "--limit", metavar="N", type=click.IntRange(2), help="At most N images, spread over DATA: a quick trial."
 )
+@curvature_options
 @click.option("--classes", metavar="NAMES", help="Class names in the order of the outputs: a,b,c or a text file.")
 @model_options
 @click.option("--overwrite", is_flag=True, help="Start again where PREPARED holds another preparation.")
@@ -134,6 +137,7 @@ def _prepare(values: dict[str, Any]) -> None:
     from edgetta.export.recipe import derive_recipe, has_given_weights, load
 
     config = _warm_up_config(values) if values["warm_up"] else None
+    sizes = curvature_sizes(values)
     folder: Path = values["output"]
     if not folder.absolute().parent.is_dir():
         raise UsageError(f"--output {folder}: there is no folder {folder.absolute().parent}; create it first")
@@ -166,9 +170,10 @@ def _prepare(values: dict[str, Any]) -> None:
             checkpoint,
             lambda done, total, loss: update(done, total, f"loss {loss:.3f}"),
         )
-    prepared.finish(folder, network.state_dict(), report)
+    rates = measured_rates(network, held_out, sizes, values["seed"], show) if sizes else None
+    prepared.finish(folder, network.state_dict(), report, None if rates is None else rates.to_json())
     if show:
-        _show(values, derived, train, report)
+        _show(values, derived, train, report, rates)
 
 
 def _data(
@@ -244,7 +249,9 @@ def _settings(
     }
 
 
-def _show(values: dict[str, Any], derived: Derived, train: Labelled, report: PreparationReport) -> None:
+def _show(
+    values: dict[str, Any], derived: Derived, train: Labelled, report: PreparationReport, rates: AdaptationRates | None
+) -> None:
     from edgetta.cli.tables import print_facts, print_line, print_table, seconds_text
 
     skipped = [f"{train.skipped_count:,} skipped"] if train.skipped_count else []
@@ -272,4 +279,6 @@ def _show(values: dict[str, Any], derived: Derived, train: Labelled, report: Pre
         [(name, f"{100 * accuracy:.2f}") for name, accuracy in rows],
         left=("held-out accuracy, adaptation off",),
     )
+    if rates is not None:
+        show_rates(rates)
     print_line(f"next: edgetta export {shlex.quote(str(values['output']))} -o bundle/", style="green")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edgetta.cli.tables import bytes_text, seconds_text
 
 if TYPE_CHECKING:
+    from edgetta.adaptation.step_rate import RateChoice
     from edgetta.runtime import Runtime
     from edgetta.sources import Source
     from edgetta.stream import Summary
@@ -82,6 +83,8 @@ class RunReport:
             "seconds_per_frame": s.step_seconds / s.frames if s.frames else None,
             "engine": self._engine_name(),
             "batch": self.batch,
+            "learning_rate": self._rate().rate,
+            "learning_rate_reason": self._rate().reason,
             "gradient": sorted({part.gradient for part in self.runtime.network.parts}),
             "gradient_reason": self.gradient_reason(),
             "batch_norm": self.runtime.network.batch_norm,
@@ -165,7 +168,8 @@ class RunReport:
         if config.when == "off":
             return "off"
         count = f"{s.adapted:,} update{'' if s.adapted == 1 else 's'} in {s.steps:,} steps"
-        words = [f"{count} ({config.when}, learning rate {config.learning_rate:g})"]
+        chosen = self._rate()
+        words = [f"{count} ({config.when}, learning rate {chosen.rate:.3g}: {chosen.reason})"]
         if s.empty:
             words.append(
                 f"{s.empty:,} in which no frame passed the entropy filter, so that only the regulariser acted"
@@ -173,6 +177,10 @@ class RunReport:
         if s.refused:
             words.append(f"{s.refused:,} refused because something was not finite")
         return "; ".join(words)
+
+    def _rate(self) -> RateChoice:
+        adapter = self.runtime.adapter
+        return adapter.rate.choice(adapter.update_images(self.batch))
 
     def _engine_name(self) -> str:
         return self.runtime.engine.name

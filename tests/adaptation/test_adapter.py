@@ -85,7 +85,7 @@ def test_a_second_pass_that_fails_takes_the_first_back() -> None:
     calm = Adapter(network("ema"), AdaptConfig(entropy_margin=1.0, passes=2))
     calm.step(stream())
     momentum = {i: buffer.clone() for i, buffer in calm.momentum_buffers().items()}
-    calm.optimizer.param_groups[0]["lr"] = 1e37
+    calm.rate.given = 1e37
     assert calm.step(stream()).reason == "non-finite"
     assert all(torch.equal(momentum[i], buffer) for i, buffer in calm.momentum_buffers().items())
 

@@ -54,7 +54,9 @@ def test_self_test_rate_law_and_more(capsys: pytest.CaptureFixture[str], tmp_pat
     assert main(["inspect", str(path), "--test"]) == 0
     out = capsys.readouterr().out
     found = rows(out)
-    assert found["rate"] == "rate law sgd, measured: 0.001 at batch 1, 0.008 at batch 64"
+    assert found["rate"] == "rate law sgd, measured"
+    assert "0.001 (0.0005 to 0.002) at batch 1, noise-limited" in out and "0.008 (0.006 to 0.01) at batch 64" in out
+    assert found["learning"].startswith("learning rate 0.003 at 64 images (as given; its rate law is not used)")
     assert found["classes"] == "classes 5, without names" and found["provenance"] == "provenance not given"
     assert "are folded into the convolutions" in found["BatchNorm"]
     assert "not part of the bundle, and not read: [notes].txt" in out, "brackets are no markup"

@@ -133,6 +133,7 @@ def test_options_reach_the_runtime_by_their_own_names(
         "when": "every 3",
         "window": 7,
         "small_batch": 2,
+        "watched": 5,
     }
     assert set(values) == set(OPTIONS)
     flags = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", value)]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
+import weakref
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -85,3 +88,36 @@ def test_batches_stay_whole_and_nothing_is_moved() -> None:
         assert torch.equal(tensor, before[name]), name
     with pytest.raises(UsageError, match="objective 'margin' is unknown"):
         adaptation_surface(network, "margin")  # type: ignore[arg-type]
+
+
+class Marked(torch.autograd.Function):
+    """The identity; `alive` holds a flag for as long as the graph that it is part of."""
+
+    alive: ClassVar[weakref.WeakSet[object]] = weakref.WeakSet()
+
+    class Flag:
+        pass
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
+        ctx.flag = Marked.Flag()
+        Marked.alive.add(ctx.flag)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return grad
+
+
+@pytest.mark.parametrize("batch_norm", ["batch", "ema", "source"])
+def test_nothing_is_alive_after_a_forward_that_nobody_holds(batch_norm: str) -> None:
+    model = DifferentiableNetwork(network_of(small_model(), batch_norm))  # type: ignore[arg-type]
+    state = {name: Marked.apply(value) for name, value in model.named_parameters()}
+    state |= {name: value.clone() for name, value in model.named_buffers()}
+    outputs = torch.func.functional_call(model, state, (images(),))
+    del state
+    gc.collect()
+    assert len(Marked.alive) >= 15
+    del outputs
+    gc.collect()
+    assert not Marked.alive, "a cycle through the graph would fill the memory, product by product"

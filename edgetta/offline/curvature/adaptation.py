@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -19,6 +20,8 @@ from edgetta.segments.graph import Graph
 from edgetta.segments.operators import OPERATORS
 
 Objective = Literal["entropy", "cross_entropy"]
+STATISTICS = ("ChannelMean", "ChannelVariance")
+"""Operators that feed running statistics and nothing else; their results are constants of the derivative."""
 
 
 class DifferentiableNetwork(nn.Module):
@@ -109,7 +112,10 @@ def _run(segment: Segment, x: Tensor, momentum: float) -> Tensor:
     for name, tensor in held.items():
         values[name] = tensor.detach().to(x.device, x.dtype if tensor.is_floating_point() else tensor.dtype)
     for node in graph.nodes:
-        result = OPERATORS[node.op](*[values[name] for name in node.inputs], **node.attributes)
+        # Statistics square in place, which in a recorded graph ties a cycle that is never freed.
+        recorded = nullcontext() if node.op not in STATISTICS else torch.no_grad()
+        with recorded:
+            result = OPERATORS[node.op](*[values[name] for name in node.inputs], **node.attributes)
         values[node.output] = result.detach() if node.output in moved else result
         if node.output == graph.outputs[0] and all(name in values for name in moved):
             break  # what follows are residuals for a backward pass that autograd does itself

@@ -1,0 +1,235 @@
+"""`edgetta bench learning-rate`: is the law right, and does it pay? Four parts, each with a result file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import click
+
+Until = Callable[[], bool]
+
+
+@click.command(
+    epilog="\b\nExamples:\n  edgetta bench learning-rate --part stream --json learning_rate_stream.json\n"
+    "  edgetta bench learning-rate --part stream --minutes 8 --json stream.json   (again and again, until done)"
+)
+@click.option(
+    "--part",
+    type=click.Choice(["stream", "threshold", "hessian", "learner"]),
+    required=True,
+    help="What is measured; see above.",
+)
+@click.option(
+    "--json", "path", type=click.Path(path_type=Path), help="Write the result file here; what is in it is not redone."
+)
+@click.option(
+    "--minutes",
+    metavar="N",
+    type=click.FloatRange(0, min_open=True),
+    help="Stop after about N minutes; the same command continues (with --json).",
+)
+@click.option(
+    "--work",
+    default="build/learning_rate",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Keeps the trained networks.",
+)
+def command(part: str, path: Path | None, minutes: float | None, work: Path) -> None:
+    """Measure what curvature predicts, and what its rates are worth.
+
+    \b
+    stream     the error of an adapting stream with the law, against one rate for all batch sizes, linear and
+               square-root scaling, the rule of SAR's code, the best of a grid, and no adaptation
+    threshold  largest stable rates of SGD, momentum and Adam, predicted and written down, then measured
+    hessian    extreme eigenvalues of batches, beside those of the whole data and those that theory predicts
+    learner    training with rates from curvature, against a grid of constant rates
+
+    Needs the images and weights of EDGETTA_DATA.
+    """
+    end = None if minutes is None else time.monotonic() + 60 * minutes
+    parts = {"stream": _stream, "threshold": _threshold, "hessian": _hessian, "learner": _learner}
+    parts[part](path, lambda: end is not None and time.monotonic() > end, work)
+    if path is not None:
+        click.echo(f"wrote {path}")
+
+
+def _stream(path: Path | None, over: Until, work: Path) -> None:
+    from edgetta.bench.learning_rate.stream import RULES, Stream, StreamConfig, settings
+    from edgetta.bench.result_file import results_to_continue, write_results
+    from edgetta.cli.progress import progress_bar
+
+    config = StreamConfig()
+    facts = settings(config)
+    stream = Stream(config, None if path is None else results_to_continue(path, facts))
+
+    def save() -> None:
+        if path is not None:
+            write_results(path, stream.rows(), facts, stream.facts())
+
+    with progress_bar("rate law") as update:
+        stream.make_law(lambda text: update(0, note=text))
+    save()
+    with progress_bar("streams", unit="runs") as update:
+        for done, total, run in stream.advance():
+            update(done, total, f"batch {run['batch_size']}, rate {run['rate']:.2g}")
+            save()
+            if over():
+                break
+    _table(
+        "Error in percent, mean over seeds",
+        ("batch", "window", *RULES, "oracle", "off"),
+        [
+            (
+                f"{batch}",
+                f"{window or '-'}",
+                *(f"{_mean(own, f'{name}_error'):.2f}" for name in (*RULES, "oracle", "no_adaptation")),
+            )
+            for (batch, window), own in _grouped(stream.rows(), ("batch_size", "window"))
+        ],
+    )
+
+
+def _threshold(path: Path | None, over: Until, work: Path) -> None:
+    from edgetta.bench.learning_rate.threshold import ThresholdConfig, Thresholds, plot, settings
+    from edgetta.bench.result_file import results_to_continue, write_results
+    from edgetta.cli.progress import progress_bar
+    from edgetta.errors import MissingDependencyError
+
+    config = ThresholdConfig()
+    facts = settings(config)
+    bench = Thresholds(config, work, None if path is None else results_to_continue(path, facts))
+
+    def save() -> None:
+        if path is not None:
+            write_results(path, bench.rows, facts, {**bench.facts, "verdict": bench.verdict()})
+
+    with progress_bar("predicting") as update:
+        bench.predict(lambda text: update(0, note=text))
+    save()
+    if not over():
+        with progress_bar("measuring", len(bench.rows), unit="thresholds") as update:
+            for row in bench.measure():
+                save()
+                done = sum(each["measured_lr"] is not None for each in bench.rows)
+                update(done, note=f"{row['optimizer']}, batch {row['batch_size']}")
+                if over():
+                    break
+    save()
+    if path is not None:
+        with suppress(MissingDependencyError):
+            plot(bench, path.with_suffix(".svg"))
+    _table(
+        "Largest stable rate",
+        ("optimizer", "batch", "predicted", "low", "high", "measured", "predicted / measured"),
+        [
+            (
+                row["optimizer"],
+                str(row["batch_size"]),
+                *(f"{row[key]:.3g}" for key in ("predicted_lr", "predicted_low", "predicted_high")),
+                "-" if row["measured_lr"] is None else f"{row['measured_lr']:.3g}",
+                "reference" if row["reference"] else "-" if row["measured_lr"] is None else f"{_ratio(row):.2f}",
+            )
+            for row in bench.rows
+        ],
+    )
+    for name, found in bench.verdict().items():
+        click.echo(
+            f"{name}: off by a factor of {found['worst_factor']:.2f} at most; exponent "
+            f"{found['exponent_predicted']:.2f} predicted, {found['exponent_measured']:.2f} measured"
+        )
+
+
+def _hessian(path: Path | None, over: Until, work: Path) -> None:
+    from edgetta.bench.learning_rate.batch_hessian import BatchHessianConfig, measure, settings
+    from edgetta.bench.result_file import rows_to_continue, write_results
+    from edgetta.cli.progress import progress_bar
+
+    config = BatchHessianConfig()
+    facts = settings(config)
+    rows = [] if path is None else rows_to_continue(path, facts)
+    done = {(row["network"], row["operator"]) for row in rows}
+    with progress_bar("batch Hessians") as update:
+        for found in measure(config, work, done, lambda text: update(0, note=text)):
+            rows += found
+            if path is not None:
+                write_results(path, rows, facts)
+            if over():
+                break
+    keys = ("lambda_max", "low", "high", "predicted_max", "whole_max", "lambda_min", "whole_min")
+    _table(
+        "Extreme eigenvalues of batches, mean; predicted; of the whole data",
+        ("network", "operator", "batch", *keys),
+        [
+            (row["network"], row["operator"], str(row["batch_size"]), *(f"{row[key]:.3g}" for key in keys))
+            for row in rows
+        ],
+    )
+
+
+def _learner(path: Path | None, over: Until, work: Path) -> None:
+    from edgetta.bench.learning_rate.learner import LearnerBenchConfig, measure, planned, settings
+    from edgetta.bench.result_file import rows_to_continue, write_results
+    from edgetta.cli.progress import progress_bar
+
+    config = LearnerBenchConfig()
+    facts = settings(config)
+    rows = [] if path is None else rows_to_continue(path, facts)
+    done = {(row["method"], row["seed"]) for row in rows}
+    with progress_bar("training", len(planned(config)), unit="runs") as update:
+        for row in measure(config, done):
+            rows.append(row)
+            update(len(rows), note=f"{row['method']}: {100 * row['final_accuracy']:.1f} %")
+            if path is not None:
+                write_results(path, rows, facts)
+            if over():
+                break
+    _table(
+        "Accuracy in percent at equal epochs, mean over seeds",
+        ("method", "seeds", "accuracy", "lowest", "share of time on curvature"),
+        [
+            (
+                method,
+                str(len(own)),
+                f"{100 * _mean(own, 'final_accuracy'):.2f}",
+                f"{100 * min(row['final_accuracy'] for row in own):.2f}",
+                f"{100 * _mean(own, 'analysis_share'):.1f} %",
+            )
+            for (method,), own in _grouped(rows, ("method",))
+        ],
+    )
+
+
+def _ratio(row: dict[str, Any]) -> float:
+    return float(row["predicted_lr"] / row["measured_lr"])
+
+
+def _grouped(
+    rows: Sequence[dict[str, Any]], keys: Sequence[str]
+) -> list[tuple[tuple[Any, ...], list[dict[str, Any]]]]:
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return list(groups.items())
+
+
+def _mean(rows: Sequence[dict[str, Any]], key: str) -> float:
+    return sum(row[key] for row in rows) / len(rows)
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    console.width = max(console.width, 110)
+    console.print(table)

@@ -1,0 +1,271 @@
+"""The rate law on a stream: its error beside one rate for all, scaling rules, the best of a grid, and no adaptation.
+
+The law is made as `edgetta prepare --curvature` makes it: on training images under four corruptions that are not in
+the stream. One rate is tuned there, at batch size 64, and every rule starts from it; what differs is how each carries
+it to other batch sizes. Only the oracle sees labels of the stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgetta.adaptation.adapter import AdaptConfig, Adapter
+from edgetta.adaptation.network import AdaptiveNetwork
+from edgetta.bench.corruption import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt
+from edgetta.bench.datasets import cifar10_jpeg, data_folder
+from edgetta.offline.learning_rate.adaptation_curvature import measure_adaptation
+from edgetta.offline.learning_rate.adaptation_law import AdaptationRates, Domains, adaptation_rates
+from edgetta.offline.source_statistics import batches_of, set_source_statistics
+from edgetta.rate_law import RateLaw
+
+Say = Callable[[str], None]
+TEST_IMAGES = 10_000
+TRAINING_IMAGES = 50_000
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """The protocol; it is written into the result file."""
+
+    model: str = "resnet20"
+    weights: str = "weights/resnet20_jpegft.npz"
+    batch_sizes: tuple[int, ...] = (4, 8, 16, 32, 64, 128, 200)
+    seeds: tuple[int, ...] = (0, 1, 2)  # of images, their order and their corruption
+    images: int = 500  # per corruption
+    severity: int = 5
+    tuned_at: int = 64  # batch size at which the one rate is tuned
+    tuned_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 2e-2, 3e-2, 6e-2, 1e-1)
+    ladder: tuple[int, ...] = (4, 8, 16, 32, 64, 128)  # batch sizes at which curvature is measured
+    source_images: int = 600  # per corruption of the source, for tuning and curvature
+    statistics_images: int = 1024  # clean, for the source statistics of the meta-networks
+    batches: int = 8  # of eigenvalues, per size
+    probes: int = 24  # of divergence, per size
+    grid: tuple[float, ...] = (
+        1 / 16,
+        1 / 4,
+        1.0,
+    )  # times the tuned rate: tried for the oracle beside the rules' rates
+    source_seed: int = 100
+    adaptation: AdaptConfig = field(default_factory=AdaptConfig)
+
+
+RULES = ("law", "eigenvalue", "fixed", "linear", "sqrt", "sar")
+"""Columns of the result beside "oracle" and "no_adaptation"; "law" is what ships."""
+
+
+def rule_rates(
+    law: RateLaw, eigenvalue: RateLaw, rate: float, tuned_at: int, batch: int, images: int
+) -> dict[str, float]:
+    """The rate that each rule takes.
+
+    Args:
+        law, eigenvalue: the law that ships, and the one of the other bound.
+        rate: tuned at `tuned_at`.
+        batch: images that the stream brings at a time; what scaling rules know.
+        images: that an update sees: more, where small batches are gathered.
+    """
+    share = batch / tuned_at
+    return {
+        "law": law.rate(images),
+        "eigenvalue": eigenvalue.rate(images),
+        "fixed": rate,
+        "linear": rate * share,
+        "sqrt": rate * share**0.5,
+        # SAR's code for ResNets: (rate / 64) * batch * 2 below a batch of 32, else the rate itself.
+        "sar": rate * share * 2 if batch < 32 else rate,
+    }
+
+
+class Stream:
+    """The bench, run by run; `runs` grows, and what is in it is not done again."""
+
+    def __init__(self, config: StreamConfig, earlier: Mapping[str, Any] | None = None) -> None:
+        self.config = config
+        self.runs: list[dict[str, Any]] = list((earlier or {}).get("runs", []))
+        self.laws: dict[str, Any] | None = (earlier or {}).get("law")
+        self._done = {_key(run): run for run in self.runs}
+        self._network: AdaptiveNetwork | None = None
+        self._images: tuple[int, Domains] | None = None
+
+    def make_law(self, say: Say) -> None:
+        """Measure the law, unless an earlier run did."""
+        if self.laws is None:
+            self.laws = source_rates(self.network, self.config, say).to_json()
+
+    @property
+    def network(self) -> AdaptiveNetwork:
+        """The network as it ships; every run puts it back."""
+        if self._network is None:
+            self._network = shipped_network(self.config)
+        return self._network
+
+    def planned(self) -> list[dict[str, Any]]:
+        """Every run that the result needs: batch size, window, seed, rate."""
+        law, eigenvalue, rate = self._laws()
+        config, plans = self.config, []
+        for batch, window in self.cases():
+            rates = set(rule_rates(law, eigenvalue, rate, config.tuned_at, batch, window or batch).values())
+            rates |= {rate * share for share in config.grid}
+            for seed in config.seeds:
+                plans += [
+                    {"batch_size": batch, "window": window, "seed": seed, "rate": r} for r in (0.0, *sorted(rates))
+                ]
+        return sorted(plans, key=lambda plan: plan["seed"])
+
+    def cases(self) -> list[tuple[int, int]]:
+        """Batch sizes with every batch an update (window 0), and small ones gathered as a device does by default."""
+        adaptation = self.config.adaptation
+        gathered = [size for size in self.config.batch_sizes if size < adaptation.small_batch]
+        return [(size, 0) for size in self.config.batch_sizes] + [(size, adaptation.window) for size in gathered]
+
+    def advance(self) -> Iterator[tuple[int, int, dict[str, Any]]]:
+        """Do what is missing; yields (runs done, runs in all, the run) after each."""
+        plans = self.planned()
+        for number, plan in enumerate(plans, 1):
+            if _key(plan) in self._done:
+                continue
+            run = {**plan, "errors": self._run(plan)}
+            self.runs.append(run)
+            self._done[_key(run)] = run
+            yield number, len(plans), run
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each batch size, window and seed whose runs are all there; errors in percent."""
+        law, eigenvalue, rate = self._laws()
+        config, rows = self.config, []
+        for batch, window in self.cases():
+            rates = rule_rates(law, eigenvalue, rate, config.tuned_at, batch, window or batch)
+            tried = sorted({*rates.values(), *(rate * share for share in config.grid)})
+            errors = {(seed, r): self._error(batch, window, seed, r) for seed in config.seeds for r in (0.0, *tried)}
+            seeds = [seed for seed in config.seeds if all(errors[seed, r] is not None for r in (0.0, *tried))]
+            if not seeds:
+                continue
+            # One rate for all seeds: choosing per seed would reward luck.
+            best = min(tried, key=lambda r: (fmean(errors[seed, r] for seed in seeds), r))  # type: ignore[misc]
+            for seed in seeds:
+                rows.append(
+                    {
+                        "batch_size": batch,
+                        "window": window,
+                        "seed": seed,
+                        **{f"{rule}_error": errors[seed, r] for rule, r in rates.items()},
+                        "oracle_error": errors[seed, best],
+                        "no_adaptation_error": errors[seed, 0.0],
+                        **{f"{rule}_rate": r for rule, r in rates.items()},
+                        "oracle_rate": best,
+                    }
+                )
+        return rows
+
+    def facts(self) -> dict[str, Any]:
+        """What stands in the result file beside the rows."""
+        return {"law": self.laws, "runs": self.runs}
+
+    def _laws(self) -> tuple[RateLaw, RateLaw, float]:
+        assert self.laws is not None
+        law, other = RateLaw.from_json(self.laws["law"]), RateLaw.from_json(self.laws["other"])
+        eigenvalue = next(each for each in (other, law) if each.source["bound"] == "eigenvalue")
+        return law, eigenvalue, law.rate(self.config.tuned_at)
+
+    def _run(self, plan: Mapping[str, Any]) -> list[float]:
+        """Percent wrong under each corruption, one after the other without a reset."""
+        if self._images is None or self._images[0] != plan["seed"]:
+            self._images = plan["seed"], stream_images(self.config, plan["seed"])
+        network, adaptation = self.network, self.config.adaptation
+        start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        small = adaptation.small_batch if plan["window"] else 1
+        when = "always" if plan["rate"] else "off"
+        adapter = Adapter(network, replace(adaptation, learning_rate=plan["rate"], small_batch=small, when=when))
+        errors = []
+        try:
+            for images, labels in self._images[1].values():
+                wrong = 0
+                for k in range(0, len(labels), plan["batch_size"]):
+                    logits = adapter.step(images[k : k + plan["batch_size"]]).logits
+                    wrong += int((logits.argmax(1) != labels[k : k + plan["batch_size"]]).sum())
+                errors.append(100 * wrong / len(labels))
+        finally:
+            network.load_state_dict(start)
+        return errors
+
+    def _error(self, batch: int, window: int, seed: int, rate: float) -> float | None:
+        run = self._done.get(_key({"batch_size": batch, "window": window, "seed": seed, "rate": rate}))
+        return None if run is None else fmean(run["errors"])
+
+
+def shipped_network(config: StreamConfig) -> AdaptiveNetwork:
+    """Identity meta-networks with source statistics: the start that needs no warm-up."""
+    from edgetta.export.recipe import Recipe, derive_recipe
+
+    derived = derive_recipe(Recipe(config.model, weights=str(data_folder() / config.weights)))
+    network = derived.network()
+    rows = _drawn(TRAINING_IMAGES, config.statistics_images, config.source_seed + 1)
+    clean = _tensor(cifar10_jpeg("train", rows).images)
+    set_source_statistics(network, batches_of(clean, 64), derived.adaptable.input_shape)
+    return network
+
+
+def source_rates(network: AdaptiveNetwork, config: StreamConfig, say: Say) -> AdaptationRates:
+    """The law, from training images under the four corruptions that the stream does not have."""
+    domains = corrupted("train", TRAINING_IMAGES, config.source_images, config.source_seed, EXTRA_CORRUPTIONS, config)
+    curvature = measure_adaptation(
+        network,
+        {name: images for name, (images, _) in domains.items()},
+        config.adaptation,
+        config.ladder,
+        batches=config.batches,
+        probes=config.probes,
+        seed=config.source_seed,
+        progress=lambda event: say(event.message),
+    )
+    return adaptation_rates(
+        network,
+        domains,
+        config.adaptation,
+        curvature,
+        batch_size=config.tuned_at,
+        rates=config.tuned_rates,
+        progress=lambda event: say(event.message),
+    )
+
+
+def stream_images(config: StreamConfig, seed: int) -> Domains:
+    """The same test images under each of the 15 corruptions, drawn and ordered by the seed."""
+    return corrupted("test", TEST_IMAGES, config.images, seed, CORRUPTIONS, config)
+
+
+def corrupted(
+    split: str, count: int, images: int, seed: int, names: Sequence[str], config: StreamConfig
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Images (N, C, H, W) in [0, 1] of a split under each corruption, and labels."""
+    rows = _drawn(count, images, seed)
+    data = cifar10_jpeg(split, rows)
+    labels = torch.from_numpy(data.labels)
+    return {
+        name: (_tensor(corrupt(data.images, name, config.severity, seed=seed, indices=rows)), labels) for name in names
+    }
+
+
+def settings(config: StreamConfig) -> dict[str, Any]:
+    """The protocol as the result file has it."""
+    plain = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(config).items()}
+    return {**plain, "data": "CIFAR-10 (JPEG-75 copy)", "source_corruptions": list(EXTRA_CORRUPTIONS)}
+
+
+def _key(run: Mapping[str, Any]) -> tuple[Any, ...]:
+    return run["batch_size"], run["window"], run["seed"], round(run["rate"], 9)
+
+
+def _drawn(count: int, images: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).permutation(count)[:images]
+
+
+def _tensor(images: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float().div_(255)
