@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Protocol
 
@@ -75,6 +76,23 @@ class StepResult:
     objective: float  # value of the entropy objective over the samples that count, nan without an update
     regulariser: float  # sum over parts of mean |x~_k - x_k|, nan without an update
     kept: int  # samples that counted in the update
+
+
+def merged(results: Sequence[StepResult]) -> StepResult:
+    """The results of the pieces of a batch as that of the batch."""
+    if len(results) == 1:
+        return results[0]
+    updates = [result for result in results if result.adapted]
+    kept = sum(result.kept for result in updates)
+    return StepResult(
+        torch.cat([result.logits for result in results]),
+        torch.cat([result.entropy for result in results]),
+        bool(updates),
+        (updates or results)[0].reason,
+        sum(result.objective * result.kept for result in updates) / max(1, kept) if updates else math.nan,
+        sum(result.regulariser for result in updates) / len(updates) if updates else math.nan,
+        kept,
+    )
 
 
 class Schedule(Protocol):
