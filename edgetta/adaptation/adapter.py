@@ -137,6 +137,11 @@ class Adapter:
         """Images that an update sees when batches are small: as configured, fewer where memory is short."""
         return min(self.config.window, self.largest_update or self.config.window)
 
+    @property
+    def gathered_bytes(self) -> int:
+        """Bytes of the frames in the window."""
+        return sum(frame.numel() * frame.element_size() for frame in self._recent)
+
     def step(self, images: Tensor, gather: bool = True) -> StepResult:
         """Predict (N, C, H, W) images in [0, 1], then update.
 

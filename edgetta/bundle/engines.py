@@ -61,23 +61,24 @@ class TorchEngine:
 
 
 class OnnxRuntimeEngine:
-    """ONNX Runtime on the processor. `threads` 0 takes torch's number."""
+    """ONNX Runtime on the processor. `threads` 0 takes torch's number; for `arena` see `OnnxProgram`."""
 
-    def __init__(self, bundle: Bundle, threads: int = 0) -> None:
+    def __init__(self, bundle: Bundle, threads: int = 0, arena: bool = True) -> None:
         import_onnxruntime()
         self.name = "onnxruntime"
         self.device = torch.device("cpu")
         self._bundle = bundle
         self._threads = threads
+        self._arena = arena
 
     def segment(self, name: str, graphs: SegmentGraphs, mode: GradientMode) -> Segment:
         bundle = self._bundle
         paths = {direction: str(bundle.onnx_path(name, direction)) for direction in bundle.entry(name).onnx}
-        return OnnxRuntimeSegment(graphs, paths, mode, self._threads)
+        return OnnxRuntimeSegment(graphs, paths, mode, self._threads, self._arena)
 
     def source(self) -> Callable[[Tensor], Tensor]:
         graph = self._bundle.model.source
-        session = OnnxProgram(str(self._bundle.onnx_path("source")), graph, self._threads)
+        session = OnnxProgram(str(self._bundle.onnx_path("source")), graph, self._threads, self._arena)
         return lambda images: session.run({"x": images}, graph.outputs)[0]
 
 
@@ -87,6 +88,7 @@ def open_engine(
     threads: int = 0,
     tensorrt: TensorRTConfig | None = None,
     engine_cache: Path | None = None,
+    arena: bool = True,
 ) -> Engine:
     """The engine called `engine` (see `ENGINES`), for a bundle.
 
@@ -95,6 +97,7 @@ def open_engine(
     threads        of ONNX Runtime, 0 for as many as torch has; torch's own are set with `torch.set_num_threads`
     tensorrt       settings of TensorRT; those of the last `edgetta build` when None
     engine_cache   folder of TensorRT's engines; `edgetta/engines` in the user's cache folder when None
+    arena          of ONNX Runtime: faster with it, a lower peak without it
     Raises `UsageError` for an engine that edgetta does not have, `MissingDependencyError` for one that cannot be used.
     """
     if threads < 0:
@@ -113,7 +116,7 @@ def open_engine(
         if trouble:
             raise MissingDependencyError(f"the engine {name} needs an NVIDIA GPU: {trouble}; until then use torch")
         return TorchEngine(bundle, torch.device("cuda", torch.cuda.current_device()))
-    return OnnxRuntimeEngine(bundle, threads)
+    return OnnxRuntimeEngine(bundle, threads, arena)
 
 
 def build_network(

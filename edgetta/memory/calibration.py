@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from edgetta.adaptation.adapter import Adapter
     from edgetta.bundle import Bundle
+    from edgetta.bundle.engines import Engine
 
 MEASURED_BYTES = 64 << 20
 """The largest batch that is measured keeps about so much at full storage: far above what the process itself moves."""
@@ -123,10 +124,11 @@ def _built(gradient: str) -> str:
 
 
 def _prediction_points(bundle: Bundle, engine: str, threads: int, sizes: _Sizes) -> Iterator[PredictionPoint]:
-    from edgetta.bundle import build_network, source_program
+    from edgetta.bundle import build_network
 
-    network = build_network(bundle, engine, "local", None, threads)
-    source = source_program(bundle, engine, threads)
+    opened = _opened(bundle, engine, threads)
+    network = build_network(bundle, opened, "local")
+    source = opened.source()
     runs: dict[str, Callable[[Tensor], object]] = {
         "adapted": lambda images: network.forward(images, keep=False),
         "source": source,
@@ -142,8 +144,15 @@ def _adapter(bundle: Bundle, engine: str, gradient: str, policy: str, threads: i
     from edgetta.adaptation.adapter import AdaptConfig, Adapter
     from edgetta.bundle import build_network
 
-    network = build_network(bundle, engine, gradient, policy, threads)  # type: ignore[arg-type]
+    network = build_network(bundle, _opened(bundle, engine, threads), gradient, policy)  # type: ignore[arg-type]
     return Adapter(network, AdaptConfig(learning_rate=0.0, entropy_margin=1.0))
+
+
+def _opened(bundle: Bundle, engine: str, threads: int) -> Engine:
+    """The engine as a budget has it."""
+    from edgetta.bundle.engines import open_engine
+
+    return open_engine(bundle, engine, threads, arena=False)
 
 
 def _images(bundle: Bundle, count: int) -> Tensor:

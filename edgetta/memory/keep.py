@@ -1,10 +1,10 @@
 """Keep a budget while a stream runs: before each step, choose what fits now; undo what failed; climb back.
 
 A ladder of choices leads from what was planned down to prediction alone (see `Plan.ladder`). Before a step the first
-rung is taken that fits both the budget and the room that the system leaves at this moment. It goes down at once, and up
-only when the better rung has fitted, with something to spare, for several steps. A step that fails for want of memory,
-in any engine, is undone; its images are predicted, and the next step begins one rung lower. What steps really take is
-measured, and corrects the predictions.
+rung is taken that fits both the budget and the room that the system leaves at this moment. It goes down at once, and
+up only when the better rung has fitted, with something to spare, for several steps. A step that fails for want of
+memory, in any engine, is undone; its images are predicted, and the next step begins one rung lower. What steps really
+take is measured, and corrects the predictions.
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
-
-import torch
 
 from edgetta.adaptation.adapter import StepResult, merged
 from edgetta.adaptation.step_memory import StepMemory
@@ -46,6 +44,9 @@ LONGEST = 1024
 
 REMEMBERED = 16
 """Steps whose measured peaks correct the predictions."""
+
+SIGNIFICANT = 16 << 20
+"""Peaks of rehearsals below this say too little: what the process itself moves is part of them."""
 
 RESERVE = 32 << 20
 """Bytes of the machine's memory that are left alone: a system without any stands still."""
@@ -154,24 +155,38 @@ class Keeper:
         self.record.split += len(results) > 1
         return merged(results)
 
+    def rehearse(self, images: Tensor) -> None:
+        """Run steps that do not count, and correct the predictions by what the second one takes.
+
+        The adapter must be one that goes all the way: a step that finds nothing to learn from takes less.
+        """
+        for _ in range(2):
+            level = self._begin()
+            self.adapter.step(images, gather=False)
+        if level and self._needs is not None:
+            peak = high_water() - level + images.untyped_storage().nbytes()
+            if peak >= SIGNIFICANT:
+                self._ratios.append(peak / max(1, self._needs(self.choice, len(images))))
+
     def _step(self, images: Tensor, gather: bool) -> StepResult:
         level = self._begin()
         failure = ""
+        only_predict = not self.choice.adapts and self.adapter.config.when != "off"
         try:
-            result = self.adapter.step(images, gather) if self.choice.adapts else self.adapter.predict(images)
+            result = self.adapter.predict(images) if only_predict else self.adapter.step(images, gather)
         except Exception as error:
             if not is_allocation_failure(error):
                 raise
             failure = one_line(error)
         if not failure:
             self._good += 1
-            self.record.predicted += not self.choice.adapts
-            self._learn(level, len(images), result)
+            self.record.predicted += only_predict
+            self._learn(level, images, result)
             return result
         # Outside the handler, because the traceback holds the tensors of the step.
         self.record.failures += 1
         self.record.predicted += 1
-        self._step_down(failure)
+        self._step_down(failure, len(images))
         return self._only_predict(images)
 
     def _only_predict(self, images: Tensor) -> StepResult:
@@ -225,11 +240,15 @@ class Keeper:
             return f"it needs {size_text(need)}, and {room.bound} leaves {size_text(_usable(room))}"
         return f"it takes {size_text(need)} here, more than the budget of {size_text(self.budget or 0)}"
 
-    def _step_down(self, failure: str) -> None:
+    def _step_down(self, failure: str, count: int) -> None:
         """After a failure: begin below it, and try it again only after a while, longer each time."""
         self._good = 0
         self._until_trial = min(2 * self._until_trial, LONGEST)
-        self._floor = min(self._rung + 1, len(self.ladder) - 1)
+        failed = replace(self.choice, batch=min(count, self.choice.batch))
+        lower = range(self._rung + 1, len(self.ladder))
+        # A rung for larger batches than this one would fail in the same way.
+        other = (r for r in lower if replace(self.ladder[r], batch=min(count, self.ladder[r].batch)) != failed)
+        self._floor = next(other, len(self.ladder) - 1)
         if self._floor > self._rung:
             self._change(self._floor, f"memory ran out in it ({failure})")
 
@@ -264,15 +283,26 @@ class Keeper:
             return resident() if reset_high_water() else 0
         return 0
 
-    def _learn(self, level: int, count: int, result: StepResult) -> None:
+    def _learn(self, level: int, images: Tensor, result: StepResult) -> None:
         """What the step took, and how that compares with its prediction."""
         if not level or self.budget is None:
             return
-        peak = high_water() - level
+        peak = high_water() - level + images.untyped_storage().nbytes() + self.adapter.gathered_bytes
         self.record.peak = max(self.record.peak, peak)
         self.record.over += peak > self.budget
-        if self._needs is not None and result.adapted:
-            self._ratios.append(max(0.0, peak / max(1, self._needs(self.choice, count))))
+        whole = result.kept if self.choice.adapts else len(images)  # without one to learn from, a step takes less
+        if self._needs is not None and whole:
+            self._ratios.append(peak / max(1, self._needs(self.choice, len(images))))
+
+
+def ladder_without_costs(choice: Choice) -> tuple[Choice, ...]:
+    """What to step down to where nobody knows what a step takes: only failures lead there."""
+    lean = replace(choice, storage="recompute-int8", slice=4)
+    adapting = [choice, *(replace(lean, batch=batch) for batch in (choice.batch, 64, 32, 16))]
+    if choice.gradient != "local":
+        adapting += [replace(lean, batch=batch, gradient="local") for batch in (64, 32, 16)]
+    predicting = [replace(choice, batch=batch, adapts=False) for batch in (64, 16, 4, 1)]
+    return (*(adapting if choice.adapts else [choice]), *predicting)
 
 
 def _usable(room: Room) -> int:

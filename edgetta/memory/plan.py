@@ -42,15 +42,14 @@ class BudgetError(UsageError):
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a plan must respect. None leaves the matter to the plan.
+    """What a plan must respect; names and values as in `edgetta.load`. "auto" and None leave a matter to the plan.
 
-    batch       images per step; larger numbers than fit are split
-    engines     that may be used; none named: those that the bundle was measured on
+    batch   images per step; larger numbers than fit are split
     """
 
     batch: int = 64
-    engines: tuple[str, ...] = ()
-    gradient: str | None = None
+    engine: str = "auto"
+    gradient: str = "auto"
     storage: str | None = None
     slice: int | None = None
     batch_norm: str | None = None
@@ -166,14 +165,8 @@ class _Search:
         if bundle.model.batch_norm == "source":
             policy = "source"
         small = wishes.batch < min(config.small_batch, config.window) and config.when != "off"
-        return _Search(
-            costs,
-            wishes,
-            config,
-            policy,
-            wishes.engines or tuple(costs.engines()),
-            config.window if small else wishes.batch,
-        )
+        engines = tuple(costs.engines()) if wishes.engine == "auto" else (wishes.engine,)
+        return _Search(costs, wishes, config, policy, engines, config.window if small else wishes.batch)
 
     def candidates(self) -> Iterator[Choice]:
         """All choices that the wishes allow."""
@@ -185,7 +178,7 @@ class _Search:
                         yield Choice(engine, batch, statistics, adapts=False)
                     continue
                 for (gradient, storage), shares in self.costs.shares(engine, statistics).items():
-                    if self.wishes.gradient not in (None, gradient) or self.wishes.storage not in (None, storage):
+                    if self.wishes.gradient not in ("auto", gradient) or self.wishes.storage not in (None, storage):
                         continue
                     for size in self._slices(shares, batch):
                         yield Choice(engine, batch, statistics, gradient, storage, size)
@@ -202,7 +195,7 @@ class _Search:
         return self.cost(choice).peak
 
     def held(self, batch: int) -> int:
-        """Images in memory beside those of an update: the window and the frames of this step, or what waits of them."""
+        """Images in memory beside those of an update: the window and this step's, or what waits of this step's."""
         if self.update != self.wishes.batch:
             return self.config.window + self.wishes.batch
         return max(0, self.wishes.batch - batch)
@@ -272,31 +265,27 @@ def _too_small(
         f"{bundle.name}: the smallest that does is {size_text(needed)} ({smallest.engine}, {smallest.told()})"
     )
     lower = list(_what_would_lower_it(bundle, wishes, search, needed))
-    return BudgetError(f"{message}; {', or '.join(lower)}", needed)
+    return BudgetError(f"{message}; it would be {', '.join(lower)}", needed)
 
 
 def _what_would_lower_it(bundle: Bundle, wishes: Wishes, search: _Search, needed: int) -> Iterator[str]:
     from dataclasses import replace
 
-    for name in ("engines", "gradient", "storage", "slice", "batch"):
-        given = getattr(wishes, name)
-        if not given or (name == "batch" and search.update == given):
+    for name in ("engine", "gradient", "storage", "slice"):
+        given, free = getattr(wishes, name), Wishes.__dataclass_fields__[name].default
+        if given == free:
             continue
-        freed = replace(wishes, **{name: Wishes.__dataclass_fields__[name].default})
-        if name == "batch":
-            freed = replace(wishes, batch=1)
-        other = _Search.of(bundle, freed)
-        peaks = [other.peak(choice) * (1 + MARGIN) for choice in other.candidates()]
-        if peaks and min(peaks) < 0.98 * needed:
-            yield f"without the wish for {name} {given if name != 'engines' else given[0]} {size_text(min(peaks))}"
+        freed: dict[str, Any] = {name: free}
+        other = _Search.of(bundle, replace(wishes, **freed))
+        least = min((other.peak(choice) * (1 + MARGIN) for choice in other.candidates()), default=needed)
+        if least < 0.98 * needed:
+            yield f"{size_text(least)} without --{name} {given}"
     only = Choice(search.engines[0], 1, _statistics(search.policy, 1), adapts=False)
     if search.config.when != "off":
-        alone = size_text(search.costs.cost(only, held=wishes.batch).peak * (1 + MARGIN))
-        yield f"with adaptation off (--when off) {alone}"
-    yield "a bundle of fewer parts (export --parts) or smaller images (export --input-size) needs less"
+        yield f"{size_text(search.costs.cost(only, held=wishes.batch).peak * (1 + MARGIN))} with adaptation off"
+    yield "less with a bundle of fewer parts (export --parts) or smaller images (export --input-size)"
 
 
 def _told(wishes: Wishes) -> str:
-    given = {name: getattr(wishes, name) for name in ("gradient", "storage", "slice", "batch_norm")}
-    words = [f"{name} {value}" for name, value in given.items() if value is not None]
-    return ", ".join([*wishes.engines, *words]) or "anything"
+    given = {name: getattr(wishes, name) for name in ("engine", "gradient", "storage", "slice", "batch_norm")}
+    return ", ".join(f"{name} {value}" for name, value in given.items() if value not in (None, "auto")) or "anything"
