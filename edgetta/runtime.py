@@ -20,7 +20,15 @@ from edgetta.adaptation.adapter import AdaptConfig, Adapter, StepResult
 from edgetta.adaptation.model import Gradient
 from edgetta.adaptation.network import BatchNorm
 from edgetta.adaptation.step_memory import FULL, StepMemory
-from edgetta.bundle import Bundle, build_network, open_engine, read_bundle, self_test
+from edgetta.bundle import (
+    Bundle,
+    build_network,
+    engine_name,
+    open_engine,
+    processor_engines,
+    read_bundle,
+    self_test,
+)
 from edgetta.errors import BundleError, UsageError
 from edgetta.memory.allocator import return_freed_memory
 from edgetta.memory.choice import Choice
@@ -119,7 +127,7 @@ class Runtime:
             return_freed_memory()
             wishes = Wishes(
                 batch=batch,
-                engine=engine,
+                engine=engine if engine != "auto" else _processor_engine(bundle, engine_cache),
                 gradient=gradient,
                 storage=None if memory is None else memory.storage,
                 slice=None if memory is None else memory.slice,
@@ -128,7 +136,11 @@ class Runtime:
             )
             self.plan = plan_step(bundle, parse_size(budget), wishes)
             engine, gradient = self.plan.choice.engine, self.plan.choice.gradient  # type: ignore[assignment]
-            self.config = replace(self.config, learning_rate=self.plan.learning_rate)
+            self.config = replace(
+                self.config,
+                learning_rate=self.plan.learning_rate,
+                window=self.plan.window or self.config.window,
+            )
         cache = Path(engine_cache) if engine_cache else None
         self.engine = open_engine(bundle, engine, threads, tensorrt, cache, arena=self.plan is None)
         self.network = build_network(bundle, self.engine, gradient, batch_norm, memory=memory or FULL)
@@ -251,6 +263,17 @@ class Runtime:
     def _attach(self, adapter: Adapter) -> None:
         self.adapter = adapter
         self.keeper.attach(adapter)
+
+
+def _processor_engine(bundle: Bundle, engine_cache: str | os.PathLike[str] | None) -> str:
+    """What "auto" means where a budget is to be kept: any measured engine that is installed, but none of a GPU."""
+    fastest = engine_name("auto", bundle, Path(engine_cache) if engine_cache else None)
+    if fastest not in processor_engines():
+        raise UsageError(
+            f"a budget can be kept on the processor's engines alone, and the fastest here is {fastest}; "
+            f"name one of {', '.join(processor_engines())}, or leave the budget out"
+        )
+    return "auto" if "onnxruntime" in processor_engines() else "torch"
 
 
 def _read_state(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -179,6 +179,14 @@ def engine_name(engine: str, bundle: Bundle | None = None, engine_cache: Path | 
     return "torch"
 
 
+def processor_engines() -> tuple[str, ...]:
+    """The engines of the processor that are installed here, the faster first."""
+    with suppress(MissingDependencyError):
+        import_onnxruntime()
+        return ("onnxruntime", "torch")
+    return ("torch",)
+
+
 def engine_of(network: AdaptiveNetwork) -> str:
     """The engine that a network of `build_network` runs on."""
     if isinstance(network.classifier, TorchSegment):

@@ -1,6 +1,7 @@
 """Measure the steps that a bundle's cost model is made of: a few ways, two batch sizes, in one fresh process.
 
-Each point runs twice and the second run counts: the first takes what an engine allocates once for a shape. The peaks
+Statistics of the batch and running ones take the same memory to within the noise, so one policy stands for all. Each
+point runs twice and the second run counts: the first takes what an engine allocates once for a shape. The peaks
 of the forward and of what lies behind it are told apart by resetting the kernel's mark between the two.
 """
 
@@ -86,25 +87,17 @@ def points_here(bundle: str, engines: Sequence[str], threads: int = 0) -> dict[s
     steps: list[StepPoint] = []
     predictions: list[PredictionPoint] = []
     for engine in engines:
-        for policy in _policies(opened):
-            steps += _step_points(opened, engine, policy, threads, sizes)
+        steps += _step_points(opened, engine, threads, sizes)
         predictions += _prediction_points(opened, engine, threads, sizes)
     image_bytes = 4 * math.prod(opened.model.input_shape)
     return CostModel(image_bytes, tuple(steps), tuple(predictions), _here(threads)).to_json()
 
 
-def _policies(bundle: Bundle) -> tuple[str, ...]:
-    """Statistics of the batch and running ones are different work; `auto` may mean either."""
-    if bundle.batch_norm == "auto":
-        return ("source",) if bundle.model.batch_norm == "source" else ("batch", "ema")
-    return (bundle.batch_norm,)
-
-
-def _step_points(bundle: Bundle, engine: str, policy: str, threads: int, sizes: _Sizes) -> Iterator[StepPoint]:
+def _step_points(bundle: Bundle, engine: str, threads: int, sizes: _Sizes) -> Iterator[StepPoint]:
     from edgetta.adaptation.step_memory import StepMemory
 
     gradients = dict.fromkeys(_built(gradient) for gradient, _, _ in WAYS)
-    adapters = {gradient: _adapter(bundle, engine, gradient, policy, threads) for gradient in gradients}
+    adapters = {gradient: _adapter(bundle, engine, gradient, threads) for gradient in gradients}
     for gradient, storage, shares in WAYS:
         adapter = adapters[_built(gradient)]
         for count in (sizes.small, sizes.large):
@@ -115,7 +108,7 @@ def _step_points(bundle: Bundle, engine: str, policy: str, threads: int, sizes: 
                     continue
                 adapter.network.memory = StepMemory(storage, size, gradient == "local")  # type: ignore[arg-type]
                 measured = _measured_step(adapter, images)
-                yield StepPoint(engine, policy, gradient, storage, size, count, *measured)
+                yield StepPoint(engine, gradient, storage, size, count, *measured)
 
 
 def _built(gradient: str) -> str:
@@ -139,12 +132,12 @@ def _prediction_points(bundle: Bundle, engine: str, threads: int, sizes: _Sizes)
             yield PredictionPoint(engine, name, count, peak, seconds)
 
 
-def _adapter(bundle: Bundle, engine: str, gradient: str, policy: str, threads: int) -> Adapter:
+def _adapter(bundle: Bundle, engine: str, gradient: str, threads: int) -> Adapter:
     """An adapter that goes all the way at every step, and ends where it began."""
     from edgetta.adaptation.adapter import AdaptConfig, Adapter
     from edgetta.bundle import build_network
 
-    network = build_network(bundle, _opened(bundle, engine, threads), gradient, policy)  # type: ignore[arg-type]
+    network = build_network(bundle, _opened(bundle, engine, threads), gradient)  # type: ignore[arg-type]
     return Adapter(network, AdaptConfig(learning_rate=0.0, entropy_margin=1.0))
 
 

@@ -25,8 +25,8 @@ from edgetta.memory.choice import Choice
 VERSION = 1
 MAX_POINTS = 4096
 
-Way = tuple[str, str, str, str]
-"""Engine, statistics of the BatchNorms, gradient, storage."""
+Way = tuple[str, str, str]
+"""Engine, gradient, storage."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,6 @@ class StepPoint:
     """One step that was measured."""
 
     engine: str
-    statistics: str  # of the BatchNorms: "batch", "ema" or "source"
     gradient: str
     storage: str
     slice: int  # images; 0: the whole batch
@@ -101,11 +100,11 @@ class CostModel:
         """The engines that were measured."""
         return list(dict.fromkeys(point.engine for point in self.steps))
 
-    def shares(self, engine: str, statistics: str) -> dict[tuple[str, str], list[float]]:
+    def shares(self, engine: str) -> dict[tuple[str, str], list[float]]:
         """Gradient and storage -> shares of the batch in one slice, as far as they were measured, largest first."""
         found: dict[tuple[str, str], list[float]] = {}
         for point in self.steps:
-            if (point.engine, point.statistics) == (engine, self._known(engine, statistics)):
+            if point.engine == engine:
                 shares = found.setdefault((point.gradient, point.storage), [])
                 if point.share not in shares:
                     shares.append(point.share)
@@ -125,8 +124,7 @@ class CostModel:
         if not choice.adapts:
             peak, seconds = self._lines[choice.engine, "adapted"].at(count), self._seconds[choice.engine, "adapted"]
             return Cost(round(peak), 0, 0, images, seconds, _ratio(seconds, inference))
-        statistics = self._known(choice.engine, choice.statistics)
-        way = self._ways[choice.engine, statistics, choice.gradient, choice.storage]
+        way = self._ways[choice.engine, choice.gradient, choice.storage]
         share = share_of(choice.slice, count)
         return Cost(
             round(way.forward.at(count)),
@@ -166,16 +164,11 @@ class CostModel:
             raise BundleError(f"its memory model cannot be used ({error}); export the bundle again") from error
         return model
 
-    def _known(self, engine: str, statistics: str) -> str:
-        """What stands for these statistics: those of training are running ones that do not move."""
-        measured = {point.statistics for point in self.steps if point.engine == engine}
-        return "ema" if statistics == "source" and "source" not in measured else statistics
-
     @cached_property
     def _ways(self) -> dict[Way, _Way]:
         found: dict[Way, list[StepPoint]] = {}
         for point in self.steps:
-            found.setdefault((point.engine, point.statistics, point.gradient, point.storage), []).append(point)
+            found.setdefault((point.engine, point.gradient, point.storage), []).append(point)
         return {way: _Way.fitted(points) for way, points in found.items()}
 
     @cached_property
@@ -278,7 +271,7 @@ def _point(kind: Any, entry: Any) -> Any:
         if name == "seconds":
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e6:
                 raise ValueError(f"seconds of {value!r}")
-        elif name in ("engine", "statistics", "gradient", "storage", "network"):
+        elif name in ("engine", "gradient", "storage", "network"):
             if not isinstance(value, str):
                 raise ValueError(f"{name} is no text")
         else:

@@ -85,10 +85,16 @@ class Plan:
     ladder: tuple[Choice, ...]
     costs: CostModel = field(repr=False)
     held: int = 0  # images that are in memory beside those of an update
+    window: int | None = None  # that small batches are gathered in; None where they are not
 
     def at(self, choice: Choice, batch: int) -> int:
         """Bytes that a choice takes for a batch of this size."""
         return self.costs.cost(choice, batch, self.held).peak
+
+    def settings(self) -> str:
+        """How engine and allocator are set under a budget, in words."""
+        arena = "no arena, " if self.choice.engine == "onnxruntime" else ""
+        return f"{arena}freed memory returned at once"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -96,6 +102,7 @@ class Plan:
             "budget_bytes": self.budget,
             "choice": self.choice.to_json(),
             "batch_norm": self.batch_norm,
+            "settings": self.settings(),
             "predicted_bytes": self.cost.peak,
             "components": self.cost.components(),
             "times_inference": self.cost.slowdown,
@@ -138,6 +145,7 @@ def plan_step(bundle: Bundle, budget: int, wishes: Wishes | None = None) -> Plan
         ladder=tuple(search.ladder(choice, candidates)),
         costs=search.costs,
         held=search.held(choice.batch),
+        window=choice.batch if search.gathers else None,
     )
 
 
@@ -150,7 +158,7 @@ class _Search:
     config: AdaptConfig
     policy: str
     engines: tuple[str, ...]
-    update: int  # images that an update sees where memory is no matter
+    gradients: frozenset[str]
 
     @staticmethod
     def of(bundle: Bundle, wishes: Wishes) -> _Search:
@@ -158,15 +166,23 @@ class _Search:
         if costs is None:
             raise UsageError(
                 f"bundle {bundle.path} has no cost model, without which nothing can be planned; export it again "
-                "with a newer edgetta, without --no-calibrate"
+                "with this edgetta, and without --no-measure"
             )
         config = wishes.config or bundle.config
         policy = wishes.batch_norm or bundle.batch_norm
         if bundle.model.batch_norm == "source":
             policy = "source"
-        small = wishes.batch < min(config.small_batch, config.window) and config.when != "off"
         engines = tuple(costs.engines()) if wishes.engine == "auto" else (wishes.engine,)
-        return _Search(costs, wishes, config, policy, engines, config.window if small else wishes.batch)
+        gradient = wishes.gradient
+        if gradient == "exact" and "recompute" not in bundle.manifest["memory"]["auto"]["mode_of"].values():
+            gradient = "auto"  # which is measured, and means exact in every part of this bundle
+        gradients = {gradient} if wishes.gradient != "auto" else {"auto", "recompute", "local"}
+        return _Search(costs, wishes, config, policy, engines, frozenset(gradients))
+
+    @property
+    def update(self) -> int:
+        """Images that an update sees where memory is no matter."""
+        return self.config.window if self.gathers else self.wishes.batch
 
     def candidates(self) -> Iterator[Choice]:
         """All choices that the wishes allow."""
@@ -177,8 +193,8 @@ class _Search:
                     if engine in self.costs.engines():
                         yield Choice(engine, batch, statistics, adapts=False)
                     continue
-                for (gradient, storage), shares in self.costs.shares(engine, statistics).items():
-                    if self.wishes.gradient not in ("auto", gradient) or self.wishes.storage not in (None, storage):
+                for (gradient, storage), shares in self.costs.shares(engine).items():
+                    if gradient not in self.gradients or self.wishes.storage not in (None, storage):
                         continue
                     for size in self._slices(shares, batch):
                         yield Choice(engine, batch, statistics, gradient, storage, size)
@@ -196,9 +212,14 @@ class _Search:
 
     def held(self, batch: int) -> int:
         """Images in memory beside those of an update: the window and this step's, or what waits of this step's."""
-        if self.update != self.wishes.batch:
-            return self.config.window + self.wishes.batch
+        if self.gathers:
+            return batch + self.wishes.batch
         return max(0, self.wishes.batch - batch)
+
+    @property
+    def gathers(self) -> bool:
+        """Whether frames are gathered in a window, because a step brings few."""
+        return self.config.when != "off" and self.wishes.batch < min(self.config.small_batch, self.config.window)
 
     def preference(self, choice: Choice) -> tuple[Any, ...]:
         """The smaller, the better."""
