@@ -187,7 +187,7 @@ def _measured(bundle: Path, show: bool) -> CostModel | None:
 
     try:
         with progress_bar("measuring what steps take", show=show):
-            return measure_cost_model(str(bundle), processor_engines()[:1])
+            return measure_cost_model(str(bundle), processor_engines())
     except EdgettaError as error:
         print_line(f"what steps take was not measured: {error}", style="yellow", stderr=True)
         return None

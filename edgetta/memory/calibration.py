@@ -35,15 +35,15 @@ MEASURED_BYTES = 64 << 20
 """The largest batch that is measured keeps about so much at full storage: far above what the process itself moves."""
 
 WAYS: tuple[tuple[str, str, tuple[float, ...]], ...] = (
-    ("auto", "full", (1.0, 1 / 4)),
-    ("auto", "recompute", (1 / 4, 1 / 16)),
-    ("auto", "half", (1 / 4,)),
-    ("auto", "int8", (1 / 4,)),
-    ("auto", "recompute-int8", (1 / 4, 1 / 16)),
-    ("recompute", "recompute", (1 / 4, 1 / 16)),
-    ("recompute", "recompute-int8", (1 / 4, 1 / 16)),
+    ("auto", "full", (1.0, 1 / 3)),
+    ("auto", "recompute", (1 / 3, 1 / 12)),
+    ("auto", "half", (1 / 3,)),
+    ("auto", "int8", (1 / 3,)),
+    ("auto", "recompute-int8", (1 / 3, 1 / 12)),
+    ("recompute", "recompute", (1 / 3, 1 / 12)),
+    ("recompute", "recompute-int8", (1 / 3, 1 / 12)),
     ("local", "full", (1.0,)),
-    ("local", "recompute-int8", (1 / 4, 1 / 16)),
+    ("local", "recompute-int8", (1 / 3, 1 / 12)),
 )
 """Gradient, storage, and the shares of the batch in one slice of the backward: what there is to choose from."""
 
@@ -58,8 +58,8 @@ class _Sizes:
     @staticmethod
     def of(bundle: Bundle) -> _Sizes:
         kept = max(1, bundle.memory["auto"].per_image)
-        large = 8
-        while large < 64 and 2 * large * kept <= MEASURED_BYTES:
+        large = 6  # sizes that thirds and twelfths divide
+        while large < 48 and 2 * large * kept <= MEASURED_BYTES:
             large *= 2
         return _Sizes(large // 2, large)
 
