@@ -120,7 +120,8 @@ def _prediction_points(bundle: Bundle, engine: str, threads: int, sizes: _Sizes)
     from edgetta.bundle import build_network
 
     opened = _opened(bundle, engine, threads)
-    network = build_network(bundle, opened, "local")
+    network = build_network(bundle, opened)
+    network.forward(_images(bundle, 1))  # what an engine has loaded for adaptation serves predictions, too
     source = opened.source()
     runs: dict[str, Callable[[Tensor], object]] = {
         "adapted": lambda images: network.forward(images, keep=False),

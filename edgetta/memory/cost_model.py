@@ -208,7 +208,9 @@ class _Line:
         low, high = min(highest), max(highest)
         if low == high:
             return _Line(0.0, highest[high] / high)
-        slope = max(0.0, (highest[high] - highest[low]) / (high - low))
+        slope = (highest[high] - highest[low]) / (high - low)
+        if slope < 0:  # noise, where nothing grows
+            return _Line(max(highest.values()), 0.0)
         return _Line(highest[high] - slope * high, slope)
 
 
