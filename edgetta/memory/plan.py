@@ -12,6 +12,7 @@ Where the bundle says nothing of accuracy, the order of preference is this, and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -280,13 +281,18 @@ def _too_small(
 ) -> BudgetError:
     """The error for a budget in which nothing fits."""
     smallest = min(candidates, key=search.peak)
-    needed = round(search.peak(smallest) * (1 + MARGIN))
+    needed = _rounded_up(search.peak(smallest) * (1 + MARGIN))
     message = (
         f"a budget of {size_text(budget)} is too small to {'adapt' if smallest.adapts else 'predict with'} "
         f"{bundle.name}: the smallest that does is {size_text(needed)} ({smallest.engine}, {smallest.told()})"
     )
     lower = list(_what_would_lower_it(bundle, wishes, search, needed))
     return BudgetError(f"{message}; it would be {', '.join(lower)}", needed)
+
+
+def _rounded_up(count: float) -> int:
+    """To the tenth of a MiB in which a size is told, so that the size that is named is enough."""
+    return math.floor(math.ceil(count * 10 / (1 << 20) + 1e-6) * (1 << 20) / 10)
 
 
 def _what_would_lower_it(bundle: Bundle, wishes: Wishes, search: _Search, needed: int) -> Iterator[str]:

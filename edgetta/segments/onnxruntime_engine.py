@@ -148,7 +148,9 @@ class OnnxRuntimeSegment:
         """The forward, with residuals or without. Once the one with them is there, it serves both: memory for one."""
         if residuals and "forward" not in self._loaded:
             self._loaded.pop("predict", None)
-            self._loaded["forward"] = OnnxProgram(self._models["forward"], self.graphs.forward, self._threads, self._arena)
+            self._loaded["forward"] = OnnxProgram(
+                self._models["forward"], self.graphs.forward, self._threads, self._arena
+            )
         if "forward" not in self._loaded and "predict" not in self._loaded:
             model = self._models["forward"]
             if self._made:
