@@ -59,7 +59,7 @@ def command(models: str, batch: int | None, budgets: int, work: Path | None, pat
 def run(
     names: Sequence[str], batch: int | None, budgets: int, work: Path | None = None, path: Path | None = None
 ) -> list[dict[str, Any]]:
-    """Rows of the result file; with `path` they are written one by one, and what is there already is not done again."""
+    """Rows of the result file; with `path` they are written one by one, and those that are there are not redone."""
     from edgetta.bench.result_file import rows_to_continue, write_results
     from edgetta.cli.progress import progress_bar
 
@@ -140,19 +140,12 @@ def wishes(bundle: Bundle, batch: int) -> Any:
 
 
 def budgets_for(bundle: Bundle, batch: int, count: int) -> list[int]:
-    """Budgets from one in which half of the batch just fits to one in which everything does, in equal steps of share."""
-    from dataclasses import replace
-
-    from edgetta.memory.plan import MARGIN, BudgetError, plan_step
+    """Budgets from one in which little fits to one in which everything does, each larger by the same factor."""
+    from edgetta.memory.plan import MARGIN, plan_step
 
     asked = wishes(bundle, batch)
     everything = plan_step(bundle, 1 << 40, asked).cost.peak
-    try:
-        plan_step(bundle, 1, replace(asked, batch=max(1, batch // 2)))
-        raise AssertionError("a budget of one byte cannot do")
-    except BudgetError as error:
-        least = error.needed  # for a single image
-    low, high = max(least, everything / 6), everything * (1 + 2 * MARGIN)
+    low, high = everything / 5, everything * (1 + 2 * MARGIN)
     steps = max(1, count - 1)
     return [round(low * (high / low) ** (i / steps)) for i in range(count)]
 

@@ -133,7 +133,7 @@ class OnnxRuntimeSegment:
         if graph is None:
             raise RuntimeError(f"a segment in gradient mode {self.gradient!r} has no backward")
         if direction not in self._loaded:
-            self._loaded[direction] = OnnxProgram(self._models[direction], graph, self._threads, self._arena)
+            self._loaded[direction] = self._program(self._models[direction], graph)
         inputs = {**residuals.shared, "grad_y": grad_y}
         for name in list(residuals.kept):
             kept = residuals.kept.pop(name)
@@ -148,16 +148,17 @@ class OnnxRuntimeSegment:
         """The forward, with residuals or without. Once the one with them is there, it serves both: memory for one."""
         if residuals and "forward" not in self._loaded:
             self._loaded.pop("predict", None)
-            self._loaded["forward"] = OnnxProgram(
-                self._models["forward"], self.graphs.forward, self._threads, self._arena
-            )
+            self._loaded["forward"] = self._program(self._models["forward"], self.graphs.forward)
         if "forward" not in self._loaded and "predict" not in self._loaded:
             model = self._models["forward"]
             if self._made:
                 whole = read_onnx(Path(model)) if isinstance(model, str) else parse_onnx(model)
                 model = whole.only(self._plain).to_bytes()
-            self._loaded["predict"] = OnnxProgram(model, self.graphs.forward, self._threads, self._arena)
+            self._loaded["predict"] = self._program(model, self.graphs.forward)
         return self._loaded.get("forward") or self._loaded["predict"]
+
+    def _program(self, model: str | bytes, graph: Graph) -> OnnxProgram:
+        return OnnxProgram(model, graph, self._threads, self._arena)
 
 
 def _options(runtime: Any, threads: int, arena: bool) -> Any:

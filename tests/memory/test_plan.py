@@ -187,9 +187,7 @@ def test_a_bundle_without_a_cost_model(bundle: Bundle) -> None:
 
 
 def test_what_was_not_measured(bundle: Bundle) -> None:
-    with pytest.raises(
-        UsageError, match=r"was not measured for what was asked for \(engine tensorrt\); it was on onn"
-    ):
+    with pytest.raises(UsageError, match=r"was not measured for what was asked for \(engine tensorrt\); it was on"):
         plan(bundle, 100, engine="tensorrt")
     with pytest.raises(UsageError, match=r"\(gradient recompute, storage half\)"):
         plan(bundle, 100, gradient="recompute", storage="half")
