@@ -145,9 +145,9 @@ class Keeper:
         gather = count < min(config.small_batch, config.window)
         results: list[StepResult] = []
         done = 0
+        self._settle(count)
         while done < count:
             left = count - done
-            self._settle(left)
             size = -(-left // -(-left // self.choice.batch))  # pieces of about the same size
             results.append(self._step(images[done : done + size], gather))
             done += size
@@ -204,7 +204,7 @@ class Keeper:
         return merged([self._only_predict(images[:half]), self._only_predict(images[half:])])
 
     def _settle(self, count: int) -> None:
-        """Take the rung that suits this moment, for a batch of this size."""
+        """Take the rung that suits this moment, for a batch of this size. Once per step, not per piece of it."""
         if self._floor and self._good >= self._until_trial:
             self._floor -= 1
             self._good = 0

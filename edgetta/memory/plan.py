@@ -92,6 +92,12 @@ class Plan:
         """Bytes that a choice takes for a batch of this size."""
         return self.costs.cost(choice, batch, self.held).peak
 
+    def told(self) -> str:
+        """The plan in one line."""
+        times = "" if self.cost.slowdown is None else f", {self.cost.slowdown:.1f} times plain inference"
+        sizes = f"{size_text(self.cost.peak)} of {size_text(self.budget)}"
+        return f"{sizes}: {self.choice.told()}, {self.choice.engine}{times}"
+
     def settings(self) -> str:
         """How engine and allocator are set under a budget, in words."""
         arena = "no arena, " if self.choice.engine == "onnxruntime" else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from edgetta.adaptation import adapter as adapter_module
+from edgetta.adaptation import network as network_module
 from edgetta.adaptation.adapter import AdaptConfig
 from edgetta.bundle import read_bundle
 from edgetta.runtime import Runtime
@@ -71,7 +72,14 @@ def in_backward(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def in_meta_backward(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime.network.metas[0], "backward", failing(runtime.network.metas[0].backward))
+    """When the last meta-network has added to its gradients."""
+    slices = network_module.backward_slices
+
+    def half(*arguments: Any, **options: Any) -> Iterator[Any]:
+        yield from slices(*arguments, **options)
+        raise MemoryError("injected")
+
+    monkeypatch.setattr(network_module, "backward_slices", half)
 
 
 def in_optimizer(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
