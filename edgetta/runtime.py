@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,22 @@ from edgetta.adaptation.adapter import AdaptConfig, Adapter, StepResult
 from edgetta.adaptation.model import Gradient
 from edgetta.adaptation.network import BatchNorm
 from edgetta.adaptation.step_memory import FULL, StepMemory
-from edgetta.bundle import Bundle, build_network, open_engine, read_bundle, self_test
+from edgetta.bundle import (
+    Bundle,
+    build_network,
+    engine_name,
+    open_engine,
+    processor_engines,
+    read_bundle,
+    self_test,
+)
 from edgetta.errors import BundleError, UsageError
+from edgetta.memory.allocator import return_freed_memory
+from edgetta.memory.choice import Choice
+from edgetta.memory.keep import Keeper, ladder_without_costs
+from edgetta.memory.plan import Plan, Wishes, plan_step
+from edgetta.memory.room import RoomMeter
+from edgetta.memory.sizes import parse_size
 from edgetta.storage import atomic_write_bytes
 
 if TYPE_CHECKING:
@@ -42,9 +57,11 @@ def load(
     batch_norm: BatchNorm | None = None,
     threads: int = 0,
     check: bool = True,
-    memory: StepMemory = FULL,
+    memory: StepMemory | None = None,
     tensorrt: TensorRTConfig | None = None,
     engine_cache: str | os.PathLike[str] | None = None,
+    budget: int | str | None = None,
+    batch: int = 64,
 ) -> Runtime:
     """Load a bundle (a directory or a zip) and make it run.
 
@@ -56,14 +73,29 @@ def load(
     batch_norm    "auto", "batch", "ema" or "source"; the bundle's own when None
     threads       per engine; 0 takes torch's number
     check         run the bundle's self-test on this engine
-    memory        what a step keeps between forward and backward
+    memory        what a step keeps between forward and backward; everything when None, or what a budget leaves
     tensorrt      settings of the engine "tensorrt"; those of the last `edgetta build` when None. Engines that are
                   missing are built, which takes minutes
     engine_cache  folder of TensorRT's engines; `edgetta/engines` in the user's cache folder when None
-    Raises `BundleError` when the bundle is damaged, unsafe, too new, or fails its self-test here.
+    budget        bytes, or a size such as "256MiB", that steps may take above the loaded model. They are planned for
+                  it (`Runtime.plan`), measured, and kept in it (`Runtime.keeper`); None takes what it takes
+    batch         with a budget: images that one call brings at most; more are split
+    Raises `BundleError` when the bundle is damaged, unsafe, too new, or fails its self-test here, `BudgetError` for a
+    budget that is too small.
     """
     return Runtime(
-        read_bundle(Path(bundle)), engine, config, gradient, batch_norm, threads, check, memory, tensorrt, engine_cache
+        read_bundle(Path(bundle)),
+        engine,
+        config,
+        gradient,
+        batch_norm,
+        threads,
+        check,
+        memory,
+        tensorrt,
+        engine_cache,
+        budget,
+        batch,
     )
 
 
@@ -83,26 +115,51 @@ class Runtime:
         batch_norm: BatchNorm | None = None,
         threads: int = 0,
         check: bool = True,
-        memory: StepMemory = FULL,
+        memory: StepMemory | None = None,
         tensorrt: TensorRTConfig | None = None,
         engine_cache: str | os.PathLike[str] | None = None,
+        budget: int | str | None = None,
+        batch: int = 64,
     ) -> None:
         self.bundle = bundle
         self.config = config or bundle.config
-        self.engine = open_engine(bundle, engine, threads, tensorrt, Path(engine_cache) if engine_cache else None)
-        self.network = build_network(bundle, self.engine, gradient, batch_norm, memory=memory)
+        self.plan: Plan | None = None
+        if budget is not None:
+            return_freed_memory()
+            wishes = Wishes(
+                batch=batch,
+                engine=engine if engine != "auto" else _processor_engine(bundle, engine_cache),
+                gradient=gradient,
+                storage=None if memory is None else memory.storage,
+                slice=None if memory is None else memory.slice,
+                batch_norm=batch_norm,
+                config=self.config,
+            )
+            self.plan = plan_step(bundle, parse_size(budget), wishes)
+            engine, gradient = self.plan.choice.engine, self.plan.choice.gradient  # type: ignore[assignment]
+            self.config = replace(self.config, window=self.plan.window or self.config.window)
+        cache = Path(engine_cache) if engine_cache else None
+        self.engine = open_engine(bundle, engine, threads, tensorrt, cache)
+        self.network = build_network(bundle, self.engine, gradient, batch_norm, memory=memory or FULL)
         if check:
             self_test(bundle, self.network, self.engine.source(), gradients=self.config.when != "off")
         self._start = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
         self._source: Any = None
-        self.adapter = Adapter(self.network, self.config, self.bundle.rate_law)
+        self.adapter = self._adapter()
+        self.keeper = self._keeper(gradient)
+        if self.plan is not None:
+            self._rehearse(self.plan)
 
     def __call__(self, images: Tensor | NDArray[Any]) -> Tensor:
         return self.step(images).logits
 
     def step(self, images: Tensor | NDArray[Any]) -> StepResult:
-        """Predict and adapt; see `StepResult`. Raises `UsageError` for images of another shape or type."""
-        return self.adapter.step(self.as_input(images))
+        """Predict and adapt; see `StepResult`.
+
+        Where memory runs out, in any engine, the step is undone and the images are predicted; see `keeper.record`.
+        Raises `UsageError` for images of another shape or type.
+        """
+        return self.keeper.step(self.as_input(images))
 
     def source(self, images: Tensor | NDArray[Any]) -> Tensor:
         """Logits (N, classes) of the unadapted backbone with the statistics of its training."""
@@ -127,12 +184,13 @@ class Runtime:
                 f"in [0, 1] or uint8 (N, {shape[1]}, {shape[2]}, {shape[0]})"
             )
         tensor = tensor.to(self.network.device)  # pixels as bytes, where they are bytes
-        return (tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()).contiguous()
+        floats = tensor.to(torch.float32, memory_format=torch.contiguous_format)
+        return floats.div_(255) if tensor.dtype == torch.uint8 else floats
 
     def reset(self) -> None:
         """Go back to the network that was shipped: weights, statistics, momentum, window and counters."""
         self.network.load_state_dict(self._start)
-        self.adapter = Adapter(self.network, self.config, self.bundle.rate_law)
+        self._attach(self._adapter())
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
         """Write what was learnt to a file, atomically: a full disk or a crash leaves the file that was there.
@@ -175,8 +233,45 @@ class Runtime:
             self.network.load_state_dict(network)
         except ValueError as error:
             raise BundleError(f"{file}: {error}") from error
-        self.adapter = Adapter(self.network, self.config, self.bundle.rate_law)
+        self._attach(self._adapter())
         self.adapter.restore(momentum, info["counters"])
+
+    def _keeper(self, gradient: Gradient) -> Keeper:
+        plan = self.plan
+        if plan is None:
+            memory = self.network.memory
+            unlimited = Choice(self.engine.name, 1 << 20, "", gradient, memory.storage, memory.slice)
+            return Keeper(self.adapter, ladder_without_costs(unlimited))
+        return Keeper(self.adapter, plan.ladder, needs=plan.at, budget=plan.budget, room=RoomMeter().read)
+
+    def _rehearse(self, plan: Plan) -> None:
+        """Take what a first step takes once, and see on a small batch whether this machine is as the plan has it."""
+        count = max(1, plan.choice.batch // 8)
+        images = torch.rand(count, *self.bundle.model.input_shape, generator=torch.Generator().manual_seed(0))
+        try:
+            # Every image counts, so that no part of the backward is left out.
+            self.keeper.attach(Adapter(self.network, replace(self.config, entropy_margin=1.0)))
+            self.keeper.rehearse(images)
+        finally:
+            self.reset()
+
+    def _adapter(self) -> Adapter:
+        return Adapter(self.network, self.config, self.bundle.rate_law)
+
+    def _attach(self, adapter: Adapter) -> None:
+        self.adapter = adapter
+        self.keeper.attach(adapter)
+
+
+def _processor_engine(bundle: Bundle, engine_cache: str | os.PathLike[str] | None) -> str:
+    """What "auto" means where a budget is to be kept: any measured engine that is installed, but none of a GPU."""
+    fastest = engine_name("auto", bundle, Path(engine_cache) if engine_cache else None)
+    if fastest not in processor_engines():
+        raise UsageError(
+            f"a budget can be kept on the processor's engines alone, and the fastest here is {fastest}; "
+            f"name one of {', '.join(processor_engines())}, or leave the budget out"
+        )
+    return "auto" if "onnxruntime" in processor_engines() else "torch"
 
 
 def _read_state(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

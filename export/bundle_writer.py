@@ -14,7 +14,7 @@ import os
 import secrets
 import shutil
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -35,6 +35,7 @@ from edgetta.bundle.reference import golden_run
 from edgetta.errors import BundleError, EdgettaError, UsageError
 from edgetta.export.kept_bytes import kept_bytes
 from edgetta.export.onnx_writer import OPSET, to_onnx
+from edgetta.memory.cost_model import CostModel
 from edgetta.offline.source_statistics import synthetic_images
 from edgetta.rate_law import RateLaw
 from edgetta.segments.contract import SegmentGraphs, describe
@@ -64,6 +65,7 @@ def write_bundle(
     gradient: Gradient = "auto",
     opset: int = OPSET,
     overwrite: bool = False,
+    measure: Callable[[Path], CostModel | None] | None = None,
 ) -> dict[str, SelfTest]:
     """Write the bundle at `path`: a zip where the name ends in `.zip`, else a folder.
 
@@ -78,6 +80,7 @@ def write_bundle(
     golden          images (N, C, H, W) in [0, 1] for the self-test; synthetic ones when None. They are shipped
     gradient        mode that is self-tested; the bundle serves every mode
     overwrite       replace a bundle that is there; anything else that is there is never replaced
+    measure         makes the cost model of the finished bundle at a path, which is then shipped with it
 
     It is built beside `path`, read back, self-tested on the engines that are here, and renamed: after a failure `path`
     is as it was. Returns what the self-test found, by engine.
@@ -117,6 +120,7 @@ def write_bundle(
             "adaptation": asdict(config),
             "rate_law": rate_law.to_json() if isinstance(rate_law, RateLaw) else rate_law,
             "memory": kept_bytes(model),
+            "cost_model": None,
             "metas": [spec.to_json() for spec in model.metas],
             "segments": segments,
             "source": source,
@@ -127,6 +131,10 @@ def write_bundle(
         }
         writer.finish(manifest)
         tested = _check_what_was_written(temporary, target, gradient)
+        costs = None if measure is None else measure(temporary)
+        if costs is not None:
+            (temporary / MANIFEST).unlink()
+            writer.finish({**manifest, "cost_model": costs.to_json()})
         if zipped:
             atomic_write(target, lambda file: _zip(temporary, file))
         else:

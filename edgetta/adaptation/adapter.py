@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Protocol
 
@@ -82,6 +83,23 @@ class StepResult:
     kept: int  # samples that counted in the update
 
 
+def merged(results: Sequence[StepResult]) -> StepResult:
+    """The results of the pieces of a batch as that of the batch."""
+    if len(results) == 1:
+        return results[0]
+    updates = [result for result in results if result.adapted]
+    kept = sum(result.kept for result in updates)
+    return StepResult(
+        torch.cat([result.logits for result in results]),
+        torch.cat([result.entropy for result in results]),
+        bool(updates),
+        (updates or results)[0].reason,
+        sum(result.objective * result.kept for result in updates) / max(1, kept) if updates else math.nan,
+        sum(result.regulariser for result in updates) / len(updates) if updates else math.nan,
+        kept,
+    )
+
+
 class Schedule(Protocol):
     """Decides, batch by batch, whether to adapt."""
 
@@ -130,6 +148,11 @@ class Adapter:
     def update_images(self, batch: int) -> int:
         """Images that an update sees where the stream brings so many at a time."""
         return self.window if batch < min(self.config.small_batch, self.window) else batch
+
+    @property
+    def gathered_bytes(self) -> int:
+        """Bytes of the frames in the window."""
+        return sum(frame.numel() * frame.element_size() for frame in self._recent)
 
     def step(self, images: Tensor, gather: bool = True) -> StepResult:
         """Predict (N, C, H, W) images in [0, 1], then update.

@@ -7,7 +7,15 @@
 Nothing here unpickles, imports onnx or imports the exporter. What is wrong with a bundle is a `BundleError`.
 """
 
-from edgetta.bundle.engines import Engine, build_network, engine_name, engine_of, open_engine, source_program
+from edgetta.bundle.engines import (
+    Engine,
+    build_network,
+    engine_name,
+    engine_of,
+    open_engine,
+    processor_engines,
+    source_program,
+)
 from edgetta.bundle.reading import Bundle, read_bundle
 from edgetta.bundle.self_testing import SelfTest, self_test
 
@@ -19,6 +27,7 @@ __all__ = [
     "engine_name",
     "engine_of",
     "open_engine",
+    "processor_engines",
     "read_bundle",
     "self_test",
     "source_program",

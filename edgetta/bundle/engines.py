@@ -211,6 +211,14 @@ def engine_name(engine: str, bundle: Bundle | None = None, engine_cache: Path | 
     return "torch"
 
 
+def processor_engines() -> tuple[str, ...]:
+    """The engines of the processor that are installed here, the faster first."""
+    with suppress(MissingDependencyError):
+        import_onnxruntime()
+        return ("onnxruntime", "torch")
+    return ("torch",)
+
+
 def engine_troubles() -> dict[str, str]:
     """Why each engine cannot be used on this machine, with the remedy; "" for those that can."""
     troubles = {"torch": "", "torch-cuda": gpu_trouble(), "tensorrt": tensorrt_trouble()}

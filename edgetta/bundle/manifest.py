@@ -20,6 +20,7 @@ from edgetta.adaptation.meta_network import Initialisation, MetaSpec
 from edgetta.adaptation.model import Gradient
 from edgetta.adaptation.network import BatchNorm
 from edgetta.errors import BundleError, EdgettaError
+from edgetta.memory.cost_model import CostModel
 from edgetta.rate_law import RateLaw
 from edgetta.segments.contract import SegmentGraphs, describe
 from edgetta.segments.graph import BATCH, Graph
@@ -104,6 +105,7 @@ class Manifest:
     config: AdaptConfig
     rate_law: RateLaw | None
     memory: Mapping[Gradient, KeptBytes]
+    cost_model: CostModel | None
     provenance: Mapping[str, Any]
     meta_tensors: str
     reference: str
@@ -209,6 +211,7 @@ def _typed(data: dict[str, Any], identity: str) -> Manifest:
         config=AdaptConfig.from_json(_get(data, "adaptation", dict)),
         rate_law=rate_law,
         memory={mode: _kept(_get(data["memory"], mode, dict)) for mode in get_args(Gradient)},
+        cost_model=CostModel.from_json(data["cost_model"]) if data.get("cost_model") is not None else None,
         provenance=_get(data, "provenance", dict),
         meta_tensors=_listed(data["meta_tensors"], files, ".safetensors"),
         reference=_listed(data["reference"], files, ".npz"),

@@ -20,6 +20,7 @@ from edgetta.bundle.manifest import KeptBytes, SegmentEntry
 from edgetta.bundle.onnx_files import MAX_ONNX_BYTES, check_onnx
 from edgetta.bundle.reference import read_reference
 from edgetta.errors import BundleError, UsageError
+from edgetta.memory.cost_model import CostModel
 from edgetta.rate_law import RateLaw
 from edgetta.segments.contract import SegmentGraphs
 
@@ -37,6 +38,7 @@ class Bundle:
     ema_images     time constant of running statistics, in images
     rate_law       which learning rate each batch size bears; None where it was not measured
     memory         by gradient mode: bytes kept between forward and backward
+    cost_model     what a step takes in memory and time, as measured at export; None where it was not
     identity       SHA-256 that names this very bundle; state files are tied to it
     unlisted       files that lie in the bundle and are not part of it
     """
@@ -51,6 +53,7 @@ class Bundle:
     preprocessing: Mapping[str, Any]
     rate_law: RateLaw | None
     memory: Mapping[Gradient, KeptBytes]
+    cost_model: CostModel | None
     provenance: Mapping[str, Any]
     identity: str
     unlisted: tuple[str, ...]
@@ -142,6 +145,7 @@ def _assembled(files: BundleFiles) -> Bundle:
         preprocessing=manifest.preprocessing,
         rate_law=manifest.rate_law,
         memory=manifest.memory,
+        cost_model=manifest.cost_model,
         provenance=manifest.provenance,
         identity=manifest.identity,
         unlisted=files.unlisted,

@@ -25,6 +25,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "prepare": ("edgetta.cli.prepare", "Get a trained model ready for the device."),
     "export": ("edgetta.cli.export", "Write a model as a bundle of frozen segments."),
     "build": ("edgetta.cli.build", "Make a bundle's TensorRT engines on this device."),
+    "plan": ("edgetta.cli.plan", "Find what a memory budget allows."),
     "run": ("edgetta.cli.run", "Predict on a stream of frames and adapt to it."),
     "deploy": ("edgetta.cli.deploy", "Bring a bundle to a device over ssh and run it there."),
     "inspect": ("edgetta.cli.inspect", "Show what a bundle or a model consists of."),

@@ -6,6 +6,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from edgetta.bundle import SelfTest
     from edgetta.export.prepared import Prepared
     from edgetta.export.recipe import Derived, Recipe
+    from edgetta.memory.cost_model import CostModel
     from edgetta.models import Model
     from edgetta.rate_law import RateLaw
     from edgetta.sources.labelled import Pictures
@@ -84,6 +86,12 @@ Examples:
 @click.option(
     "--seed", metavar="N", type=click.IntRange(0), default=0, show_default=True, help="Of weights that nobody gave."
 )
+@click.option(
+    "--measure/--no-measure",
+    default=True,
+    help="Measure what steps take, which `edgetta plan` and --budget need (the default; up to minutes for a large "
+    "network), or leave it out.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that exists.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no table.")
 @config_option
@@ -134,6 +142,7 @@ def command(**values: Any) -> None:
         gradient=values["gradient"],
         opset=values["opset"],
         overwrite=values["overwrite"],
+        measure=partial(_measured, show=show) if values["measure"] else None,
     )
     if show:
         _show(output, derived, material, tested, values["gradient"])
@@ -169,6 +178,22 @@ class _Material:
         count = len(self.pictures)
         rows = [number * count // GOLDEN_IMAGES for number in range(GOLDEN_IMAGES)]
         return self.pictures.floats()[rows if count >= GOLDEN_IMAGES else slice(None)]
+
+
+def _measured(bundle: Path, show: bool) -> CostModel | None:
+    """The cost model of a finished bundle, on the processor's engine; without one it still runs."""
+    from edgetta.bundle import processor_engines
+    from edgetta.cli.progress import progress_bar
+    from edgetta.cli.tables import print_line
+    from edgetta.errors import EdgettaError
+    from edgetta.memory.calibration import measure_cost_model
+
+    try:
+        with progress_bar("measuring what steps take", show=show):
+            return measure_cost_model(str(bundle), processor_engines())
+    except EdgettaError as error:
+        print_line(f"what steps take was not measured: {error}", style="yellow", stderr=True)
+        return None
 
 
 def _prepared(values: dict[str, Any]) -> Prepared | None:

@@ -15,6 +15,7 @@ from edgetta.errors import EdgettaError, UsageError
 from edgetta.segments.engine_names import ENGINES
 
 if TYPE_CHECKING:
+    from edgetta.adaptation.step_memory import StepMemory
     from edgetta.cli.run_report import RunReport
     from edgetta.predictions import PredictionWriter
     from edgetta.runtime import Runtime
@@ -30,6 +31,7 @@ Examples:
   edgetta run bundle/ camera:0 --state learnt.safetensors --save-every 100
   edgetta run bundle/ frames.npz --batch 32 --learning-rate 0.0005
   edgetta run bundle/ clip.mp4 -o - | head
+  edgetta run bundle/ camera:0 --budget 256MiB      (planned, measured and kept)
   edgetta run bundle/ photos/ --when off            (only predict)
 """
 
@@ -74,18 +76,22 @@ Examples:
 @click.option(
     "--storage",
     type=click.Choice(["full", "half", "int8", "recompute", "recompute-int8"]),
-    default="full",
-    show_default=True,
-    help="How the meta-networks keep what a step's backward needs: as floats, in 16 or 8 bits, or rebuilt from the "
-    "tensors between the parts (exact, or those in 8 bits: the least memory).",
+    help="How the meta-networks keep what a step's backward needs: as floats (the default), in 16 or 8 bits, or "
+    "rebuilt from the tensors between the parts (exact, or those in 8 bits: the least memory).",
 )
 @click.option(
     "--slice",
     metavar="IMAGES",
     type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Run the backward in slices of so many images: a lower peak of memory, the same gradients. 0: all at once.",
+    help="Run the backward in slices of so many images: a lower peak of memory, the same gradients. 0, the default: "
+    "all at once.",
+)
+@click.option(
+    "--budget",
+    metavar="SIZE",
+    help="Memory that steps may take above the loaded model: 256MiB, 1.5GB, ... What is left open is planned for it, "
+    "as by `edgetta plan`, and kept while the stream runs: larger batches are split, and where another program takes "
+    "the memory, steps get smaller until there is room again.",
 )
 @adaptation_options
 @click.option(
@@ -121,9 +127,8 @@ def command(**values: Any) -> None:
     The exit code is 0 at the end of the source, 130 after Ctrl-C and 143 after SIGTERM; rows and state are whole then.
     """
     # What can fail cheaply comes first, what replaces a file last.
-    from edgetta.adaptation.step_memory import StepMemory
     from edgetta.bundle import read_bundle
-    from edgetta.cli.tables import print_line
+    from edgetta.cli.tables import print_facts, print_line
     from edgetta.predictions import open_writer
     from edgetta.runtime import Runtime
     from edgetta.sources import open_source
@@ -139,7 +144,6 @@ def command(**values: Any) -> None:
             import torch
 
             torch.set_num_threads(values["threads"])
-        memory = StepMemory(values["storage"], values["slice"])
         runtime = Runtime(
             bundle,
             values["engine"],
@@ -147,9 +151,13 @@ def command(**values: Any) -> None:
             values["gradient"],
             values["bn"],
             values["threads"],
-            memory=memory,
+            memory=_memory(values),
             engine_cache=values["cache"],
+            budget=values["budget"],
+            batch=batch,
         )
+        if runtime.plan is not None and not values["quiet"]:
+            print_facts([("planned", runtime.plan.told())], stderr=True)
         state: Path | None = values["state"]
         if state is not None and state.exists():
             runtime.load_state(state)
@@ -161,6 +169,15 @@ def command(**values: Any) -> None:
         if not values["quiet"]:
             print_line(f"{bundle.name} <- {source.description}", stderr=True)
         _stream(runtime, source, writer, batch, values)
+
+
+def _memory(values: dict[str, Any]) -> StepMemory | None:
+    """What a step keeps, as asked; None where nothing was."""
+    from edgetta.adaptation.step_memory import StepMemory
+
+    if values["storage"] is None and values["slice"] is None:
+        return None
+    return StepMemory(values["storage"] or "full", values["slice"] or 0)
 
 
 def _stream(

@@ -49,6 +49,7 @@ class RunReport:
             ("gradient", self.gradient_reason()),
             ("BatchNorm", self.batch_norm_reason()),
             ("kept bytes", self._kept()),
+            ("memory", self._memory()),
         ]
         return [(name, value) for name, value in facts if value]
 
@@ -90,6 +91,7 @@ class RunReport:
             "batch_norm": self.runtime.network.batch_norm,
             "batch_norm_reason": self.batch_norm_reason(),
             "kept_bytes": self.kept_bytes(),
+            "memory": self.memory_as_json(),
             "adaptation": asdict(self.runtime.config),
             "versions": {"edgetta": edgetta.__version__, "torch": str(torch.__version__)},
         }
@@ -99,6 +101,8 @@ class RunReport:
         modes = [part.gradient for part in self.runtime.network.parts]
         if self.gradient != "auto":
             return f"{self.gradient} (as asked)"
+        if self.runtime.plan is not None and self.runtime.plan.choice.gradient != "auto":
+            return f"{self.runtime.plan.choice.gradient} (planned for the budget)"
         repeated = modes.count("recompute")
         if not repeated:
             return "exact (auto: bits and scales are all that every part needs to keep)"
@@ -124,9 +128,35 @@ class RunReport:
         config = self.runtime.config
         if config.when == "off":
             return 0
+        if self.runtime.plan is not None:
+            return self.runtime.plan.cost.kept
         small = self.batch < min(config.small_batch, config.window)
         memory = self.runtime.bundle.manifest["memory"][self.gradient]
         return int(memory["per_image"] * (config.window if small else self.batch) + memory["fixed"])
+
+    def memory_as_json(self) -> dict[str, Any]:
+        """What keeping the budget came to: planned, measured, and every change."""
+        plan, record = self.runtime.plan, self.runtime.keeper.record
+        return {
+            "plan": None if plan is None else plan.to_json(),
+            "measured_peak_bytes": record.peak or None,
+            "over_budget": record.over,
+            "failures": record.failures,
+            "only_predicted": record.predicted,
+            "split": record.split,
+            "down": record.down,
+            "up": record.up,
+            "changes": [
+                {
+                    "step": change.step,
+                    "direction": change.direction,
+                    "before": change.before.to_json(),
+                    "after": change.after.to_json(),
+                    "reason": change.reason,
+                }
+                for change in record.changes
+            ],
+        }
 
     def _how_it_ended(self) -> str:
         from edgetta.interruption import Terminated
@@ -201,6 +231,30 @@ class RunReport:
     def _kept(self) -> str:
         count = self.kept_bytes()
         return f"{bytes_text(count)} between forward and backward of an update" if count else ""
+
+    def _memory(self) -> str:
+        """Planned, measured, and what was done to stay inside."""
+        from edgetta.memory.sizes import size_text
+
+        plan, record = self.runtime.plan, self.runtime.keeper.record
+        lines = []
+        if plan is not None:
+            measured = f"{size_text(record.peak)} measured at most" if record.peak else "not measured"
+            lines.append(f"{size_text(plan.cost.peak)} planned, {measured}, budget {size_text(plan.budget)}")
+        for count, what in (
+            (record.over, "took more than the budget"),
+            (record.failures, "ran out of memory: undone, and the images predicted"),
+            (record.predicted - record.failures, "only predicted, for want of memory"),
+            (record.split, "were split"),
+        ):
+            if count:
+                lines.append(f"{count:,} step{'' if count == 1 else 's'} {what}")
+        if record.changes:
+            lines.append(f"{record.down:,} times down and {record.up:,} up:")
+            lines += [f"  {change.told()}" for change in record.changes[:NAMED]]
+        if len(record.changes) > NAMED:
+            lines.append(f"  and {record.down + record.up - NAMED:,} more")
+        return "\n".join(lines)
 
     def _name(self, number: int) -> str:
         names = self.runtime.bundle.classes

@@ -35,7 +35,8 @@ def model(tmp_path: Path) -> str:
 
 
 def export(*arguments: object) -> int:
-    return main(["export", *map(str, arguments)])
+    """Without measuring what steps take, which has a test of its own."""
+    return main(["export", *map(str, arguments), "--no-measure"])
 
 
 def error_of(capsys: Captured) -> str:

@@ -90,7 +90,7 @@ def test_warm_up_learns_and_its_result_ships(model: str, tmp_path: Path, capsys:
 
     # The folder is a MODEL: everything is in it, even when the weights' and the classes' origin are gone.
     bundle_path = tmp_path / "bundle"
-    assert main(["export", str(out), "-o", str(bundle_path), "--learning-rate", "0.01"]) == 0
+    assert main(["export", str(out), "-o", str(bundle_path), "--learning-rate", "0.01", "--no-measure"]) == 0
     assert "of the warm-up" in capsys.readouterr().out
     bundle = read_bundle(bundle_path)
     assert bundle.classes == CLASSES and bundle.model.cuts == tuple(CUTS.split(","))

@@ -1,0 +1,215 @@
+"""Is a plan true? `edgetta bench plan`: budgets, the plans made for them, and what a fresh process then takes.
+
+Each network is exported with random weights and with its cost model, whose steps are measured at other batch sizes
+than those that are planned. A plan holds when the measured peak is within its budget, and the prediction at most 10 %
+above it and never more than 5 % below it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgetta.errors import EdgettaError, UsageError
+
+if TYPE_CHECKING:
+    from edgetta.bundle import Bundle
+
+NETWORKS = {"wrn40_2": 64, "resnet50_imagenet": 8, "mobilenet_v2_1.0_224": 16}
+"""Network -> images per step."""
+
+ABOVE, BELOW = 0.10, 0.05
+"""By how much a prediction may lie above and below the measured peak."""
+
+
+@click.command(
+    epilog="Example: edgetta bench plan --model wrn40_2 --budgets 6 --json plan.json\n\n"
+    "Example: edgetta bench plan --work bundles/ --json plan.json      (continues after Ctrl-C)"
+)
+@click.option("--model", "models", default=",".join(NETWORKS), show_default=True, help="Networks, comma-separated.")
+@click.option("--batch", metavar="N", type=click.IntRange(1), help="Images per step; default 64, 8 and 16 for these.")
+@click.option("--budgets", default=8, show_default=True, type=click.IntRange(1), help="So many for each network.")
+@click.option(
+    "--work",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Keep the bundles here, and use those that are here.",
+)
+@click.option("--json", "path", metavar="FILE", type=click.Path(path_type=Path), help="Write the result file here.")
+def command(models: str, batch: int | None, budgets: int, work: Path | None, path: Path | None) -> None:
+    """Plan budgets of three networks, run each plan in a process of its own, and compare.
+
+    Exits with 1 where a plan does not hold. Needs Linux.
+    """
+    names = [name.strip() for name in models.split(",")]
+    rows = run(names, batch, budgets, work, path)
+    _print(rows)
+    if path is not None:
+        click.echo(f"wrote {path}")
+    broken = [trouble for trouble in map(trouble_of, rows) if trouble]
+    if broken:
+        raise EdgettaError(f"{len(broken)} of {len(rows)} plans do not hold; the first: {broken[0]}")
+
+
+def run(
+    names: Sequence[str], batch: int | None, budgets: int, work: Path | None = None, path: Path | None = None
+) -> list[dict[str, Any]]:
+    """Rows of the result file; with `path` they are written one by one, and those that are there are not redone."""
+    from edgetta.bench.result_file import rows_to_continue, write_results
+    from edgetta.cli.progress import progress_bar
+
+    settings = {"batch": batch, "budgets": budgets, "entropy_margin": 1.0}
+    rows = [] if path is None else rows_to_continue(path, settings)
+    with progress_bar("planning", total=budgets * len(names), unit="plans") as update, _folder(work) as folder:
+        for number, name in enumerate(names):
+            done = [row for row in rows if row["model"] == name]
+            if len(done) < budgets:
+                bundle = exported(name, folder)
+                images = batch or NETWORKS.get(name, 16)
+                for budget in budgets_for(bundle, images, budgets)[len(done) :]:
+                    rows.append(measured_plan(bundle, budget, images))
+                    if path is not None:
+                        write_results(path, rows, settings)
+                    update(number * budgets + sum(row["model"] == name for row in rows), note=name)
+    return [row for row in rows if row["model"] in names]
+
+
+def measured_plan(bundle: Bundle, budget: int, batch: int) -> dict[str, Any]:
+    """Plan a budget, and measure what the runtime takes that is loaded with it, in a fresh process."""
+    from edgetta.memory.fresh_process import in_fresh_process
+    from edgetta.memory.plan import plan_step
+
+    plan = plan_step(bundle, budget, wishes(bundle, batch))
+    target = "edgetta.bench.plan:measured_here"
+    # The runtime itself has to see to the allocator: nothing is set for it from outside.
+    found = in_fresh_process(target, malloc=False, bundle=str(bundle.path), budget=budget, batch=batch)
+    return {
+        "model": bundle.name,
+        "batch": batch,
+        "budget_bytes": budget,
+        "predicted_bytes": plan.cost.peak,
+        **found,
+        "predicted_times_inference": plan.cost.slowdown,
+        "components": plan.cost.components(),
+        "choice": plan.choice.to_json(),
+    }
+
+
+def measured_here(bundle: str, budget: int, batch: int) -> dict[str, Any]:
+    """The peak of a runtime's steps in this process, beside plain inference on the same engine."""
+    import time
+
+    import torch
+
+    from edgetta.bundle import read_bundle
+    from edgetta.memory.peak import give_back, measure_peak
+    from edgetta.runtime import Runtime
+
+    opened = read_bundle(bundle)
+    config = wishes(opened, batch).config
+    runtime = Runtime(opened, config=config, budget=budget, batch=batch)
+    channels, height, width = opened.model.input_shape
+    size = (batch, height, width, channels)
+    frames = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    peak = measure_peak(lambda: runtime.step(frames), warm_up=1, repetitions=3, release=give_back)
+    begun = time.perf_counter()
+    runtime.step(frames)
+    step = time.perf_counter() - begun
+    runtime.source(frames)
+    begun = time.perf_counter()
+    runtime.source(frames)
+    return {
+        "measured_bytes": peak.peak,
+        "changes": runtime.keeper.record.down,
+        "times_inference": step / (time.perf_counter() - begun),
+    }
+
+
+def wishes(bundle: Bundle, batch: int) -> Any:
+    """Every image counts and every batch is learnt from at once: the most that a step can take."""
+    from dataclasses import replace
+
+    from edgetta.memory.plan import Wishes
+
+    return Wishes(batch=batch, config=replace(bundle.config, entropy_margin=1.0, small_batch=1, when="always"))
+
+
+def budgets_for(bundle: Bundle, batch: int, count: int) -> list[int]:
+    """Budgets from one in which little fits to one in which everything does, each larger by the same factor."""
+    from edgetta.memory.plan import MARGIN, plan_step
+
+    asked = wishes(bundle, batch)
+    everything = plan_step(bundle, 1 << 40, asked).cost.peak
+    low, high = everything / 5, everything * (1 + 2 * MARGIN)
+    steps = max(1, count - 1)
+    return [round(low * (high / low) ** (i / steps)) for i in range(count)]
+
+
+def trouble_of(row: dict[str, Any]) -> str:
+    """Why a plan does not hold; empty where it does."""
+    predicted, measured, budget = row["predicted_bytes"], row["measured_bytes"], row["budget_bytes"]
+    where = f"{row['model']} within {budget / 1e6:.1f} MB"
+    if measured > budget:
+        return f"{where} took {measured / 1e6:.1f} MB"
+    if not 1 - BELOW <= predicted / measured <= 1 + ABOVE:
+        return f"{where} took {measured / 1e6:.1f} MB, predicted were {predicted / 1e6:.1f}"
+    return ""
+
+
+def exported(name: str, folder: Path) -> Bundle:
+    """The bundle of a network with random weights and its cost model, written where it is not there."""
+    from edgetta.adaptation.adapter import AdaptConfig
+    from edgetta.bundle import processor_engines, read_bundle
+    from edgetta.export.bundle_writer import write_bundle
+    from edgetta.export.recipe import Recipe, derive_recipe, load
+    from edgetta.memory.calibration import measure_cost_model
+    from edgetta.offline.source_statistics import set_source_statistics
+
+    path = folder / name
+    if not path.exists():
+        recipe = Recipe(name, seed=0)
+        derived = derive_recipe(recipe, load(recipe))
+        network = derived.network("auto")
+        set_source_statistics(network, None, derived.adaptable.input_shape)
+        write_bundle(
+            path,
+            derived.adaptable,
+            network,
+            name=name,
+            config=AdaptConfig(),
+            measure=lambda written: measure_cost_model(str(written), processor_engines()),
+        )
+    bundle = read_bundle(path)
+    if bundle.cost_model is None:
+        raise UsageError(f"bundle {path} has no cost model; remove it, so that it is made anew")
+    return bundle
+
+
+@contextmanager
+def _folder(work: Path | None) -> Iterator[Path]:
+    if work is not None:
+        work.mkdir(parents=True, exist_ok=True)
+        yield work
+        return
+    with tempfile.TemporaryDirectory(prefix="edgetta-plan-") as folder:
+        yield Path(folder)
+
+
+def _print(rows: Sequence[dict[str, Any]]) -> None:
+    from edgetta.cli.tables import print_table
+    from edgetta.memory.choice import Choice
+
+    columns = ("model", "budget", "predicted", "measured", "off by", "times inference", "engine", "choice")
+    lines = []
+    for row in rows:
+        predicted, measured = row["predicted_bytes"], row["measured_bytes"]
+        choice = Choice(**row["choice"])
+        sizes = [f"{count / 1e6:.1f}" for count in (row["budget_bytes"], predicted, measured)]
+        off = f"{100 * (predicted / measured - 1):+.1f} %"
+        lines.append((row["model"], *sizes, off, f"{row['times_inference']:.2f}", choice.engine, choice.told()))
+    print_table(columns, lines, left=("model", "engine", "choice"))
