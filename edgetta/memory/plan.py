@@ -1,6 +1,6 @@
 """Plan a budget: of all ways to do a step, the one that costs least accuracy, then least time, and fits.
 
-    plan = plan_step(bundle, parse_size("256MiB"), batch=64)
+    plan = plan_step(bundle, parse_size("256MiB"), Wishes(batch=64))
     plan.choice, plan.cost.components(), plan.given_up, plan.rate
 
 Where the bundle says nothing of accuracy, the order of preference is this, and what was given up is called unmeasured:
