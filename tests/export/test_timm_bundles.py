@@ -29,14 +29,21 @@ def test_cut_exported_and_run(name: str, tmp_path: Path) -> None:
     images = torch.rand(16, *derived.model.input_shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = derived.model.module(images)
-    adapted = []
+    # Without the regulariser: at the identity start its signs are those of rounding errors.
+    config = AdaptConfig(entropy_margin=1.0, regulariser=0.0)
+    ends = []
     for engine in ENGINES:
-        runtime = Runtime(bundle, engine, AdaptConfig(entropy_margin=1.0))
+        runtime = Runtime(bundle, engine, config)
+        start = weights(runtime)
         assert torch.allclose(runtime.source(images), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
         result = runtime.step(images)
         assert result.adapted and result.kept == 16
-        adapted.append(runtime.network.state_dict())
+        ends.append(weights(runtime))
         if name.startswith(("timm:convnext", "timm:vit")):
             assert {part.gradient for part in runtime.network.parts} == {"recompute"}
-    for key, tensor in adapted[0].items():
-        assert torch.allclose(tensor, adapted[1][key], rtol=1e-2, atol=1e-3 * float(tensor.abs().max()) + 1e-6), key
+    moved = (ends[0] - start).norm()
+    assert moved > 0 and (ends[0] - ends[1]).norm() / moved < 1e-2
+
+
+def weights(runtime: Runtime) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten().clone() for parameter in runtime.network.parameters()])
