@@ -11,6 +11,7 @@ tensor of the whole batch that it would only sum up.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -144,12 +145,12 @@ def input_gradient(
 
 def pieces(x: Tensor) -> Iterator[Tensor]:
     """x in pieces along dimension 0 that fit a processor's cache; whole on other devices."""
-    yield from x.split(rows_in_cache(x))
+    yield from x.split(rows_in_cache(x.shape, x.device))
 
 
-def rows_in_cache(x: Tensor) -> int:
-    """How many rows of x make such a piece."""
-    return max(1, _CACHED * x.shape[0] // x.numel() if x.device.type == "cpu" else x.shape[0])
+def rows_in_cache(shape: torch.Size, device: torch.device) -> int:
+    """How many rows of a tensor make such a piece."""
+    return max(1, _CACHED // max(1, math.prod(shape[1:])) if device.type == "cpu" else shape[0])
 
 
 def column(values: Tensor, like: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ class KeptTensor:
     def of(x: Tensor, form: Form, dither: Dither | None = None) -> KeptTensor:
         """All of x."""
         kept = KeptTensor(x, form, dither)
-        for start in range(0, len(x), rows := rows_in_cache(x)):
+        for start in range(0, len(x), rows := rows_in_cache(x.shape, x.device)):
             kept.put(start, x[start : start + rows])
         return kept
 

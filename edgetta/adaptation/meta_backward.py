@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edgetta.adaptation.channel_norm import GradientSums, Moments, channel_dot, column, input_gradient
+from edgetta.adaptation.channel_norm import GradientSums, Moments, channel_dot, column, input_gradient, rows_in_cache
 from edgetta.adaptation.kept_tensor import KeptTensor
 from edgetta.adaptation.meta_network import Kept, MetaNetwork
 
@@ -28,7 +28,7 @@ LARGEST_LOSS = 32.0
 FrozenAgain = Callable[[int, int], Tensor]
 
 
-@dataclass
+@dataclass(frozen=True)
 class SliceGradients:
     """Gradients for the images from `start` to `stop`; None where they are not needed."""
 
@@ -76,24 +76,56 @@ def backward_slices(
     if grad is None and not regulariser:
         return
     sweep = _Sweep(meta, kept, boundaries, grad, regulariser, needs_frozen, needs_input)
+    count = kept.shape[0]
+    rows = sweep.rows(min(images or count, count))
     del kept, boundaries, grad
-    slices = sweep.slices(images)
-    sums_first = len(slices) > 1 and sweep.needs_sums
+    sums_first = rows < count and sweep.needs_sums
     if sums_first:
-        for start, stop in slices:
+        for start, stop in _ranges(0, count, rows):
             sweep.add_sums(sweep.open(start, stop))
-    for start, stop in slices:
-        opened = sweep.open(start, stop, again=sums_first)
-        if not sums_first:
-            sweep.add_sums(opened)
-        gradients = sweep.gradients(opened)
-        del opened
-        if stop == slices[-1][1]:
+    for start, stop in _ranges(0, count, images or count):
+        to_frozen, to_input = Gathered(stop - start), Gathered(stop - start)
+        for first, last in _ranges(start, stop, rows):
+            opened = sweep.open(first, last, again=sums_first)
+            if not sums_first:
+                sweep.add_sums(opened)
+            sweep.gradients(opened, first - start, to_frozen, to_input)
+            del opened
+        if stop == count:
             sweep.finish()
             del sweep  # and with it what was kept: the caller goes on with the last slice
+        gradients = SliceGradients(start, stop, to_frozen.whole, to_input.whole)
+        del to_frozen, to_input
         if gradients.to_frozen is not None or gradients.to_input is not None:
             yield gradients
         del gradients
+
+
+class Gathered:
+    """A tensor of so many images, put together from slices; `whole` is None until the first.
+
+    `memory` is used for it where the shape is the same.
+    """
+
+    def __init__(self, images: int, memory: Tensor | None = None) -> None:
+        self._images = images
+        self._memory = memory
+        self.whole: Tensor | None = None
+
+    def put(self, start: int, rows: Tensor) -> None:
+        if len(rows) == self._images:
+            self.whole = rows
+            return
+        if self.whole is None:
+            shape = (self._images, *rows.shape[1:])
+            fits = self._memory is not None and self._memory.shape == shape and self._memory.is_contiguous()
+            self.whole = self._memory if fits else rows.new_empty(shape)
+        assert self.whole is not None
+        self.whole[start : start + len(rows)] = rows
+
+
+def _ranges(start: int, stop: int, size: int) -> list[tuple[int, int]]:
+    return [(first, min(first + size, stop)) for first in range(start, stop, size)]
 
 
 @dataclass
@@ -149,10 +181,15 @@ class _Sweep:
         """Whether a gradient of one image depends on all of them."""
         return self.kept.norm_moments.differentiable or self.kept.branch_moments.differentiable
 
-    def slices(self, images: int) -> list[tuple[int, int]]:
-        """First image and the one behind the last, of each slice; one slice for 0 images."""
-        count = self.kept.shape[0]
-        return [(start, min(start + images, count)) for start in range(0, count, images)] if images else [(0, count)]
+    def rows(self, images: int) -> int:
+        """How many images are opened at a time, of slices of `images`.
+
+        As many as a processor's cache takes: twice through the cache is quicker than once through memory. Frozen parts
+        that run again see whole slices.
+        """
+        if self.kept.x_frozen is None and not self.undo:
+            return images
+        return min(images, rows_in_cache(self.kept.shape, self.meta.conv.device))
 
     def open(self, start: int, stop: int, again: bool = False) -> _Opened:
         """Rebuild what the images from `start` to `stop` need; `again`: a second time, with all sums."""
@@ -191,22 +228,20 @@ class _Sweep:
         if self.needs_input and self.kept.branch_moments.differentiable:
             self.objective.branch.add(self._through_relu(opened.objective, opened), opened.convolved)
 
-    def gradients(self, opened: _Opened) -> SliceGradients:
-        """Those of a slice, once the sums are there; that of the convolution is added to its parameter."""
+    def gradients(self, opened: _Opened, at: int, to_frozen: Gathered, to_input: Gathered) -> None:
+        """Put those of opened images in their place, once the sums are there, and add the convolution's to it."""
         meta, objective = self.meta, opened.objective
         to_convolved = self._to_convolved(opened.total, self.total, opened)
         _accumulate(meta.conv, self._to_weight(opened.x_in, to_convolved))
-        result = SliceGradients(opened.start, opened.stop, None, None)
         if objective is not None and self.needs_input:
             if self.objective is not self.total:
                 to_convolved = self._to_convolved(objective, self.objective, opened)
-            result.to_input = self._to_input(opened.x_in, to_convolved)
+            to_input.put(at, self._to_input(opened.x_in, to_convolved))
         del to_convolved
         if objective is not None and self.needs_frozen:
             scale = meta.norm_weight * self.kept.norm_moments.inverse_deviation
             gradient = input_gradient(objective, opened.seen, self.norm, scale, self.objective.norm, self.channel)
-            result.to_frozen = gradient.view(opened.stop - opened.start, *self.kept.shape[1:])
-        return result
+            to_frozen.put(at, gradient.view(opened.stop - opened.start, *self.kept.shape[1:]))
 
     def finish(self) -> None:
         """Add the sums to the gradients of their parameters."""

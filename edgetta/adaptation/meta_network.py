@@ -161,7 +161,8 @@ class MetaNetwork(nn.Module):
         overwrite   x~_k may take the memory of x_k, unless that is kept as it is
         """
         whole = keep and memory.storage == "full"
-        rows = rows_in_cache(x_frozen) if memory.slice == 0 else min(memory.slice, rows_in_cache(x_frozen))
+        rows = rows_in_cache(x_frozen.shape, x_frozen.device)
+        rows = min(rows, memory.slice or rows)
         norm_statistics: Statistics = statistics if self.spec.normalised else "none"
         norm = moments(self.flat(x_frozen), norm_statistics, self.norm_mean, self.norm_variance, momentum)
         sums = MomentSums()

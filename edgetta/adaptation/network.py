@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from edgetta.adaptation.channel_norm import Statistics
 from edgetta.adaptation.kept_tensor import Dither, KeptTensor
-from edgetta.adaptation.meta_backward import Boundaries, backward_slices
+from edgetta.adaptation.meta_backward import Boundaries, Gathered, backward_slices
 from edgetta.adaptation.meta_network import MetaNetwork
 from edgetta.adaptation.step_memory import FULL, StepMemory
 from edgetta.adaptation.tape import Tape
@@ -128,7 +128,7 @@ class AdaptiveNetwork:
                 needs_input=k > 0,
             )
             x_in = ends[0] if recorded.needs_input else None
-            gathered = _Gathered(tape.batch, grad if memory.slice else None)
+            gathered = Gathered(tape.batch, grad if memory.slice else None)
             del ends
             grad = None  # what the meta-network alone needs is free before the frozen part takes its memory
             for piece in slices:
@@ -150,7 +150,7 @@ class AdaptiveNetwork:
             tape.boundaries.pop()
         if grad_logits is None:
             return None
-        gathered = _Gathered(tape.batch)
+        gathered = Gathered(tape.batch)
         images = tape.memory.slice or tape.batch
         for start in range(0, tape.batch, images):
             stop = min(start + images, tape.batch)
@@ -227,29 +227,6 @@ class AdaptiveNetwork:
         for name, gradient in gradients.items():
             bias = segment.biases[name]
             bias.grad = gradient if bias.grad is None else bias.grad.add_(gradient)
-
-
-class _Gathered:
-    """A tensor of the whole batch, put together from slices; `whole` is None until the first.
-
-    `memory` is used for it where the shape is the same.
-    """
-
-    def __init__(self, batch: int, memory: Tensor | None = None) -> None:
-        self._batch = batch
-        self._memory = memory
-        self.whole: Tensor | None = None
-
-    def put(self, start: int, rows: Tensor) -> None:
-        if len(rows) == self._batch:
-            self.whole = rows
-            return
-        if self.whole is None:
-            shape = (self._batch, *rows.shape[1:])
-            fits = self._memory is not None and self._memory.shape == shape and self._memory.is_contiguous()
-            self.whole = self._memory if fits else rows.new_empty(shape)
-        assert self.whole is not None
-        self.whole[start : start + len(rows)] = rows
 
 
 def _frozen_again(part: Segment, state: dict[str, Tensor], x_in: KeptTensor, start: int, stop: int) -> Tensor:

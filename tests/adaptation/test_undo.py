@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from edgetta.adaptation import adapter as adapter_module
+from edgetta.adaptation import network as network_module
 from edgetta.adaptation.adapter import AdaptConfig
+from edgetta.adaptation.meta_backward import backward_slices
 from edgetta.bundle import read_bundle
 from edgetta.runtime import Runtime
 from tests.small_bundle import ENGINES, whole_bundle
@@ -71,7 +73,12 @@ def in_backward(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def in_meta_backward(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime.network.metas[0], "backward", failing(runtime.network.metas[0].backward))
+    def slices(meta: Any, *arguments: Any, **options: Any) -> Iterator[Any]:
+        yield from backward_slices(meta, *arguments, **options)
+        if meta is runtime.network.metas[0]:
+            raise MemoryError("injected")
+
+    monkeypatch.setattr(network_module, "backward_slices", slices)
 
 
 def in_optimizer(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
