@@ -16,6 +16,7 @@ BENCHES: dict[str, tuple[str, str]] = {
     "rift": ("edgetta.bench.rift", "Measure what RiFT gains on real images, beside its controls."),
     "exactness": ("edgetta.bench.exactness.command", "Compare derived gradients with autograd, network by network."),
     "latency": ("edgetta.bench.latency", "Time inference, prediction and adaptation steps, side by side."),
+    "storage": ("edgetta.bench.storage", "What keeping a step's tensors in few bits costs, on a real stream."),
     "tensorrt-build": ("edgetta.bench.tensorrt_build", "Build the engines of whole networks, without running them."),
 }
 
