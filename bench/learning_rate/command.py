@@ -6,9 +6,15 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from edgetta.cli.settings import config_option
+from edgetta.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgetta.bench.learning_rate.learner import LearnerBenchConfig
 
 Until = Callable[[], bool]
 
@@ -39,7 +45,22 @@ Until = Callable[[], bool]
     type=click.Path(path_type=Path),
     help="Keeps the trained networks.",
 )
-def command(part: str, path: Path | None, minutes: float | None, work: Path) -> None:
+@click.option("--model", default="preresnet20", show_default=True, help="learner: built-in network.")
+@click.option("--width", default=0.5, show_default=True, help="learner: share of its published channels.")
+@click.option("--data", default="cifar10-jpeg", show_default=True, help="learner: a folder of classes, .npz or name.")
+@click.option("--training-images", default=10_000, show_default=True, type=click.IntRange(1), help="learner: at most.")
+@click.option("--test-images", default=2000, show_default=True, type=click.IntRange(1), help="learner: at most.")
+@click.option("--epochs", default=5, show_default=True, type=click.IntRange(1), help="learner: of training.")
+@click.option("--batch", default=64, show_default=True, type=click.IntRange(1), help="learner: images per step.")
+@click.option(
+    "--momentum", default=0.0, show_default=True, type=click.FloatRange(0, 1, max_open=True), help="learner."
+)
+@click.option("--weight-decay", default=0.0, show_default=True, type=click.FloatRange(0), help="learner: of SGD.")
+@click.option("--rules", default="quantile", show_default=True, help="learner: of rates from curvature, by name.")
+@click.option("--grid", default="0.01,0.03,0.1,0.3,1", show_default=True, help="learner: constant rates.")
+@click.option("--device", default="cpu", show_default=True, help="learner: cpu or cuda.")
+@config_option
+def command(part: str, path: Path | None, minutes: float | None, work: Path, **training: Any) -> None:
     """Measure what curvature predicts, and what its rates are worth.
 
     \b
@@ -52,8 +73,17 @@ def command(part: str, path: Path | None, minutes: float | None, work: Path) -> 
     Needs the images and weights of EDGETTA_DATA.
     """
     end = None if minutes is None else time.monotonic() + 60 * minutes
-    parts = {"stream": _stream, "threshold": _threshold, "hessian": _hessian, "learner": _learner}
-    parts[part](path, lambda: end is not None and time.monotonic() > end, work)
+
+    def over() -> bool:
+        return end is not None and time.monotonic() > end
+
+    if part == "learner":
+        from edgetta.bench.learning_rate.learner import LearnerBenchConfig
+
+        rules, grid = _listed("--rules", training.pop("rules")), _rates(training.pop("grid"))
+        _learner(path, over, LearnerBenchConfig(**training, rules=rules, grid=grid))
+    else:
+        {"stream": _stream, "threshold": _threshold, "hessian": _hessian}[part](path, over, work)
     if path is not None:
         click.echo(f"wrote {path}")
 
@@ -171,12 +201,11 @@ def _hessian(path: Path | None, over: Until, work: Path) -> None:
     )
 
 
-def _learner(path: Path | None, over: Until, work: Path) -> None:
-    from edgetta.bench.learning_rate.learner import LearnerBenchConfig, measure, planned, settings
+def _learner(path: Path | None, over: Until, config: LearnerBenchConfig) -> None:
+    from edgetta.bench.learning_rate.learner import against_the_grid, measure, planned, settings
     from edgetta.bench.result_file import rows_to_continue, write_results
     from edgetta.cli.progress import progress_bar
 
-    config = LearnerBenchConfig()
     facts = settings(config)
     rows = [] if path is None else rows_to_continue(path, facts)
     done = {(row["method"], row["seed"]) for row in rows}
@@ -190,7 +219,7 @@ def _learner(path: Path | None, over: Until, work: Path) -> None:
                 break
     _table(
         "Accuracy in percent at equal epochs, mean over seeds",
-        ("method", "seeds", "accuracy", "lowest", "share of time on curvature"),
+        ("method", "seeds", "accuracy", "lowest", "time on curvature"),
         [
             (
                 method,
@@ -202,6 +231,25 @@ def _learner(path: Path | None, over: Until, work: Path) -> None:
             for (method,), own in _grouped(rows, ("method",))
         ],
     )
+    for rule, points in against_the_grid(rows, config.rules).items():
+        click.echo(f"{rule}: {points:+.2f} points against the best constant rate")
+
+
+def _listed(option: str, text: str) -> tuple[str, ...]:
+    entries = tuple(entry.strip() for entry in text.split(",") if entry.strip())
+    if not entries:
+        raise UsageError(f"{option} names nothing; separate entries by commas")
+    return entries
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    try:
+        rates = tuple(float(entry) for entry in _listed("--grid", text))
+    except ValueError as error:
+        raise UsageError(f"--grid {text}: write numbers separated by commas") from error
+    if min(rates) <= 0:
+        raise UsageError(f"--grid {text}: rates are positive")
+    return rates
 
 
 def _ratio(row: dict[str, Any]) -> float:
