@@ -87,7 +87,7 @@ def measured_plan(bundle: Bundle, budget: int, batch: int) -> dict[str, Any]:
     plan = plan_step(bundle, budget, wishes(bundle, batch))
     target = "edgetta.bench.plan:measured_here"
     # The runtime itself has to see to the allocator: nothing is set for it from outside.
-    found = in_fresh_process(target, malloc=False, bundle=str(bundle.path), budget=budget, batch=batch)
+    found = in_fresh_process(target, give_back=False, bundle=str(bundle.path), budget=budget, batch=batch)
     return {
         "model": bundle.name,
         "batch": batch,

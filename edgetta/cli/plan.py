@@ -105,7 +105,7 @@ def facts(plan: Plan, origin: str = "") -> Iterator[tuple[str, str]]:
     choice, cost = plan.choice, plan.cost
     yield "budget", f"{size_text(plan.budget)} above the loaded model{origin}"
     yield "choice", choice.told()
-    yield "engine", f"{choice.engine}, {plan.settings()}"
+    yield "engine", f"{choice.engine}, freed memory returned at once"
     yield "BatchNorm", f"{plan.batch_norm}: {_STATISTICS[choice.statistics]}"
     parts = [f"{size_text(count)} {name}" for name, count in cost.components().items() if count]
     yield "predicted peak", f"{size_text(cost.peak)}: {', '.join(parts)}"

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from edgetta.adaptation.adapter import Adapter
     from edgetta.bundle import Bundle
-    from edgetta.bundle.engines import Engine
 
 MEASURED_BYTES = 64 << 20
 """The largest batch that is measured keeps about so much at full storage: far above what the process itself moves."""
@@ -117,12 +116,11 @@ def _built(gradient: str) -> str:
 
 
 def _prediction_points(bundle: Bundle, engine: str, threads: int, sizes: _Sizes) -> Iterator[PredictionPoint]:
-    from edgetta.bundle import build_network
+    from edgetta.bundle import build_network, source_program
 
-    opened = _opened(bundle, engine, threads)
-    network = build_network(bundle, opened)
+    network = build_network(bundle, engine, threads=threads)
     network.forward(_images(bundle, 1))  # what an engine has loaded for adaptation serves predictions, too
-    source = opened.source()
+    source = source_program(bundle, engine, threads)
     runs: dict[str, Callable[[Tensor], object]] = {
         "adapted": lambda images: network.forward(images, keep=False),
         "source": source,
@@ -138,15 +136,8 @@ def _adapter(bundle: Bundle, engine: str, gradient: str, threads: int) -> Adapte
     from edgetta.adaptation.adapter import AdaptConfig, Adapter
     from edgetta.bundle import build_network
 
-    network = build_network(bundle, _opened(bundle, engine, threads), gradient)  # type: ignore[arg-type]
+    network = build_network(bundle, engine, gradient, threads=threads)  # type: ignore[arg-type]
     return Adapter(network, AdaptConfig(learning_rate=0.0, entropy_margin=1.0))
-
-
-def _opened(bundle: Bundle, engine: str, threads: int) -> Engine:
-    """The engine as a budget has it."""
-    from edgetta.bundle.engines import open_engine
-
-    return open_engine(bundle, engine, threads)
 
 
 def _images(bundle: Bundle, count: int) -> Tensor:

@@ -98,17 +98,12 @@ class Plan:
         sizes = f"{size_text(self.cost.peak)} of {size_text(self.budget)}"
         return f"{sizes}: {self.choice.told()}, {self.choice.engine}{times}"
 
-    def settings(self) -> str:
-        """How the allocator is set under a budget, in words."""
-        return "freed memory returned at once"
-
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {
             "budget_bytes": self.budget,
             "choice": self.choice.to_json(),
             "batch_norm": self.batch_norm,
-            "settings": self.settings(),
             "predicted_bytes": self.cost.peak,
             "components": self.cost.components(),
             "times_inference": self.cost.slowdown,
