@@ -107,7 +107,7 @@ class Stream:
         set_source_statistics(network, batches_of(as_tensor(source.images), settings.batch), loaded.input_shape)
         rows = np.random.default_rng(seed).permutation(10_000)[: settings.count]
         clean = cifar10_jpeg("test", rows)
-        batches = []
+        batches: list[tuple[Tensor, Tensor]] = []
         for name in CORRUPTIONS:
             images = as_tensor(corrupt(clean.images, name, settings.severity, seed=seed, indices=rows))
             labels = torch.from_numpy(clean.labels)

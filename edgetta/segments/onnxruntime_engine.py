@@ -46,11 +46,13 @@ class OnnxProgram:
 
     model    the ONNX file: its path, its bytes, or what `read_model` made of it; it may lack outputs of `graph`
     threads  0: as many as torch has
+    name     of the file, for errors
     Raises `BundleError` where ONNX Runtime does not take it.
     """
 
-    def __init__(self, model: str | bytes | OnnxModel, graph: Graph, threads: int = 0) -> None:
+    def __init__(self, model: str | bytes | OnnxModel, graph: Graph, threads: int = 0, name: str = "") -> None:
         runtime = import_onnxruntime()
+        name = name or _name(model, graph)
         if not isinstance(model, OnnxModel):
             model = read_model(model, graph)
         self.graph = graph
@@ -68,7 +70,7 @@ class OnnxProgram:
         try:
             self._session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its kinds are many
-            raise _refused("ONNX Runtime", f"the graph that returns {self.outputs[0]!r}", error) from error
+            raise _refused("ONNX Runtime", name, error) from error
         self._inputs = [entry.name for entry in self._session.get_inputs()]
 
     def run(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
@@ -117,6 +119,8 @@ class OnnxRuntimeSegment:
         self._made = [r.value.name for r in graphs.residuals if r.value.name not in graphs.forward.inputs]
         self._plain = graphs.forward.outputs[: 1 + len(graphs.state)]
         self._threads = threads
+        self._names = {name: _name(model, getattr(graphs, name)) for name, model in models.items()}
+        self._names["predict"] = self._names["forward"]
         forward = read_model(models["forward"], graphs.forward)
         self._models = {"forward": (forward, graphs.forward), "predict": (forward.only(self._plain), graphs.forward)}
         self._back = {"exact": "backward", "recompute": "recompute", "local": ""}[gradient]
@@ -164,7 +168,8 @@ class OnnxRuntimeSegment:
 
     def _program(self, name: str) -> OnnxProgram:
         if name not in self._loaded:
-            self._loaded[name] = OnnxProgram(*self._models[name], self._threads)
+            model, graph = self._models[name]
+            self._loaded[name] = OnnxProgram(model, graph, self._threads, self._names[name])
         return self._loaded[name]
 
 
@@ -176,8 +181,12 @@ def read_model(model: str | bytes, graph: Graph) -> OnnxModel:
             return parse_onnx(model, None, floats)
         return parse_onnx(Path(model).read_bytes(), Path(model).parent, floats)
     except (ValueError, IndexError, KeyError, OSError) as error:
-        name = f"the graph that returns {graph.outputs[0]!r}" if isinstance(model, bytes) else model
-        raise _refused("edgetta", name, error) from error
+        raise _refused("edgetta", _name(model, graph), error) from error
+
+
+def _name(model: str | bytes | OnnxModel, graph: Graph) -> str:
+    """What to call an ONNX file: its path, where it has one."""
+    return model if isinstance(model, str) else f"the graph that returns {graph.outputs[0]!r}"
 
 
 def _refused(who: str, what: str, error: Exception) -> BundleError:

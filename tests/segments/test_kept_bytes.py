@@ -62,7 +62,8 @@ def test_of_the_frozen_parts_only_the_inputs_of_meta_networks_are_alive_as_float
         for tensor in large_floats()
         if tensor.untyped_storage().data_ptr() not in before
     }
-    allowed = [t for kept in tape.kept for t in (kept.x_in, kept.x_frozen, kept.convolved)]
+    allowed = [t for boundary in tape.boundaries for t in boundary.tensors()]
+    allowed += [t for kept in tape.kept for tensors in kept.tensors().values() for t in tensors]
     known = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in allowed}
     assert found, "the forward keeps something"
     assert found.items() <= known.items()

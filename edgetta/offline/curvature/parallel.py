@@ -91,5 +91,6 @@ def launched_processes() -> Iterator[Processes]:
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield Processes()
+        dist.barrier()  # the first process holds what the others meet at: it must not leave before them
     finally:
         dist.destroy_process_group()
