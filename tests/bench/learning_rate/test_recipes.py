@@ -25,9 +25,11 @@ LAWS = sorted(FOLDER.glob("learning-rate-*.toml"))
 
 def values(command: click.Command, names: tuple[str, ...], path: Path, *arguments: str) -> dict[str, Any]:
     """What the verb receives for `arguments` with the recipe as its settings."""
-    context = None
-    for name in names[:-1]:
-        context = click.Context(click.Group(name, commands={names[-1]: command}), parent=context, info_name=name)
+    benches = click.Group("bench", commands={"learning-rate": bench})
+    group = click.Group("edgetta", {"learning-rate": learning_rate, "curvature": curvature, "bench": benches})
+    context = click.Context(group, info_name="edgetta")
+    if "bench" in names:
+        context = click.Context(benches, parent=context, info_name="bench")
     with click.Context(command, parent=context, info_name=names[-1]) as ctx:
         ctx.default_map = settings_for(ctx, path, read_toml(path))
         command.parse_args(ctx, list(arguments))
