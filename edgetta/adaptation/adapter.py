@@ -123,7 +123,8 @@ class Adapter:
     """Adapts a network to a stream, batch by batch.
 
     Counters: `steps` batches seen, `updates` made, `skipped` updates refused because something was not finite,
-    `empty` updates in which no sample passed the entropy filter (only the regulariser acted).
+    `empty` updates in which no sample passed the entropy filter (only the regulariser acted). `kept_bytes` is the most
+    that lay between the forward and the backward of an update.
     """
 
     def __init__(
@@ -138,6 +139,7 @@ class Adapter:
         self._recent: deque[Tensor] = deque(maxlen=self.config.window)
         self._fresh = 0
         self.steps = self.updates = self.skipped = self.empty = 0
+        self.kept_bytes = 0
         self.largest_update: int | None = None  # images; set where memory is short
 
     @property
@@ -260,6 +262,7 @@ class Adapter:
     def _try_update(self, images: Tensor, track: bool) -> tuple[Tensor, Objective | None, float]:
         """As `_update`, but where the objective is None, statistics and the first of two passes may have moved."""
         predicted, tape = self.network.forward(images, track=track)
+        self.kept_bytes = max(self.kept_bytes, sum(tape.kept_bytes().values()))
         logits, regulariser = predicted, self.config.regulariser
         if self.config.passes == 2:
             if not self._sound(logits, tape):

@@ -90,7 +90,7 @@ class RunReport:
             "gradient_reason": self.gradient_reason(),
             "batch_norm": self.runtime.network.batch_norm,
             "batch_norm_reason": self.batch_norm_reason(),
-            "kept_bytes": self.kept_bytes(),
+            "kept_bytes": self.runtime.adapter.kept_bytes,
             "memory": self.memory_as_json(),
             "adaptation": asdict(self.runtime.config),
             "versions": {"edgetta": edgetta.__version__, "torch": str(torch.__version__)},
@@ -122,17 +122,6 @@ class RunReport:
         if self.batch >= EMA_BELOW:
             return f"batch (auto: batches of {self.batch} are at least {EMA_BELOW}; a smaller last one takes running)"
         return f"ema (auto: running statistics, because batches of {self.batch} are below {EMA_BELOW})"
-
-    def kept_bytes(self) -> int:
-        """Bytes between forward and backward of one update, as counted at export; 0 where nothing adapts."""
-        config = self.runtime.config
-        if config.when == "off":
-            return 0
-        if self.runtime.plan is not None:
-            return self.runtime.plan.cost.kept
-        small = self.batch < min(config.small_batch, config.window)
-        memory = self.runtime.bundle.manifest["memory"][self.gradient]
-        return int(memory["per_image"] * (config.window if small else self.batch) + memory["fixed"])
 
     def memory_as_json(self) -> dict[str, Any]:
         """What keeping the budget came to: planned, measured, and every change."""
@@ -229,7 +218,7 @@ class RunReport:
         return " (all frames are there already; --batch for another)"
 
     def _kept(self) -> str:
-        count = self.kept_bytes()
+        count = self.runtime.adapter.kept_bytes
         return f"{bytes_text(count)} between forward and backward of an update" if count else ""
 
     def _memory(self) -> str:
