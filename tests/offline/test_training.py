@@ -17,7 +17,7 @@ from edgetta.offline.crop_and_flip import CropAndFlip
 from edgetta.offline.curvature import launched_processes
 from edgetta.offline.training import Batch, Schedule, train
 from tests.offline.attack.small_models import images, network
-from tests.offline.test_curvature_parallel import free_port
+from tests.offline.test_curvature_parallel import free_port, leave
 
 SHIFT = CropAndFlip(padding=1, flip=0)
 SCHEDULE = Schedule(epochs=4, batch=24, learning_rate=0.05, decay_at=(3,), augmentation=SHIFT, seed=1)
@@ -161,6 +161,7 @@ def worker(rank: int, folder: str, count: int) -> None:
     with launched_processes():
         net, scores = at("pgd")
         torch.save((net.state_dict(), scores), Path(folder) / f"{rank}.pt")
+        leave()
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")

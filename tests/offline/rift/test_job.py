@@ -20,7 +20,7 @@ from edgetta.offline.crop_and_flip import CropAndFlip
 from edgetta.offline.curvature import launched_processes
 from edgetta.offline.rift import CONTROLS, Constraint, CriticalityConfig, RiftConfig, fine_tuning, run_rift
 from tests.offline.attack.small_models import images, network, trained
-from tests.offline.test_curvature_parallel import free_port
+from tests.offline.test_curvature_parallel import free_port, leave
 
 CONFIG = RiftConfig(
     attack=PGD(Threat("linf", 0.01), 4),
@@ -152,6 +152,7 @@ def worker(rank: int, folder: str, count: int) -> None:
     with launched_processes():
         _, report = job(Path(folder) / "shared")
         torch.save(json.dumps(report.to_json()["rows"]), Path(folder) / f"{rank}.pt")
+        leave()
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")
