@@ -3,7 +3,8 @@
 Plain inference is the whole backbone as ONE graph with its BatchNorms folded, on the same engine and threads.
 Prediction is the adapted network with adaptation off. A step predicts and updates. Packing is what a step spends on
 making bits of masks and masks of bits, measured in steps of their own. All kinds are measured in turn, round after
-round, in one process, so that what slows the machine slows them alike; medians are reported.
+round, in one process, so that what slows the machine slows them alike; medians are reported. What is freed stays with
+the process, as in `edgetta run` without a budget.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ def command(
     that does nothing else.
     """
     from edgetta.bench.result_file import write_results
+    from edgetta.memory.allocator import keep_freed_memory
 
     cases = [
         Case(engine, gradient, policy)  # type: ignore[arg-type]
@@ -78,6 +80,7 @@ def command(
         for engine in _chosen(engines, ENGINES, "--engine")
         for gradient in _chosen(gradients, GRADIENTS, "--gradient")
     ]
+    keep_freed_memory()
     rows: list[dict[str, Any]] = []
     for name in models.split(","):
         rows += measure(name.strip(), batch, cases, repetitions, threads, parts)

@@ -129,6 +129,7 @@ def command(**values: Any) -> None:
     # What can fail cheaply comes first, what replaces a file last.
     from edgetta.bundle import read_bundle
     from edgetta.cli.tables import print_facts, print_line
+    from edgetta.memory.allocator import keep_freed_memory
     from edgetta.predictions import open_writer
     from edgetta.runtime import Runtime
     from edgetta.sources import open_source
@@ -144,6 +145,8 @@ def command(**values: Any) -> None:
             import torch
 
             torch.set_num_threads(values["threads"])
+        if values["budget"] is None:
+            keep_freed_memory()
         runtime = Runtime(
             bundle,
             values["engine"],

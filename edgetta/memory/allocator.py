@@ -1,8 +1,9 @@
-"""Have the C library give freed memory back at once, so that resident memory is memory in use.
+"""What the C library does with freed memory: give it back at once, for a budget, or keep it, which is quicker.
 
-By default glibc keeps what is freed for later, in a heap that fragments: a step that needs 123 MB has been seen to
-take from 165 to 280 MB, another amount each time, which no plan can promise. Blocks that are mapped one by one come
-and go with the tensors. The price is that their pages are zeroed anew: see README for what a budget costs in time.
+By default glibc keeps what is freed for later, up to twice the largest block, in a heap that fragments: a step that
+needs 123 MB has been seen to take from 165 to 280 MB, another amount each time, which no plan can promise. Blocks that
+are mapped one by one come and go with the tensors. The price is that their pages are zeroed anew, a tenth of a step
+and more. A process that has no budget to keep does better with all that it ever took.
 """
 
 from __future__ import annotations
@@ -13,19 +14,33 @@ from contextlib import suppress
 BLOCK = 128 << 10
 """Blocks of this many bytes and more are mapped on their own: glibc's start value, which it otherwise raises."""
 
+KEPT_BLOCK = 32 << 20
+"""Where freed memory is kept, only blocks larger than this are mapped on their own: the most every glibc takes."""
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
 _MAPPED_BLOCKS = 1 << 20
+_NEVER = (1 << 31) - 1
 
 
 def return_freed_memory() -> bool:
-    """Set this process's allocator so, from now on; False where the C library has no such switch (musl, macOS)."""
-    with suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        settings = {
+    """Resident memory is memory in use from now on; False where the C library has no such switch (musl, macOS)."""
+    return _set(
+        {
             _M_MMAP_THRESHOLD: BLOCK,
             _M_TRIM_THRESHOLD: BLOCK,
             _M_MMAP_MAX: _MAPPED_BLOCKS,
             _M_ARENA_MAX: 1,
         }
-        return all(mallopt(name, value) == 1 for name, value in settings.items())
+    )
+
+
+def keep_freed_memory() -> bool:
+    """What this process frees stays with it, ready for the next step; False where the C library has no such switch."""
+    return _set({_M_MMAP_THRESHOLD: KEPT_BLOCK, _M_TRIM_THRESHOLD: _NEVER})
+
+
+def _set(switches: dict[int, int]) -> bool:
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        return all(mallopt(name, value) == 1 for name, value in switches.items())
     return False

@@ -441,7 +441,8 @@ def test_ctrl_c_in_the_middle(tmp_path: Path) -> None:
     assert process.stdout is not None and process.stderr is not None
     first = [process.stdout.readline() for _ in range(3)]
     process.send_signal(signal.SIGINT)
-    rest, errors = process.communicate(timeout=120)
+    rest, errors = process.stdout.read(), process.stderr.read()  # `communicate` would miss what is read ahead
+    process.wait(timeout=120)
     rows = [json.loads(line) for line in "".join([*first, rest]).splitlines()]
     assert process.returncode == 130 and errors.endswith("edgetta: interrupted\n")
     assert [row["index"] for row in rows] == list(range(len(rows))) and 3 <= len(rows) < 20_000

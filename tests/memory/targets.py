@@ -30,6 +30,18 @@ def kept_of_freed_blocks() -> int:
     return kept + 0 * len(last)
 
 
+def kept_of_freed_step(switch: str) -> int:
+    """Bytes that stay resident of 8 blocks of 24 MiB, freed, nothing behind them, after `switch` of the allocator."""
+    from edgetta.memory import allocator
+    from edgetta.memory.peak import resident
+
+    assert getattr(allocator, switch)()
+    before = resident()
+    blocks = [np.ones(24 << 20, np.uint8) for _ in range(8)]
+    del blocks
+    return resident() - before
+
+
 def refuse() -> None:
     raise UsageError("batch 0 is none; use 1 or more")
 
