@@ -161,8 +161,8 @@ def trouble_of(row: dict[str, Any]) -> str:
     return ""
 
 
-def exported(name: str, folder: Path) -> Bundle:
-    """The bundle of a network with random weights and its cost model, written where it is not there."""
+def exported(name: str, folder: Path, *, costs: bool = True) -> Bundle:
+    """The bundle of a network with random weights, written where it is not there; with its cost model where asked."""
     from edgetta.adaptation.adapter import AdaptConfig
     from edgetta.bundle import processor_engines, read_bundle
     from edgetta.export.bundle_writer import write_bundle
@@ -182,10 +182,10 @@ def exported(name: str, folder: Path) -> Bundle:
             network,
             name=name,
             config=AdaptConfig(),
-            measure=lambda written: measure_cost_model(str(written), processor_engines()),
+            measure=(lambda written: measure_cost_model(str(written), processor_engines())) if costs else None,
         )
     bundle = read_bundle(path)
-    if bundle.cost_model is None:
+    if costs and bundle.cost_model is None:
         raise UsageError(f"bundle {path} has no cost model; remove it, so that it is made anew")
     return bundle
 

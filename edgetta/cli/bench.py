@@ -15,6 +15,7 @@ BENCHES: dict[str, tuple[str, str]] = {
     "criticality": ("edgetta.bench.criticality", "Compare module robust criticality with the published algorithm."),
     "rift": ("edgetta.bench.rift", "Measure what RiFT gains on real images, beside its controls."),
     "exactness": ("edgetta.bench.exactness.command", "Compare derived gradients with autograd, network by network."),
+    "memory": ("edgetta.bench.memory.command", "What each method takes, a fresh process for every row."),
     "plan": ("edgetta.bench.plan", "Compare planned with measured memory, budget by budget."),
     "learning-rate": ("edgetta.bench.learning_rate.command", "Is the law of learning rates right, and does it pay?"),
     "latency": ("edgetta.bench.latency", "Time inference, prediction and adaptation steps, side by side."),

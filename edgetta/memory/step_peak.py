@@ -68,7 +68,7 @@ def step_here(**arguments: Any) -> dict[str, Any]:
     network = build_network(bundle, case.engine, case.gradient, case.batch_norm, case.threads, memory)  # type: ignore[arg-type]
     images = _images(case, bundle.model.input_shape)
     adapter = Adapter(network, AdaptConfig(entropy_margin=1.0, small_batch=1))
-    measured = _measure(lambda: adapter.step(images))
+    measured = measure_calls(lambda: adapter.step(images))
     kept = measure_kept(network, images)
     return asdict(Measured(**(measured | {"kept_bytes": kept.contract, "alive_bytes": kept.alive})))
 
@@ -85,15 +85,18 @@ def inference_here(**arguments: Any) -> dict[str, Any]:
     bundle = read_bundle(Path(case.bundle))
     program = source_program(bundle, case.engine, case.threads)
     images = _images(case, bundle.model.input_shape)
-    return asdict(Measured(**_measure(lambda: program(images))))
+    return asdict(Measured(**measure_calls(lambda: program(images))))
 
 
-def _measure(run: Callable[[], object]) -> dict[str, Any]:
+def measure_calls(
+    run: Callable[[], object], *, warm_up: int = 2, repetitions: int = 2, timed: int = 3
+) -> dict[str, Any]:
+    """The fields of a `Measured` for calls of `run` here: `repetitions` for the peak, `timed` for the time."""
     from edgetta.memory.peak import measure_peak
 
-    peak = measure_peak(run)
+    peak = measure_peak(run, warm_up=warm_up, repetitions=repetitions)
     seconds = []
-    for _ in range(3):
+    for _ in range(timed):
         start = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - start)

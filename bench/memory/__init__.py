@@ -1,0 +1,1 @@
+"""What adaptation takes in memory, method by method, beside plain inference: `edgetta bench memory`."""
