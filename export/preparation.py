@@ -1,11 +1,11 @@
-"""Prepare a model for the device: source statistics, warm-up of the meta-networks, and what that did to accuracy."""
+"""The stages of a preparation that make meta-networks: source statistics, warm-up, and what they did to accuracy."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from edgetta.errors import UsageError
 from edgetta.export.recipe import Derived, Recipe
 from edgetta.offline.running_statistics import settle_running_statistics
 from edgetta.offline.source_statistics import batches_of, set_source_statistics
+from edgetta.offline.stage import Accuracies, Stage
+from edgetta.offline.stage_files import StageFiles
 from edgetta.offline.warm_up import WarmUpConfig, accuracy, warm_up
 from edgetta.segments.torch_engine import Program
 from edgetta.sources.labelled import Labelled
@@ -22,6 +24,7 @@ from edgetta.sources.labelled import Labelled
 STATISTICS_IMAGES = 4096
 """So many source images, drawn at random, are enough for statistics per channel."""
 
+CHECKPOINT = "warm_up.checkpoint.safetensors"
 _BATCH = 64
 
 Progress = Callable[[int, int, float], None]  # steps done, steps in all, running loss
@@ -31,7 +34,7 @@ Progress = Callable[[int, int, float], None]  # steps done, steps in all, runnin
 class PreparationReport:
     """Accuracies (0 to 1) on held-out images, adaptation off, and what they took."""
 
-    source_accuracy: float  # the network as trained
+    source_accuracy: float  # the network as it ships: as given, or as the stages before left it
     accuracy_before: float  # with meta-networks, before warm-up
     accuracy_after: float  # after it, statistics of batches of 128
     accuracy_running: float  # after it, running statistics, as for single frames
@@ -40,6 +43,7 @@ class PreparationReport:
     steps: int
     final_loss: float | None  # None without warm-up
     seconds: float
+    stages: tuple[Stage, ...] = ()  # all of them, in the order in which they were done
 
 
 def prepare(
@@ -47,7 +51,7 @@ def prepare(
     train: Labelled,
     held_out: Labelled,
     config: WarmUpConfig | None,
-    checkpoint: Path | None = None,
+    files: StageFiles | None = None,
     progress: Progress | None = None,
 ) -> tuple[AdaptiveNetwork, PreparationReport]:
     """A network on the torch engine whose state is ready to be shipped, and how good it is.
@@ -57,39 +61,80 @@ def prepare(
         train: source images for statistics and warm-up.
         held_out: source images for the accuracies.
         config: of the warm-up; None leaves it out.
-        checkpoint: written after every epoch, and continued from where it exists.
+        files: keeps what is finished, and the last epoch of a warm-up that is not; continued from where it is there.
         progress: told of every step.
 
     Raises:
         As `check` and `warm_up`.
     """
     check(derived.recipe, derived.adaptable.classes, train, held_out, config)
-    adaptable = derived.adaptable
-    begun = time.perf_counter()
     network = derived.network()
-    # Statistics of a batch need a mixture: data often lies sorted by class.
+    held_out = held_out.shuffled(0)  # statistics of a batch need a mixture: data often lies sorted by class
+    if files is None:
+        facts, state = _meta_networks(network, derived, train, held_out, config, None, progress)
+    else:
+
+        def compute() -> dict[str, Tensor]:
+            found, tensors = _meta_networks(network, derived, train, held_out, config, files, progress)
+            files.json("meta", lambda: found)
+            return tensors
+
+        state = files.weights("meta", compute)
+        facts = files.json("meta", dict)
+    network.load_state_dict(state)
+    return network, _report(facts, train, held_out, config)
+
+
+def _meta_networks(
+    network: AdaptiveNetwork,
+    derived: Derived,
+    train: Labelled,
+    held_out: Labelled,
+    config: WarmUpConfig | None,
+    files: StageFiles | None,
+    progress: Progress | None,
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What was measured, and the state that ships."""
+    begun = time.perf_counter()
     sample = train.shuffled(0, STATISTICS_IMAGES).images
-    held_out = held_out.shuffled(0)
-    set_source_statistics(network, map(_floats, batches_of(sample, _BATCH)), adaptable.input_shape)
-    before, steps, loss = 0.0, 0, None
-    if config is not None:
-        labels = (held_out.images, held_out.labels)
-        report = warm_up(network, train.images, train.labels, labels, config, checkpoint, progress)
-        before, steps, loss = report.accuracy_before, report.steps, report.final_loss
+    set_source_statistics(network, map(_floats, batches_of(sample, _BATCH)), derived.adaptable.input_shape)
+    found: dict[str, Any] = {"source": source_accuracy(derived, held_out), "steps": 0, "final_loss": None}
+    if config is None:
+        found["before"] = _accuracies(network, held_out)
+    else:
+        found["seconds_before"] = time.perf_counter() - begun
+        checkpoint = None if files is None else files.path(CHECKPOINT)
+        report = warm_up(
+            network, train.images, train.labels, (held_out.images, held_out.labels), config, checkpoint, progress
+        )
+        found |= {"before": {"clean": report.accuracy_before}, "steps": report.steps, "final_loss": report.final_loss}
         settle_running_statistics(network, map(_floats, batches_of(sample, _BATCH)))
-    after = _accuracy(network, held_out, running=False)
-    done = PreparationReport(
-        source_accuracy=source_accuracy(derived, held_out),
-        accuracy_before=after if config is None else before,
-        accuracy_after=after,
-        accuracy_running=_accuracy(network, held_out, running=True),
+    found["after"] = _accuracies(network, held_out)
+    return {**found, "seconds": time.perf_counter() - begun}, network.state_dict()
+
+
+def _report(
+    facts: dict[str, Any], train: Labelled, held_out: Labelled, config: WarmUpConfig | None
+) -> PreparationReport:
+    source, before, after = Accuracies(facts["source"]), Accuracies(**facts["before"]), Accuracies(**facts["after"])
+    first = facts["seconds"] if config is None else facts["seconds_before"]
+    stages = [Stage("meta_networks", source, before, first)]
+    if config is not None:
+        trained = {"steps": facts["steps"], "final_loss": facts["final_loss"]}
+        stages.append(Stage("warm_up", before, after, facts["seconds"] - first, trained))
+    assert after.running is not None
+    return PreparationReport(
+        source_accuracy=source.clean,
+        accuracy_before=before.clean,
+        accuracy_after=after.clean,
+        accuracy_running=after.running,
         images=len(train),
         held_out=len(held_out),
-        steps=steps,
-        final_loss=loss,
-        seconds=0.0,
+        steps=facts["steps"],
+        final_loss=facts["final_loss"],
+        seconds=facts["seconds"],
+        stages=tuple(stages),
     )
-    return network, replace(done, seconds=time.perf_counter() - begun)
 
 
 def check(recipe: Recipe, classes: int, train: Labelled, held_out: Labelled, config: WarmUpConfig | None) -> None:
@@ -124,13 +169,14 @@ def source_accuracy(derived: Derived, data: Labelled) -> float:
     return right / len(data)
 
 
-def _accuracy(network: AdaptiveNetwork, data: Labelled, *, running: bool) -> float:
-    """Adaptation off, statistics of batches or running ones; the network is as before afterwards."""
+def _accuracies(network: AdaptiveNetwork, data: Labelled) -> dict[str, float]:
+    """Adaptation off, statistics of batches and running ones; the network is as before afterwards."""
+    clean = accuracy(network, data.images, data.labels)
     policy, snapshot = network.batch_norm, network.statistics_snapshot()
-    if running and policy != "source":
+    if policy != "source":
         network.batch_norm = "ema"
     try:
-        return accuracy(network, data.images, data.labels)
+        return asdict(Accuracies(clean, running=accuracy(network, data.images, data.labels)))
     finally:
         network.batch_norm = policy
         network.restore_statistics(snapshot)

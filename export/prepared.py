@@ -2,10 +2,11 @@
 
 prepared.json           the recipe with its cuts spelled out, class names, and what the warm-up was started with
 weights.safetensors     of the backbone, so that the folder serves when the original file is gone or changed
-checkpoint.safetensors  of a warm-up that is not finished
 meta.safetensors        the warmed-up state (meta-networks, running statistics, biases), once it is
-report.json             settings and accuracies
+report.json             settings, accuracies stage by stage, what RiFT found
+report.html             the same for people
 rates.json              which learning rate each batch size bears, where that was measured
+stages/                 what is done of a preparation that is not finished
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -21,20 +23,22 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
-from edgetta.errors import BundleError, UsageError
+from edgetta.errors import BundleError, EdgettaError, UsageError
 from edgetta.export.preparation import PreparationReport
 from edgetta.export.recipe import Derived, Recipe
 from edgetta.models.normalise import normalisation_of
+from edgetta.offline.curvature import Processes
+from edgetta.offline.stage_files import StageFiles
 from edgetta.rate_law import RateLaw
-from edgetta.storage import atomic_write_bytes, atomic_write_json
+from edgetta.storage import atomic_write_bytes, atomic_write_json, atomic_write_text
 
 FORMAT = "edgetta.prepared"
 VERSION = 1
-MANIFEST, WEIGHTS, CHECKPOINT, META, REPORT, RATES = (
-    *("prepared.json", "weights.safetensors", "checkpoint.safetensors"),
-    *("meta.safetensors", "report.json", "rates.json"),
+MANIFEST, WEIGHTS, META, REPORT, PAGE, RATES, STAGES = (
+    *("prepared.json", "weights.safetensors", "meta.safetensors"),
+    *("report.json", "report.html", "rates.json", "stages"),
 )
 _MAX_JSON_BYTES = 16 << 20
 _FROM_ELSEWHERE = ("pretrained", "weights")  # options that make a library fetch weights, which lie in the folder now
@@ -104,28 +108,44 @@ def begin(
     settings: Mapping[str, Any],
     *,
     overwrite: bool = False,
-) -> Path:
-    """Write down what is about to be prepared, or find that it was begun before; returns the checkpoint's path.
+) -> StageFiles:
+    """Write down what is about to be prepared, or find that it was begun before; returns where stages are kept.
+
+    Under torch.distributed the first process does it, and the others wait.
 
     Args:
         folder: made where it is missing; its parent must exist.
         derived: the model and its segments.
         classes: names of the classes.
-        settings: everything else that the result depends on (data, warm-up); JSON-compatible.
+        settings: everything else that the result depends on (data, stages); JSON-compatible.
         overwrite: start again where something else was begun or finished.
 
     Raises:
         UsageError: the folder holds another preparation, a finished one, or other files.
         StorageError: the disk is full and the like.
     """
-    weights = save({name: tensor.clone().contiguous() for name, tensor in derived.model.module.state_dict().items()})
+    processes, failure = Processes(), None
+    if processes.rank == 0:
+        try:
+            _begin(folder, derived, classes, settings, overwrite)
+        except EdgettaError as error:
+            failure = error
+    if processes.first(failure is not None):
+        raise failure or EdgettaError("the first process could not begin; its own message says why")
+    return StageFiles(folder / STAGES, settings)
+
+
+def _begin(
+    folder: Path, derived: Derived, classes: tuple[str, ...] | None, settings: Mapping[str, Any], overwrite: bool
+) -> None:
+    weights = _weights(derived.model.module)
     manifest = {
         "format": FORMAT,
         "version": VERSION,
         "complete": False,
         "recipe": _portable(folder, derived).to_json(),
         "classes": None if classes is None else list(classes),
-        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "given_weights_sha256": hashlib.sha256(weights).hexdigest(),
         "settings": json.loads(json.dumps(settings)),
     }
     if is_prepared(folder) and not overwrite:
@@ -138,17 +158,28 @@ def begin(
                 f"{folder} was begun with other settings ({_difference(manifest, earlier, differing)}); "
                 "repeat those, choose another folder, or start again with --overwrite"
             )
-        return folder / CHECKPOINT
+        return
     if folder.exists() and not is_prepared(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists and was not made by `edgetta prepare`; choose another folder")
-    for name in (CHECKPOINT, META, REPORT, RATES):
+    for name in (META, REPORT, PAGE, RATES):
         with suppress(FileNotFoundError):
             (folder / name).unlink()
+    shutil.rmtree(folder / STAGES, ignore_errors=True)
     with suppress(FileExistsError, FileNotFoundError):
         folder.mkdir()
-    atomic_write_json(folder / MANIFEST, manifest)
+    atomic_write_json(folder / MANIFEST, {**manifest, "weights_sha256": manifest["given_weights_sha256"]})
     atomic_write_bytes(folder / WEIGHTS, weights)
-    return folder / CHECKPOINT
+
+
+def replace_weights(folder: Path, module: nn.Module) -> None:
+    """Ship these weights of the backbone, and not those that were given: a stage has trained it.
+
+    Raises:
+        StorageError: the disk is full and the like.
+    """
+    weights = _weights(module)
+    atomic_write_bytes(folder / WEIGHTS, weights)
+    atomic_write_json(folder / MANIFEST, {**_manifest(folder), "weights_sha256": hashlib.sha256(weights).hexdigest()})
 
 
 def finish(
@@ -156,21 +187,33 @@ def finish(
     state: Mapping[str, Tensor],
     report: PreparationReport,
     rates: Mapping[str, Any] | None = None,
+    *,
+    findings: Mapping[str, Any] | None = None,
+    page: str | None = None,
 ) -> None:
-    """Write the result and mark the folder as finished; `rates` is what `AdaptationRates.to_json` gives.
+    """Write the result and mark the folder as finished.
+
+    Args:
+        folder: that `begin` prepared.
+        state: of the meta-networks.
+        report: accuracies.
+        rates: what `AdaptationRates.to_json` gives.
+        findings: what else stages found, by their names.
+        page: of the report, for people.
 
     Raises:
-        StorageError: the disk is full and the like; the checkpoint is kept then.
+        StorageError: the disk is full and the like; the stages are kept then.
     """
     manifest = _manifest(folder)
     atomic_write_bytes(folder / META, save({name: t.detach().cpu().clone().contiguous() for name, t in state.items()}))
-    figures = {**asdict(report), "recipe": manifest["recipe"], "settings": manifest["settings"]}
+    figures = {**asdict(report), **(findings or {}), "recipe": manifest["recipe"], "settings": manifest["settings"]}
     atomic_write_json(folder / REPORT, figures)
+    if page is not None:
+        atomic_write_text(folder / PAGE, page)
     if rates is not None:
         atomic_write_json(folder / RATES, rates)
     atomic_write_json(folder / MANIFEST, {**manifest, "complete": True})
-    with suppress(OSError):
-        (folder / CHECKPOINT).unlink()
+    shutil.rmtree(folder / STAGES, ignore_errors=True)
 
 
 def read_meta(path: Path) -> dict[str, Tensor]:
@@ -187,6 +230,10 @@ def read_meta(path: Path) -> dict[str, Tensor]:
         raise BundleError(f"{path} is no readable safetensors file ({error}); prepare again") from error
 
 
+def _weights(module: nn.Module) -> bytes:
+    return save({name: tensor.detach().cpu().clone().contiguous() for name, tensor in module.state_dict().items()})
+
+
 def _portable(folder: Path, derived: Derived) -> Recipe:
     """The recipe with everything spelled out that was found on the way, and nothing outside the folder needed."""
     recipe, model = derived.recipe, derived.model
@@ -195,7 +242,8 @@ def _portable(folder: Path, derived: Derived) -> Recipe:
         recipe,
         model=_to(folder, recipe.model),
         weights=None,
-        num_classes=model.num_classes if not recipe.model.endswith(".pt2") else None,
+        # A function of the user's need not take them, nor does a program.
+        num_classes=model.num_classes if _file_of(recipe.model)[0] is None else recipe.num_classes,
         input_shape=model.input_shape,
         mean=tuple(mean),
         std=tuple(std),

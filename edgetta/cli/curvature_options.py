@@ -12,7 +12,6 @@ from edgetta.errors import UsageError
 if TYPE_CHECKING:
     from edgetta.adaptation.network import AdaptiveNetwork
     from edgetta.offline.curvature import Progress
-    from edgetta.offline.learning_rate.adaptation_law import AdaptationRates
     from edgetta.sources.labelled import Labelled
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -62,10 +61,27 @@ def curvature_sizes(values: Mapping[str, Any]) -> tuple[int, ...]:
     return sizes
 
 
+def check_curvature(held_out: Labelled, sizes: tuple[int, ...]) -> None:
+    """Find out whether the law can be measured on these images, before anything long begins.
+
+    Raises:
+        UsageError: fewer held-out images than a batch, or images that cannot be corrupted.
+    """
+    from edgetta.cli.corrupted import kept_apart
+
+    if sizes and len(held_out) < sizes[-1]:
+        raise UsageError(
+            f"{len(held_out)} held-out images are fewer than one batch of {sizes[-1]}; keep more apart with "
+            "--held-out, or give other --curvature-batch-sizes"
+        )
+    if sizes:
+        kept_apart(held_out.subset([0]))
+
+
 def measured_rates(
     network: AdaptiveNetwork, held_out: Labelled, sizes: tuple[int, ...], seed: int, show: bool
-) -> AdaptationRates:
-    """The law, from held-out images under corruptions that no benchmark's stream has.
+) -> dict[str, Any]:
+    """The law, from held-out images under corruptions that no benchmark's stream has, as `AdaptationRates.to_json`.
 
     Raises:
         UsageError: images that cannot be corrupted.
@@ -86,21 +102,32 @@ def measured_rates(
             update(event.step, event.total, event.message)
 
         curvature = measure_adaptation(network, images, config, sizes, seed=seed, progress=tell)
-        return adaptation_rates(network, domains, config, curvature, batch_size=TUNED_AT, progress=tell)
+        return adaptation_rates(network, domains, config, curvature, batch_size=TUNED_AT, progress=tell).to_json()
 
 
-def show_rates(rates: AdaptationRates) -> None:
+RATE_COLUMNS = ("batch size", "learning rate", "low", "high", "regime")
+
+
+def rate_rows(rates: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """The law that `measured_rates` found, row by row."""
+    from edgetta.rate_law import RateLaw
+
+    law = RateLaw.from_json(rates["law"])
+    return [
+        (size, *(f"{x:.3g}" for x in (law.rate(size), *law.interval(size))), law.regime(size))
+        for size in law.batch_sizes
+    ]
+
+
+def tuning_words(rates: Mapping[str, Any]) -> str:
+    """How the law's height was found."""
+    errors = ", ".join(f"{rate:g}: {100 * error:.2f}" for rate, error in rates["tuning"]["errors"])
+    return f"at batch size {rates['tuning']['batch_size']}; error in % by rate (0: off): {errors}"
+
+
+def show_rates(rates: Mapping[str, Any]) -> None:
     """The law as a table, and how its height was found."""
     from edgetta.cli.tables import print_facts, print_table
 
-    law, tuning = rates.law(), rates.tuning
-    print_table(
-        ("batch size", "learning rate", "low", "high", "regime"),
-        [
-            (size, *(f"{x:.3g}" for x in (law.rate(size), *law.interval(size))), law.regime(size))
-            for size in law.batch_sizes
-        ],
-        left=("regime",),
-    )
-    errors = ", ".join(f"{rate:g}: {100 * error:.2f}" for rate, error in tuning.errors.items())
-    print_facts([("rate tuned", f"at batch size {tuning.batch_size}; error in % by rate (0: off): {errors}")])
+    print_table(RATE_COLUMNS, rate_rows(rates), left=("regime",))
+    print_facts([("rate tuned", tuning_words(rates))])

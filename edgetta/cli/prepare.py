@@ -1,28 +1,28 @@
-"""`edgetta prepare`: warm the meta-networks of a model up on its source data, and write down what an export needs."""
+"""`edgetta prepare`: the offline way from a trained model to what an export needs, stage by stage."""
 
 from __future__ import annotations
 
 import hashlib
-import shlex
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgetta.cli.curvature_options import curvature_options, curvature_sizes, measured_rates, show_rates
+from edgetta.cli.curvature_options import check_curvature, curvature_options, curvature_sizes, measured_rates
 from edgetta.cli.model_options import class_names, model_options, recipe_from
+from edgetta.cli.robust_options import robust_config, robust_options
 from edgetta.cli.settings import config_option
 from edgetta.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgetta.export.preparation import PreparationReport
-    from edgetta.export.recipe import Derived
-    from edgetta.offline.learning_rate.adaptation_law import AdaptationRates
+    from edgetta.models import Model
+    from edgetta.offline.rift import RiftReport
+    from edgetta.offline.robust_stages import RobustConfig
+    from edgetta.offline.stage import Stage
+    from edgetta.offline.stage_files import StageFiles
     from edgetta.offline.warm_up import WarmUpConfig
     from edgetta.sources.labelled import Labelled
-
-CHECKPOINT = "checkpoint.safetensors"
 
 # Fields of `Augmentation` that are probabilities or strengths: option, help.
 AUGMENTATION = {
@@ -49,6 +49,10 @@ Examples:
   edgetta prepare timm:resnet18 --option pretrained=true --epochs 3 \\
       --data photos/ -o prepared/
   edgetta prepare net.py:build --input-size 64 --data train.npz -o prepared/
+  edgetta prepare resnet18 --weights at.pt --data cifar10-jpeg --rift \\
+      --curvature -o prepared/
+  torchrun --nproc-per-node 4 -m edgetta prepare resnet18 --device cuda \\
+      --data data/cifar-10-batches-bin --adversarial-training --rift -o prepared/
   edgetta export prepared/ -o bundle/
 """
 
@@ -98,6 +102,7 @@ Examples:
 @click.option(
     "--limit", metavar="N", type=click.IntRange(2), help="At most N images, spread over DATA: a quick trial."
 )
+@robust_options
 @curvature_options
 @click.option("--classes", metavar="NAMES", help="Class names in the order of the outputs: a,b,c or a text file.")
 @model_options
@@ -105,50 +110,62 @@ Examples:
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no table.")
 @config_option
 def command(**values: Any) -> None:
-    """Get a trained model ready for the device: warm its meta-networks up on source data.
+    """Get a trained model ready for the device: the offline way, as one job with one report.
 
     MODEL is a built-in network (wrn40_2, resnet20, ...), timm:NAME, torchvision:NAME, path/file.py:function (this
     runs the file: only name files that you trust), or a program path/model.pt2.
 
-    DATA is a folder with one sub-folder per class, an .npz with images and labels, or a built-in name: digits,
-    cifar10-jpeg. Images are read and resized as `edgetta run` does it on the device.
+    DATA is a folder with one sub-folder per class, an .npz with images and labels, the binary version of CIFAR-10 or
+    CIFAR-100, Tiny-ImageNet as published, or a built-in name: digits, cifar10-jpeg. Images are read and resized as
+    `edgetta run` does it on the device.
 
-    The backbone stays as it is; the meta-networks are trained through the very segments that will ship. A checkpoint
-    is written after every epoch: the same command again continues after Ctrl-C. PREPARED then holds the recipe, the
-    weights, meta.safetensors and report.json, and is itself a MODEL for `edgetta export`.
+    Stages, in this order: adversarial training and RiFT change the backbone, where they are asked for; meta-networks
+    are put beside it and warmed up through the very segments that will ship; the curvature says which learning rate
+    each batch size bears. The report has the accuracies before and after each.
+
+    Finished stages are kept, and the last epoch of one that is not: the same command again continues after Ctrl-C.
+    PREPARED then holds the recipe, the weights, meta.safetensors, report.json and report.html, and is itself a MODEL
+    for `edgetta export`. Under `torchrun` the processes share the work and give what one gives.
 
     Without this verb, `edgetta export` makes a bundle that starts as feature alignment and needs no source data.
     """
-    try:
-        _prepare(values)
-    except KeyboardInterrupt:
-        folder = values["output"]
-        if (folder / CHECKPOINT).is_file():
-            kept = f"the epochs that are done are kept in {folder}; the same command again continues there"
-            click.echo(f"edgetta: {kept}", err=True)
-        raise
+    from edgetta.offline.curvature import launched_processes
+
+    with launched_processes() as processes:
+        try:
+            _prepare(values, first=processes.rank == 0)
+        except KeyboardInterrupt:
+            folder = values["output"]
+            if processes.rank == 0 and _kept(folder):
+                kept = f"what is done is kept in {folder}; the same command again continues there"
+                click.echo(f"edgetta: {kept}", err=True)
+            raise
 
 
-def _prepare(values: dict[str, Any]) -> None:
+def _prepare(values: dict[str, Any], first: bool) -> None:
+    """All stages; only the first process of several shows and writes."""
+    from edgetta.cli.device import torch_device
+    from edgetta.cli.prepare_report import page, show
     from edgetta.cli.progress import progress_bar
     from edgetta.cli.tables import print_line
     from edgetta.export import prepared
     from edgetta.export.preparation import check, prepare
     from edgetta.export.recipe import derive_recipe, has_given_weights, load
+    from edgetta.offline.stage import Stage
 
     config = _warm_up_config(values) if values["warm_up"] else None
-    sizes = curvature_sizes(values)
+    robust, sizes = robust_config(values), curvature_sizes(values)
+    device = torch_device(values["device"])
     folder: Path = values["output"]
     if not folder.absolute().parent.is_dir():
         raise UsageError(f"--output {folder}: there is no folder {folder.absolute().parent}; create it first")
     recipe = recipe_from(values["model"], values, values["seed"])
     model = load(recipe)
-    show = not values["quiet"]
-    if show and not has_given_weights(recipe):
+    loud = first and not values["quiet"]
+    if loud and not has_given_weights(recipe) and (robust is None or robust.training is None):
         print_line(f"{recipe.model} has random weights: give trained ones with --weights", style="yellow", stderr=True)
     names = None if values["classes"] is None else class_names(values["classes"])
-    with progress_bar("reading", unit="images", show=show) as update:
-        train, held_out = _data(values, model.input_shape, names, update)
+    train, held_out = _data(values, model.input_shape, names, loud)
     classes = names or train.classes
     if classes is not None and len(classes) != model.num_classes:
         raise UsageError(
@@ -156,40 +173,106 @@ def _prepare(values: dict[str, Any]) -> None:
             "for these classes, or all names in the order of the outputs with --classes"
         )
     check(recipe, model.num_classes, train, held_out, config)
+    check_curvature(held_out, sizes)
+    parts = None if robust is None else _robust_parts(values, robust, train)
     derived = derive_recipe(recipe, model)
-    settings = _settings(values, config, train, held_out)
-    checkpoint = prepared.begin(folder, derived, classes, settings, overwrite=values["overwrite"])
-    if show and checkpoint.is_file():
-        print_line(f"continuing from {checkpoint}", stderr=True)
-    with progress_bar("warming up", unit="steps", show=show) as update:
+    settings = _settings(values, config, robust, train, held_out)
+    files = prepared.begin(folder, derived, classes, settings, overwrite=values["overwrite"])
+    if loud and _kept(folder):
+        print_line(f"continuing from what is done in {folder}", stderr=True)
+    stages: list[Stage] = []
+    rift: RiftReport | None = None
+    if robust is not None and parts is not None:
+        model.module.to(device)
+        stages, rift = _robust_stages(model, parts, held_out, robust, files, loud)
+        model.module.to("cpu")
+        # The segments hold weights: they are derived anew, cut where they were.
+        derived = derive_recipe(replace(derived.recipe, parts=None, cuts=derived.adaptable.cuts), model)
+        if first:
+            prepared.replace_weights(folder, model.module)
+    with progress_bar("warming up", unit="steps", show=loud) as update:
         network, report = prepare(
             derived,
             train,
             held_out,
             config,
-            checkpoint,
+            files,
             lambda done, total, loss: update(done, total, f"loss {loss:.3f}"),
         )
-    rates = measured_rates(network, held_out, sizes, values["seed"], show) if sizes else None
-    prepared.finish(folder, network.state_dict(), report, None if rates is None else rates.to_json())
-    if show:
-        _show(values, derived, train, report, rates)
+    report = replace(report, stages=(*stages, *report.stages))
+    rates = None
+    if sizes:
+        rates = files.json("rates", lambda: measured_rates(network, held_out, sizes, values["seed"], loud))
+        left = report.stages[-1].after  # weights and accuracies stay as they are
+        report = replace(report, stages=(*report.stages, Stage("curvature", left, left, rates["seconds"])))
+    findings = {} if rift is None else {"rift": rift.to_json()}
+    if first:
+        text = page(derived, report, rift, rates)
+        prepared.finish(folder, network.state_dict(), report, rates, findings=findings, page=text)
+    if loud:
+        show(folder, derived, train, report, rates)
+
+
+def _kept(folder: Path) -> bool:
+    """Whether something of a preparation that is not finished lies in its folder."""
+    from edgetta.export.prepared import STAGES
+    from edgetta.offline.stage_files import SETTINGS
+
+    stages = folder / STAGES
+    return stages.is_dir() and any(path.name != SETTINGS for path in stages.iterdir())
+
+
+def _robust_parts(values: dict[str, Any], robust: RobustConfig, train: Labelled) -> tuple[Labelled, Labelled]:
+    """Images to train the backbone on, and others to choose epochs and alpha by.
+
+    Raises:
+        UsageError: too few of either.
+    """
+    from edgetta.sources.labelled import split
+
+    fit, validation = split(train, values["validation"], values["seed"])
+    robust.check(len(fit), len(validation))
+    return fit, validation
+
+
+def _robust_stages(
+    model: Model,
+    parts: tuple[Labelled, Labelled],
+    held_out: Labelled,
+    robust: RobustConfig,
+    files: StageFiles,
+    loud: bool,
+) -> tuple[list[Stage], RiftReport | None]:
+    from edgetta.cli.progress import progress_bar
+    from edgetta.offline.robust_stages import make_robust
+
+    fit, validation = parts
+    with progress_bar("backbone", show=loud) as update:
+        return make_robust(
+            model.module,
+            ((fit.images, fit.labels), (validation.images, validation.labels), (held_out.images, held_out.labels)),
+            robust,
+            files,
+            lambda stage, done, total, note: update(done, total, f"{stage} {note}".strip()),
+        )
 
 
 def _data(
-    values: dict[str, Any], input_shape: tuple[int, int, int], names: tuple[str, ...] | None, update: Any
+    values: dict[str, Any], input_shape: tuple[int, int, int], names: tuple[str, ...] | None, loud: bool
 ) -> tuple[Labelled, Labelled]:
-    from edgetta.cli.data import labelled_data
+    from edgetta.cli.progress import progress_bar
+    from edgetta.cli.training_data import training_data
 
-    return labelled_data(
-        values["data"],
-        input_shape,
-        held_out=values["held_out"],
-        seed=values["seed"],
-        classes=names,
-        limit=values["limit"],
-        progress=update,
-    )
+    with progress_bar("reading", unit="images", show=loud) as update:
+        return training_data(
+            values["data"],
+            input_shape,
+            held_out=values["held_out"],
+            seed=values["seed"],
+            classes=names,
+            limit=values["limit"],
+            progress=update,
+        )
 
 
 def _warm_up_config(values: dict[str, Any]) -> WarmUpConfig:
@@ -233,7 +316,11 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
 
 
 def _settings(
-    values: dict[str, Any], config: WarmUpConfig | None, train: Labelled, held_out: Labelled
+    values: dict[str, Any],
+    config: WarmUpConfig | None,
+    robust: RobustConfig | None,
+    train: Labelled,
+    held_out: Labelled,
 ) -> dict[str, Any]:
     """What the result depends on beside the model: the same settings again continue, others do not."""
     digest = hashlib.sha256()
@@ -245,40 +332,7 @@ def _settings(
         "images": len(train),
         "held_out": len(held_out),
         "data_sha256": digest.hexdigest(),
+        "robust": None if robust is None else {**asdict(robust), "validation": values["validation"]},
         "warm_up": None if config is None else asdict(config),
+        "curvature": list(curvature_sizes(values)),
     }
-
-
-def _show(
-    values: dict[str, Any], derived: Derived, train: Labelled, report: PreparationReport, rates: AdaptationRates | None
-) -> None:
-    from edgetta.cli.tables import print_facts, print_line, print_table, seconds_text
-
-    skipped = [f"{train.skipped_count:,} skipped"] if train.skipped_count else []
-    trained = [f"{report.steps:,} steps, last loss {report.final_loss:.3f}"] if report.final_loss is not None else []
-    images = [f"{report.images:,} to train on, {report.held_out:,} held out", *skipped]
-    facts = [
-        ("model", f"{derived.recipe.model}, {derived.model.num_classes} classes"),
-        ("parts", f"{len(derived.adaptable.parts)}, cuts {derived.origin}: {', '.join(derived.adaptable.cuts)}"),
-        ("images", "; ".join(images)),
-        ("warm-up", "; ".join([*trained, seconds_text(report.seconds)])),
-        *((f"  {frame.name}", frame.reason) for frame in train.skipped[:5]),
-    ]
-    print_facts(facts)
-    rows = [("the network as trained", report.source_accuracy)]
-    if report.final_loss is None:
-        rows.append(("with meta-networks", report.accuracy_after))
-    else:
-        rows += [
-            ("with meta-networks, before warm-up", report.accuracy_before),
-            ("after warm-up", report.accuracy_after),
-        ]
-    rows.append(("the same with running statistics, as for single frames", report.accuracy_running))
-    print_table(
-        ("held-out accuracy, adaptation off", "%"),
-        [(name, f"{100 * accuracy:.2f}") for name, accuracy in rows],
-        left=("held-out accuracy, adaptation off",),
-    )
-    if rates is not None:
-        show_rates(rates)
-    print_line(f"next: edgetta export {shlex.quote(str(values['output']))} -o bundle/", style="green")

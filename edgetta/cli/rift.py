@@ -11,6 +11,7 @@ import click
 
 from edgetta.cli.attack_options import number, threat_from, threat_options
 from edgetta.cli.model_options import model_options, recipe_from
+from edgetta.cli.robust_options import adversarial_training_from, constraint_options, training_options
 from edgetta.cli.settings import config_option
 from edgetta.errors import UsageError
 
@@ -42,20 +43,7 @@ Examples:
 @click.option(
     "--restarts", metavar="N", type=click.IntRange(1), default=1, show_default=True, help="Random starts of PGD."
 )
-@click.option(
-    "--adversarial-training",
-    is_flag=True,
-    help="First train MODEL against attacks: for one that is not robust yet.",
-)
-@click.option(
-    "--method", type=click.Choice(["pgd", "trades"]), default="pgd", show_default=True, help="Of that training."
-)
-@click.option(
-    "--training-epochs", metavar="N", type=click.IntRange(1), default=110, show_default=True, help="Of that training."
-)
-@click.option(
-    "--training-rate", metavar="RATE", default="0.1", show_default=True, help="Its rate, a tenth after 91 and 95 %."
-)
+@training_options
 @click.option(
     "--schedule",
     type=click.Choice(["fast", "published"]),
@@ -63,23 +51,8 @@ Examples:
     show_default=True,
     help="How criticality is measured: ours, or as in the released code.",
 )
-@click.option(
-    "--criticality-images",
-    metavar="N",
-    type=click.IntRange(1),
-    default=1000,
-    show_default=True,
-    help="Training images to measure criticality on.",
-)
+@constraint_options
 @click.option("--re-attack", is_flag=True, help="Attack the least critical modules anew at their perturbed weights.")
-@click.option(
-    "--candidates",
-    metavar="N",
-    type=click.IntRange(1),
-    default=3,
-    show_default=True,
-    help="Least critical modules to fine-tune; the best on validation images is taken (1: the paper).",
-)
 @click.option("--epochs", metavar="N", type=click.IntRange(1), default=10, show_default=True, help="Of fine-tuning.")
 @click.option("--learning-rate", metavar="RATE", default="0.001", show_default=True, help="Of fine-tuning.")
 @click.option("--batch", metavar="N", type=click.IntRange(1), default=128, show_default=True, help="Images per step.")
@@ -97,22 +70,7 @@ Examples:
     help="After fine-tuning, take BatchNorm statistics anew from clean images (they are left alone otherwise).",
 )
 @click.option(
-    "--max-loss",
-    metavar="POINTS",
-    default="1",
-    show_default=True,
-    help="Points of robust accuracy that may be lost: bound at 95 % confidence.",
-)
-@click.option(
     "--controls", is_flag=True, help="Also measure what RiFT is compared with: BatchNorm alone, other modules, all."
-)
-@click.option(
-    "--validation",
-    metavar="SHARE",
-    type=float,
-    default=0.1,
-    show_default=True,
-    help="Share of each class of the training images that epochs and alpha are chosen on.",
 )
 @click.option(
     "--held-out",
@@ -158,7 +116,8 @@ def command(**values: Any) -> None:
     with launched_processes() as processes:
         show = processes.rank == 0 and not values["quiet"]
         device = torch_device(values["device"])
-        config, training = _config(values), _training(values)
+        config = _config(values)
+        training = adversarial_training_from(values, config.attack.threat, values["batch"], values["flip"])
         recipe = recipe_from(values["model"], values, values["seed"])
         model = load(recipe)
         if training is None and not has_given_weights(recipe):
@@ -213,25 +172,6 @@ def _config(values: dict[str, Any]) -> RiftConfig:
         controls=CONTROLS if values["controls"] else (),
         seed=values["seed"],
     )
-
-
-def _training(values: dict[str, Any]) -> AdversarialTraining | None:
-    from edgetta.offline.attack import AdversarialTraining
-    from edgetta.offline.crop_and_flip import CropAndFlip
-    from edgetta.offline.training import Schedule
-
-    if not values["adversarial_training"]:
-        return None
-    epochs = values["training_epochs"]
-    schedule = Schedule(
-        epochs,
-        values["batch"],
-        number("--training-rate", values["training_rate"]),
-        decay_at=(round(epochs * 100 / 110), round(epochs * 105 / 110)),
-        augmentation=CropAndFlip(flip=values["flip"]),
-        seed=values["seed"],
-    )
-    return AdversarialTraining(values["method"], threat_from(values), schedule=schedule)
 
 
 def _data(values: dict[str, Any], model: Model, show: bool) -> tuple[Images, Images, Images, dict[str, Images]]:
@@ -317,11 +257,11 @@ def _rift(
 
 def _draw(report: RiftReport, out: Path, title: str) -> bool:
     from edgetta.errors import MissingDependencyError
-    from edgetta.offline.rift.plot import plot_criticality, plot_interpolation
+    from edgetta.offline.rift.plot import draw_criticality, draw_interpolation
 
     try:
-        plot_criticality(report.criticality, out / "criticality.svg", title=title)
-        plot_interpolation(report.interpolations["rift"], out / "interpolation.svg", title=title)
+        draw_criticality(report.criticality, title=title).savefig(out / "criticality.svg")
+        draw_interpolation(report.interpolations["rift"], title=title).savefig(out / "interpolation.svg")
     except MissingDependencyError:
         return False
     return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ def training_data(
     *,
     held_out: float,
     seed: int,
+    classes: Sequence[str] | None = None,
     limit: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[Labelled, Labelled]:
@@ -27,4 +28,6 @@ def training_data(
 
     if is_published(Path(spec).expanduser()):
         return read_published(Path(spec).expanduser(), input_shape, limit, progress)
-    return labelled_data(spec, input_shape, held_out=held_out, seed=seed, limit=limit, progress=progress)
+    return labelled_data(
+        spec, input_shape, held_out=held_out, seed=seed, classes=classes, limit=limit, progress=progress
+    )

@@ -152,6 +152,8 @@ def train(
                     if history:
                         note += f", validation {100 * max(entry.score for entry in history):.2f} %"
                     progress(done, schedule.epochs * steps, note)
+            if not _all_finite(trained):
+                raise _diverged((epoch, steps - 1))
             _share_statistics(model, processes)
             right = float(score(model, *validation).float().mean())
             if not history or right > max(entry.score for entry in history):
@@ -236,7 +238,7 @@ def _step(
             scaler.scale(weight * loss).backward()
             _finite(value, trained, half, place)
         except Exception as error:  # told to the other processes by sum(), which raises it again
-            failure = error
+            failure = error if _all_finite(trained) else _diverged(place)
     if processes.together:
         flat = [p.new_zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in trained]
         total = processes.sum(torch.cat([*flat, value.to(trained[0].dtype)]), failure)
@@ -256,11 +258,19 @@ def _finite(value: Tensor, trained: Sequence[nn.Parameter], half: bool, place: t
     if not gradients:
         raise UsageError("the loss does not depend on what shall train; choose other parameters")
     # In half precision a gradient may overflow; the scaler then leaves the step out and lowers its scale.
-    if not bool(torch.isfinite(value)) or not (half or all(bool(torch.isfinite(g).all()) for g in gradients)):
-        raise EdgettaError(
-            f"the loss or its gradient is NaN or infinite in epoch {place[0] + 1}, step {place[1] + 1}; lower the "
-            "learning rate, and check the weights and images"
-        )
+    if not bool(torch.isfinite(value)) or not (half or _all_finite(gradients)):
+        raise _diverged(place)
+
+
+def _all_finite(tensors: Sequence[Tensor]) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+
+def _diverged(place: tuple[int, int]) -> EdgettaError:
+    return EdgettaError(
+        f"the loss or its gradient is NaN or infinite in epoch {place[0] + 1}, step {place[1] + 1}; lower the "
+        "learning rate, and check the weights and images"
+    )
 
 
 def _share_statistics(model: nn.Module, processes: Processes) -> None:

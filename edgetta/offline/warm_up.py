@@ -1,7 +1,8 @@
 """Warm-up: train the meta-networks on labelled source data, through the very segments that will ship.
 
 Same BatchNorm policy, exact gradients, cross-entropy; the backbone stays frozen (EcoTTA, section 3.1). Resumable: a
-checkpoint after every epoch holds the network, the optimizer and the random state.
+checkpoint after every epoch holds the network, the optimizer and the random state. Under torch.distributed the
+processes share what is measured; steps use the statistics of whole batches, so each process does every step.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from edgetta.adaptation.network import AdaptiveNetwork
 from edgetta.adaptation.objective import cross_entropy
 from edgetta.errors import BundleError, EdgettaError, UsageError
 from edgetta.offline.augment import Augmentation, augment
+from edgetta.offline.curvature import Processes
 from edgetta.storage import atomic_write_bytes
 
 Progress = Callable[[int, int, float], None]  # steps done, steps in all, running loss
@@ -85,8 +87,11 @@ def warm_up(
     per_epoch = len(images) // config.batch
     settings = {"config": json.loads(json.dumps(asdict(config))), "images": len(images)}
     first, before, loss = 0, math.nan, math.nan
-    if checkpoint is not None and checkpoint.exists():
+    processes = Processes()
+    if processes.first(checkpoint is not None and checkpoint.exists()):
+        assert checkpoint is not None
         first, before, loss = _resume(checkpoint, network, optimizer, generator, settings)
+        processes.gather(None)  # nobody writes before all have read
     else:
         before = accuracy(network, *held_out)
     for epoch in range(first, config.epochs):
@@ -105,7 +110,7 @@ def warm_up(
             loss = value if math.isnan(loss) else 0.95 * loss + 0.05 * value
             if progress is not None:
                 progress(step + 1, config.epochs * per_epoch, loss)
-        if checkpoint is not None:
+        if checkpoint is not None and processes.rank == 0:
             _save(
                 checkpoint,
                 network,
@@ -134,12 +139,13 @@ def warm_up_step(network: AdaptiveNetwork, images: Tensor, labels: Tensor, optim
 
 
 def accuracy(network: AdaptiveNetwork, images: Tensor, labels: Tensor, batch: int = 128) -> float:
-    """Share of images classified right, adaptation off, running statistics unmoved."""
+    """Share of images classified right, adaptation off, running statistics unmoved; processes share the batches."""
+    processes = Processes()
     right = 0
-    for i in range(0, len(images), batch):
+    for i in range(0, len(images), batch)[processes.rank :: processes.count]:
         logits, _ = network.forward(_as_float(images[i : i + batch]), keep=False, track=False)
         right += int((logits.argmax(1) == labels[i : i + batch]).sum())
-    return right / max(1, len(images))
+    return sum(processes.gather(right)) / max(1, len(images))
 
 
 def _as_float(images: Tensor) -> Tensor:

@@ -47,7 +47,8 @@ def test_what_was_found_on_the_way_is_spelled_out(tmp_path: Path) -> None:
         cuts=SmallNet.cuts,
     ), "nothing is left to be chosen or fetched again"
     assert found.classes == ("a", "b", "c", "d", "e") and found.report["accuracy_after"] == 0.7
-    assert found.accuracies() == {name: getattr(REPORT, name) for name in PreparationReport.__dataclass_fields__}
+    figures = {name: getattr(REPORT, name) for name in PreparationReport.__dataclass_fields__}
+    assert found.accuracies() == {**figures, "stages": []}
     weights = load_file(tmp_path / "p" / "weights.safetensors")
     assert all(torch.equal(weights[name], value) for name, value in randomised(SmallNet()).state_dict().items())
     assert torch.equal(read_meta(found.meta)["metas.0.conv"], STATE["metas.0.conv"])
@@ -67,10 +68,11 @@ def test_a_folder_can_be_moved_together_with_the_model_file(tmp_path: Path, name
 def test_begun_again_it_continues_or_refuses(tmp_path: Path) -> None:
     folder = tmp_path / "p"
     assert not is_prepared(folder)
-    checkpoint = begin(folder, derived(), None, {"data": "x", "seed": 1})
-    assert checkpoint == folder / "checkpoint.safetensors" and is_prepared(folder)
+    files = begin(folder, derived(), None, {"data": "x", "seed": 1})
+    assert files.folder == folder / "stages" and is_prepared(folder)
+    checkpoint = files.path("epoch")
     checkpoint.write_bytes(b"epoch 1")
-    assert begin(folder, derived(), None, {"data": "x", "seed": 1}) == checkpoint and checkpoint.exists()
+    assert begin(folder, derived(), None, {"data": "x", "seed": 1}).folder == files.folder and checkpoint.exists()
     for other, settings, words in (
         (derived(), {"data": "y", "seed": 1}, "data 'x'"),
         (derived(adapt_bias=True), {"data": "x", "seed": 1}, "adapt_bias False"),
@@ -79,7 +81,7 @@ def test_begun_again_it_continues_or_refuses(tmp_path: Path) -> None:
             begin(folder, other, None, settings)
     changed = derived()
     next(changed.model.module.parameters()).data.add_(1)
-    with pytest.raises(UsageError, match=r"was begun with other settings \(weights\)"):
+    with pytest.raises(UsageError, match=r"was begun with other settings \(given_weights\)"):
         begin(folder, changed, None, {"data": "x", "seed": 1})
     assert checkpoint.exists()
     begin(folder, derived(), None, {"data": "y"}, overwrite=True)
@@ -95,7 +97,7 @@ def test_other_folders_are_left_alone(tmp_path: Path) -> None:
         begin(tmp_path / "photo.jpg", derived(), None, {})
     assert [entry.name for entry in tmp_path.iterdir()] == ["photo.jpg"]
     (tmp_path / "empty").mkdir()
-    assert begin(tmp_path / "empty", derived(), None, {}).parent == tmp_path / "empty"
+    assert begin(tmp_path / "empty", derived(), None, {}).folder.parent == tmp_path / "empty"
 
 
 @pytest.mark.parametrize(

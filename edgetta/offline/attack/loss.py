@@ -60,5 +60,8 @@ def gradient_at(model: Classifier, points: Tensor, targets: Tensor, loss: Sample
             )
         (gradient,) = torch.autograd.grad(values.sum(), points)
     if not bool(torch.isfinite(gradient).all()):
-        raise EdgettaError("the gradient by the image is NaN or infinite; check the weights and the normalisation")
+        raise EdgettaError(
+            "the gradient by the image is NaN or infinite; check the weights and the normalisation, or lower the "
+            "learning rate of a training"
+        )
     return logits.detach(), values.detach(), gradient

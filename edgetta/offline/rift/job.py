@@ -23,8 +23,8 @@ from edgetta.offline.rift.fine_tuning import FINE_TUNING, batch_norms, fine_tune
 from edgetta.offline.rift.interpolation import Constraint, Interpolation, between, interpolate
 from edgetta.offline.rift.joint import least_critical_group
 from edgetta.offline.rift.robust_loss import AdversarialSet
-from edgetta.offline.rift.stage_files import StageFiles
 from edgetta.offline.rift.weight_groups import WeightGroup, weight_groups
+from edgetta.offline.stage_files import StageFiles
 from edgetta.offline.training import Schedule
 
 CONTROLS = ("bn_only", "most_critical", "last_layer", "all_layers", "joint")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 from edgetta.offline.curvature.plot import figure
 from edgetta.offline.rift.criticality import Criticality
 from edgetta.offline.rift.interpolation import Interpolation
 
 
-def plot_criticality(found: Criticality, path: Path, *, title: str = "") -> Path:
+def draw_criticality(found: Criticality, *, title: str = "") -> Any:
     """One bar per module, from the least to the most critical; grey where the ascent was not run on all images.
+
+    Returns:
+        A matplotlib figure.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -23,12 +26,14 @@ def plot_criticality(found: Criticality, path: Path, *, title: str = "") -> Path
     axes.barh([score.name for score in scores], [max(score.rise, 1e-6) for score in scores], color=colours)
     axes.set(xscale="log", xlabel="rise of the robust loss", title=title)
     axes.invert_yaxis()
-    drawing.savefig(path)
-    return path
+    return drawing
 
 
-def plot_interpolation(found: Interpolation, path: Path, *, title: str = "") -> Path:
+def draw_interpolation(found: Interpolation, *, title: str = "") -> Any:
     """Clean and robust accuracy on the validation images over alpha, and the chosen point.
+
+    Returns:
+        A matplotlib figure.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -40,5 +45,4 @@ def plot_interpolation(found: Interpolation, path: Path, *, title: str = "") -> 
     axes.axvline(found.alpha, color="grey", linestyle=":", label=f"chosen: {found.alpha:g}")
     axes.set(xlabel="alpha: 0 trained, 1 fine-tuned", ylabel="accuracy, %", title=title)
     axes.legend()
-    drawing.savefig(path)
-    return path
+    return drawing
