@@ -8,7 +8,8 @@ from typing import Any
 import click
 import pytest
 
-from edgetta.cli.rift import _config, _training, command
+from edgetta.cli.rift import _config, command
+from edgetta.cli.robust_options import adversarial_training_from
 from edgetta.cli.settings import read_toml, settings_for
 
 RECIPES = sorted((Path(__file__).parent.parent.parent / "bench" / "recipes").glob("rift-*.toml"))
@@ -20,7 +21,8 @@ def test_a_recipe_says_everything_but_the_model(path: Path, tmp_path: Path) -> N
         ctx.default_map = settings_for(ctx, path, read_toml(path))
         command.parse_args(ctx, ["resnet18", "-o", str(tmp_path)])
         values: dict[str, Any] = ctx.params
-    config, training = _config(values), _training(values)
+    config = _config(values)
+    training = adversarial_training_from(values, config.attack.threat, values["batch"], values["flip"])
     assert training is not None and training.schedule.decay_at == (100, 105)
     assert training.attack.steps == 10 and training.attack.step == pytest.approx(2 / 255)
     assert training.threat == config.attack.threat and config.attack.restarts == 3
