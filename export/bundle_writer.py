@@ -35,6 +35,7 @@ from edgetta.bundle.reference import golden_run
 from edgetta.errors import BundleError, EdgettaError, UsageError
 from edgetta.export.kept_bytes import kept_bytes
 from edgetta.export.onnx_writer import OPSET, to_onnx
+from edgetta.memory.accuracy_costs import AccuracyCosts
 from edgetta.memory.cost_model import CostModel
 from edgetta.offline.source_statistics import synthetic_images
 from edgetta.rate_law import RateLaw
@@ -61,6 +62,7 @@ def write_bundle(
     preprocessing: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
     rate_law: RateLaw | Mapping[str, Any] | None = None,
+    accuracy_costs: AccuracyCosts | None = None,
     golden: Tensor | None = None,
     gradient: Gradient = "auto",
     opset: int = OPSET,
@@ -77,6 +79,7 @@ def write_bundle(
     preprocessing   what must happen to a frame before it is an image in [0, 1]; added to `PREPROCESSING`
     provenance      where model, weights and warm-up came from; JSON-compatible
     rate_law        learning rate by batch size, or `to_json` of it
+    accuracy_costs  what a plan's choices cost in accuracy, where it was measured
     golden          images (N, C, H, W) in [0, 1] for the self-test; synthetic ones when None. They are shipped
     gradient        mode that is self-tested; the bundle serves every mode
     overwrite       replace a bundle that is there; anything else that is there is never replaced
@@ -119,6 +122,7 @@ def write_bundle(
             },
             "adaptation": asdict(config),
             "rate_law": rate_law.to_json() if isinstance(rate_law, RateLaw) else rate_law,
+            "accuracy_costs": None if accuracy_costs is None else accuracy_costs.to_json(),
             "memory": kept_bytes(model),
             "cost_model": None,
             "metas": [spec.to_json() for spec in model.metas],

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from edgetta.errors import BundleError, EdgettaError, UsageError
 from edgetta.export.preparation import PreparationReport
 from edgetta.export.recipe import Derived, Recipe
+from edgetta.memory.accuracy_costs import AccuracyCosts
 from edgetta.models.normalise import normalisation_of
 from edgetta.offline.curvature import Processes
 from edgetta.offline.stage_files import StageFiles
@@ -53,6 +54,7 @@ class Prepared:
     classes: tuple[str, ...] | None
     report: Mapping[str, Any]
     rates: Mapping[str, Any] | None  # what `AdaptationRates.to_json` wrote; None where it was not measured
+    costs: AccuracyCosts | None  # what a plan's choices cost in accuracy; None where it was not measured
 
     @property
     def rate_law(self) -> RateLaw | None:
@@ -93,12 +95,13 @@ def read_prepared(folder: Path) -> Prepared:
         digest = data["weights_sha256"]
         report = json.loads((folder / REPORT).read_bytes())
         rates = json.loads((folder / RATES).read_bytes()) if (folder / RATES).is_file() else None
-    except (KeyError, TypeError, ValueError, OSError, UsageError) as error:
+        costs = AccuracyCosts.from_json(report["costs"]) if report.get("costs") is not None else None
+    except (KeyError, TypeError, ValueError, OSError, UsageError, BundleError) as error:
         raise BundleError(f"{folder} is damaged ({error}); prepare again into another folder") from error
     if _sha256(folder / WEIGHTS) != digest:
         raise BundleError(f"{folder / WEIGHTS} is damaged or was replaced; prepare again into another folder")
     located = replace(recipe, model=_from(folder, recipe.model), weights=str(folder / WEIGHTS))
-    return Prepared(folder, located, classes, report, rates)
+    return Prepared(folder, located, classes, report, rates, costs)
 
 
 def begin(

@@ -20,6 +20,7 @@ from edgetta.adaptation.meta_network import Initialisation, MetaSpec
 from edgetta.adaptation.model import Gradient
 from edgetta.adaptation.network import BatchNorm
 from edgetta.errors import BundleError, EdgettaError
+from edgetta.memory.accuracy_costs import AccuracyCosts
 from edgetta.memory.cost_model import CostModel
 from edgetta.rate_law import RateLaw
 from edgetta.segments.contract import SegmentGraphs, describe
@@ -106,6 +107,7 @@ class Manifest:
     rate_law: RateLaw | None
     memory: Mapping[Gradient, KeptBytes]
     cost_model: CostModel | None
+    accuracy_costs: AccuracyCosts | None
     provenance: Mapping[str, Any]
     meta_tensors: str
     reference: str
@@ -212,11 +214,16 @@ def _typed(data: dict[str, Any], identity: str) -> Manifest:
         rate_law=rate_law,
         memory={mode: _kept(_get(data["memory"], mode, dict)) for mode in get_args(Gradient)},
         cost_model=CostModel.from_json(data["cost_model"]) if data.get("cost_model") is not None else None,
+        accuracy_costs=_accuracy_costs(data.get("accuracy_costs")),
         provenance=_get(data, "provenance", dict),
         meta_tensors=_listed(data["meta_tensors"], files, ".safetensors"),
         reference=_listed(data["reference"], files, ".npz"),
         files=files,
     )
+
+
+def _accuracy_costs(data: Any) -> AccuracyCosts | None:
+    return None if data is None else AccuracyCosts.from_json(data)
 
 
 def _files(table: dict[str, Any]) -> dict[str, FileEntry]:

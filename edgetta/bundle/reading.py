@@ -20,6 +20,7 @@ from edgetta.bundle.manifest import KeptBytes, SegmentEntry
 from edgetta.bundle.onnx_files import MAX_ONNX_BYTES, check_onnx
 from edgetta.bundle.reference import read_reference
 from edgetta.errors import BundleError, UsageError
+from edgetta.memory.accuracy_costs import AccuracyCosts
 from edgetta.memory.cost_model import CostModel
 from edgetta.rate_law import RateLaw
 from edgetta.segments.contract import SegmentGraphs
@@ -39,6 +40,7 @@ class Bundle:
     rate_law       which learning rate each batch size bears; None where it was not measured
     memory         by gradient mode: bytes kept between forward and backward
     cost_model     what a step takes in memory and time, as measured at export; None where it was not
+    accuracy_costs what choices cost in accuracy, as measured when the model was prepared; None where it was not
     identity       SHA-256 that names this very bundle; state files are tied to it
     unlisted       files that lie in the bundle and are not part of it
     """
@@ -54,6 +56,7 @@ class Bundle:
     rate_law: RateLaw | None
     memory: Mapping[Gradient, KeptBytes]
     cost_model: CostModel | None
+    accuracy_costs: AccuracyCosts | None
     provenance: Mapping[str, Any]
     identity: str
     unlisted: tuple[str, ...]
@@ -146,6 +149,7 @@ def _assembled(files: BundleFiles) -> Bundle:
         rate_law=manifest.rate_law,
         memory=manifest.memory,
         cost_model=manifest.cost_model,
+        accuracy_costs=manifest.accuracy_costs,
         provenance=manifest.provenance,
         identity=manifest.identity,
         unlisted=files.unlisted,

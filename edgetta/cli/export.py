@@ -138,6 +138,7 @@ def command(**values: Any) -> None:
         classes=names or (None if prepared is None else prepared.classes),
         provenance=_provenance(derived, material, prepared),
         rate_law=_rate_law(prepared, config),
+        accuracy_costs=None if prepared is None else prepared.costs,
         golden=material.golden(),
         gradient=values["gradient"],
         opset=values["opset"],

@@ -113,9 +113,21 @@ def facts(plan: Plan, origin: str = "") -> Iterator[tuple[str, str]]:
     yield "predicted time", times
     yield "learning rate", f"{plan.rate.rate:.3g}: {plan.rate.reason}"
     yield "given up", "\n".join(entry.told() for entry in plan.given_up) or "nothing"
+    yield "accuracy", _accuracy(plan)
     on = plan.costs.measured_on
     versions = ", ".join(f"{name} {version}" for name, version in on.get("versions", {}).items())
     yield "measured", f"at export, {on.get('date')}, {on.get('architecture')}, {on.get('threads')} threads, {versions}"
+
+
+def _accuracy(plan: Plan) -> str:
+    """On what the costs were measured, and what adaptation is worth there."""
+    costs = plan.accuracy
+    if costs is None:
+        return "costs not measured; `edgetta prepare --costs` does"
+    images = f"{costs.source.get('images')} images under {costs.source.get('corruptions')}"
+    return (
+        f"{costs.error:.2f} % error at its best on {images}; without adaptation {costs.of('adaptation', 'off').told()}"
+    )
 
 
 _STATISTICS = {

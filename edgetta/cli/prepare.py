@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgetta.cli.cost_options import cost_images, cost_options, measured_costs
 from edgetta.cli.curvature_options import check_curvature, curvature_options, curvature_sizes, measured_rates
 from edgetta.cli.model_options import class_names, model_options, recipe_from
 from edgetta.cli.robust_options import robust_config, robust_options
@@ -104,6 +105,7 @@ Examples:
 )
 @robust_options
 @curvature_options
+@cost_options
 @click.option("--classes", metavar="NAMES", help="Class names in the order of the outputs: a,b,c or a text file.")
 @model_options
 @click.option("--overwrite", is_flag=True, help="Start again where PREPARED holds another preparation.")
@@ -121,7 +123,8 @@ def command(**values: Any) -> None:
 
     Stages, in this order: adversarial training and RiFT change the backbone, where they are asked for; meta-networks
     are put beside it and warmed up through the very segments that will ship; the curvature says which learning rate
-    each batch size bears. The report has the accuracies before and after each.
+    each batch size bears; what the choices of `edgetta plan` cost in accuracy is measured. The report has the
+    accuracies before and after each.
 
     Finished stages are kept, and the last epoch of one that is not: the same command again continues after Ctrl-C.
     PREPARED then holds the recipe, the weights, meta.safetensors, report.json and report.html, and is itself a MODEL
@@ -176,7 +179,8 @@ def _prepare(values: dict[str, Any], first: bool) -> None:
     check_curvature(held_out, sizes)
     parts = None if robust is None else _robust_parts(values, robust, train)
     derived = derive_recipe(recipe, model)
-    settings = _settings(values, config, robust, train, held_out)
+    cost_count = cost_images(values, held_out)
+    settings = {**_settings(values, config, robust, train, held_out), "cost_images": cost_count}
     files = prepared.begin(folder, derived, classes, settings, overwrite=values["overwrite"])
     if loud and _kept(folder):
         print_line(f"continuing from what is done in {folder}", stderr=True)
@@ -206,11 +210,14 @@ def _prepare(values: dict[str, Any], first: bool) -> None:
         left = report.stages[-1].after  # weights and accuracies stay as they are
         report = replace(report, stages=(*report.stages, Stage("curvature", left, left, rates["seconds"])))
     findings = {} if rift is None else {"rift": rift.to_json()}
+    costs = measured_costs(network, held_out, cost_count, rates, values["seed"], files, loud) if cost_count else None
+    if costs is not None:
+        findings["costs"] = costs.to_json()
     if first:
-        text = page(derived, report, rift, rates)
+        text = page(derived, report, rift, rates, costs)
         prepared.finish(folder, network.state_dict(), report, rates, findings=findings, page=text)
     if loud:
-        show(folder, derived, train, report, rates)
+        show(folder, derived, train, report, rates, costs)
 
 
 def _kept(folder: Path) -> bool:

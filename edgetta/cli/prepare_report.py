@@ -8,12 +8,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgetta.cli.cost_options import cost_columns, cost_rows
 from edgetta.cli.curvature_options import RATE_COLUMNS, rate_rows, show_rates, tuning_words
 
 if TYPE_CHECKING:
     from edgetta.bench.report import Block, Picture
     from edgetta.export.preparation import PreparationReport
     from edgetta.export.recipe import Derived
+    from edgetta.memory.accuracy_costs import AccuracyCosts
     from edgetta.offline.rift import RiftReport
     from edgetta.offline.stage import Accuracies, Stage
     from edgetta.sources.labelled import Labelled
@@ -44,7 +46,12 @@ def stage_rows(stages: Sequence[Stage]) -> list[tuple[str, ...]]:
 
 
 def show(
-    folder: Path, derived: Derived, train: Labelled, report: PreparationReport, rates: Mapping[str, Any] | None
+    folder: Path,
+    derived: Derived,
+    train: Labelled,
+    report: PreparationReport,
+    rates: Mapping[str, Any] | None,
+    costs: AccuracyCosts | None,
 ) -> None:
     """Print the tables."""
     from edgetta.cli.tables import print_facts, print_line, print_table
@@ -62,11 +69,19 @@ def show(
     print_table(COLUMNS, stage_rows(report.stages), left=("stage",))
     if rates is not None:
         show_rates(rates)
+    if costs is not None:
+        print_table(columns := cost_columns(costs), cost_rows(costs), left=columns[:1])
     print_line(f"report: {folder / 'report.html'}")
     print_line(f"next: edgetta export {shlex.quote(str(folder))} -o bundle/", style="green")
 
 
-def page(derived: Derived, report: PreparationReport, rift: RiftReport | None, rates: Mapping[str, Any] | None) -> str:
+def page(
+    derived: Derived,
+    report: PreparationReport,
+    rift: RiftReport | None,
+    rates: Mapping[str, Any] | None,
+    costs: AccuracyCosts | None,
+) -> str:
     """`report.html`; without plots where matplotlib is not installed."""
     from edgetta.bench.report import Facts, Heading, Paragraph, Table, render
     from edgetta.bench.result_file import environment
@@ -99,6 +114,9 @@ def page(derived: Derived, report: PreparationReport, rift: RiftReport | None, r
         blocks += [Heading("Learning rate by batch size"), Table(RATE_COLUMNS, rate_rows(rates))]
         blocks.append(Paragraph(f"Tuned {tuning_words(rates)}."))
         blocks += [_law(rates)] if drawn else []
+    if costs is not None:
+        words = f"{costs.source['images']} held-out images under {costs.source['corruptions']}."
+        blocks += [Heading("What choices cost in accuracy"), Table(cost_columns(costs), cost_rows(costs), words)]
     now = environment()
     packages = ", ".join(f"{name} {version}" for name, version in now["versions"].items())
     foot = f"{now['machine']['processor']}, {now['machine']['threads']} threads. {packages}. {now['date']}."

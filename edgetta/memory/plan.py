@@ -3,7 +3,9 @@
     plan = plan_step(bundle, parse_size("256MiB"), Wishes(batch=64))
     plan.choice, plan.cost.components(), plan.given_up, plan.rate
 
-Where the bundle says nothing of accuracy, the order of preference is this, and what was given up is called unmeasured:
+What a choice costs in accuracy is as `edgetta prepare` measured it (`accuracy_costs.py`). Of choices that cost the
+same, `local` comes last, since its drift shows only where a stream recurs, and the quickest of the others first. Where
+the bundle says nothing of accuracy, the order is this, and what was given up is called unmeasured:
 
 1. a batch as large as asked for, and statistics of the batch where such a batch has them;
 2. gradients through the frozen parts, rather than `local`;
@@ -18,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edgetta.errors import UsageError
+from edgetta.memory.accuracy_costs import NOTHING, AccuracyCost, AccuracyCosts
 from edgetta.memory.choice import Choice
 from edgetta.memory.cost_model import Cost, CostModel
 from edgetta.memory.sizes import size_text
@@ -60,13 +63,17 @@ class Wishes:
 
 @dataclass(frozen=True)
 class GivenUp:
-    """One thing that a plan does without, and what that costs in points of error (0 to 100); None: not measured."""
+    """One thing that a plan does without, and what that costs; None: not measured."""
 
     what: str
-    points: float | None
+    cost: AccuracyCost | None
 
     def told(self) -> str:
-        return f"{self.what}: {'not measured' if self.points is None else f'{self.points:+.2f} points of error'}"
+        return f"{self.what}: {'not measured' if self.cost is None else self.cost.told()}"
+
+    def to_json(self) -> dict[str, Any]:
+        points, deviation = (None, None) if self.cost is None else (self.cost.points, self.cost.deviation)
+        return {"what": self.what, "points": points, "standard_error": deviation}
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,7 @@ class Plan:
     costs: CostModel = field(repr=False)
     held: int = 0  # images that are in memory beside those of an update
     window: int | None = None  # that small batches are gathered in; None where they are not
+    accuracy: AccuracyCosts | None = field(default=None, repr=False)  # None where it was not measured
 
     def at(self, choice: Choice, batch: int) -> int:
         """Bytes that a choice takes for a batch of this size."""
@@ -109,7 +117,7 @@ class Plan:
             "times_inference": self.cost.slowdown,
             "learning_rate": self.rate.rate,
             "learning_rate_reason": self.rate.reason,
-            "given_up": [{"what": entry.what, "points": entry.points} for entry in self.given_up],
+            "given_up": [entry.to_json() for entry in self.given_up],
             "measured_on": dict(self.costs.measured_on),
         }
 
@@ -147,6 +155,7 @@ def plan_step(bundle: Bundle, budget: int, wishes: Wishes | None = None) -> Plan
         costs=search.costs,
         held=search.held(choice.batch),
         window=choice.batch if search.gathers else None,
+        accuracy=search.accuracy,
     )
 
 
@@ -160,6 +169,7 @@ class _Search:
     policy: str
     engines: tuple[str, ...]
     gradients: frozenset[str]
+    accuracy: AccuracyCosts | None
 
     @staticmethod
     def of(bundle: Bundle, wishes: Wishes) -> _Search:
@@ -178,7 +188,7 @@ class _Search:
         if gradient == "exact" and "recompute" not in bundle.manifest["memory"]["auto"]["mode_of"].values():
             gradient = "auto"  # which is measured, and means exact in every part of this bundle
         gradients = {gradient} if wishes.gradient != "auto" else {"auto", "recompute", "local"}
-        return _Search(costs, wishes, config, policy, engines, frozenset(gradients))
+        return _Search(costs, wishes, config, policy, engines, frozenset(gradients), bundle.accuracy_costs)
 
     @property
     def update(self) -> int:
@@ -225,6 +235,15 @@ class _Search:
     def preference(self, choice: Choice) -> tuple[Any, ...]:
         """The smaller, the better."""
         cost = self.cost(choice)
+        if self.accuracy is not None:
+            return (
+                not choice.adapts,
+                self.accuracy.counted(choice, self.update) if choice.adapts else 0.0,
+                choice.gradient == "local",
+                cost.seconds_per_image,
+                -choice.batch,
+                cost.peak,
+            )
         return (
             not choice.adapts,
             choice.statistics != _statistics(self.policy, self.update),
@@ -249,14 +268,19 @@ class _Search:
 
     def given_up(self, choice: Choice) -> Iterator[GivenUp]:
         if choice.batch < self.update:
-            yield GivenUp(f"updates of {choice.batch} images instead of {self.update}", None)
+            few = None if self.accuracy is None else self.accuracy.of_batch(choice.batch, self.update)
+            yield GivenUp(f"updates of {choice.batch} images instead of {self.update}", few)
         if choice.statistics != _statistics(self.policy, self.update):
-            yield GivenUp("running statistics of the BatchNorms instead of those of each batch", None)
+            # A batch so small was measured with them.
+            also = None if self.accuracy is None else NOTHING
+            yield GivenUp("running statistics of the BatchNorms instead of those of each batch", also)
         if choice.gradient == "local":
-            yield GivenUp("the gradient through the frozen parts (local)", None)
+            local = None if self.accuracy is None else self.accuracy.of_gradient("local")
+            yield GivenUp("the gradient through the frozen parts (local)", local)
         if choice.adapts and GRADIENT_ERRORS.get(choice.storage, 1.0) > 1e-4:
             error = GRADIENT_ERRORS[choice.storage]
-            yield GivenUp(f"exact gradients: those of storage {choice.storage} are within {100 * error:.0f} %", None)
+            kept = None if self.accuracy is None else self.accuracy.of_storage(choice.storage)
+            yield GivenUp(f"exact gradients: those of storage {choice.storage} are within {100 * error:.0f} %", kept)
 
 
 def _halves(batch: int) -> list[int]:

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from edgetta.cli import main
+from edgetta.memory.accuracy_costs import AccuracyCost
 from tests.memory.costs import cost_model
+from tests.memory.test_accuracy_costs import costs
 from tests.small_bundle import copy_of_it, edit_manifest, whole_bundle
 
 Captured = pytest.CaptureFixture[str]
@@ -50,6 +52,21 @@ def test_what_is_given_up(bundle: Path, capsys: Captured) -> None:
     assert "updates of 16 images instead of 64: not measured" in capsys.readouterr().out
     assert plan(bundle, "--budget", "1GiB", "--storage", "int8") == 0
     assert "exact gradients: those of storage int8 are within 5 %: not measured" in capsys.readouterr().out
+
+
+def test_costs_that_were_measured_are_told(bundle: Path, capsys: Captured) -> None:
+    assert plan(bundle, "--budget", "20MB") == 0
+    assert "costs not measured; `edgetta prepare --costs` does" in capsys.readouterr().out
+    found = costs(batch_16=AccuracyCost(1.25, 0.25))
+    edit_manifest(bundle, lambda manifest: manifest.update(accuracy_costs=found.to_json()))
+    assert plan(bundle, "--budget", "20MB", "--storage", "full") == 0
+    printed = capsys.readouterr().out
+    assert "updates of 4 images instead of 64: +0.10 ± 0.10 points of error" in printed
+    assert "21.50 % error at its best on 1024 images under spatter; without" in printed
+    assert "without adaptation +0.10 ± 0.10 points of error" in printed
+    assert plan(bundle, "--budget", "20MB", "--storage", "full", "--json") == 0
+    entry = json.loads(capsys.readouterr().out)["given_up"][0]
+    assert (entry["points"], entry["standard_error"]) == (0.1, 0.1)
 
 
 def test_for_programs(bundle: Path, capsys: Captured) -> None:

@@ -15,7 +15,7 @@ import torch
 from edgetta.bundle import build_network, read_bundle
 from edgetta.cli import main
 from edgetta.cli.prepare import AUGMENTATION, command
-from edgetta.offline import warm_up
+from edgetta.offline import accuracy_costs, warm_up
 from edgetta.offline.augment import Augmentation
 from edgetta.offline.warm_up import WarmUpConfig
 from tests.tiny_model import CLASSES, CUTS, pictures, write_folder, write_model
@@ -261,3 +261,47 @@ def test_every_setting_of_the_warm_up_is_an_option() -> None:
         default, value = options[field.name].default, getattr(config, field.name)
         assert default == (",".join(map(str, value)) if isinstance(value, tuple) else value), field.name
     assert {field.name for field in fields(Augmentation)} == {*AUGMENTATION, "blur_sigma"} <= set(options)
+
+
+def test_costs_in_accuracy_are_measured_and_ship(
+    model: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    """On 72 held-out images; interrupted after three runs, it continues to what an uninterrupted one finds."""
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    options = (*QUICK, "--held-out", 0.3, "--input-size", 16)
+    assert prepare(model, data, straight, *options) == 0
+    printed = capsys.readouterr().out
+    assert "gradient local" in printed and "instead of exact gradients, 64 images per update" in printed
+    original, calls = accuracy_costs._wrong, [0]
+
+    def stops(*arguments: Any) -> str:
+        calls[0] += 1
+        if calls[0] == 4:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(accuracy_costs, "_wrong", stops)
+    assert prepare(model, data, stopped, *options) == 130
+    assert len(list((stopped / "stages").glob("cost-*.json"))) == 3
+    monkeypatch.setattr(accuracy_costs, "_wrong", lambda *arguments: calls.append(1) or original(*arguments))
+    assert prepare(model, data, stopped, *options) == 0
+    assert len(calls) == 1 + 6, "what was measured is not measured again"
+    reports = [json.loads((folder / "report.json").read_text()) for folder in (straight, stopped)]
+    assert reports[0]["costs"] == reports[1]["costs"]
+    assert "What choices cost in accuracy" in (stopped / "report.html").read_text()
+    assert main(["export", str(stopped), "-o", str(tmp_path / "bundle"), "--no-measure", "--quiet"]) == 0
+    costs = read_bundle(tmp_path / "bundle").accuracy_costs
+    assert costs is not None and costs.to_json() == reports[1]["costs"]
+    assert costs.source["images"] == "288" and costs.source["corruptions"].count(",") == 3
+
+
+def test_costs_only_where_they_can_be_measured(model: str, data: Path, tmp_path: Path, capsys: Captured) -> None:
+    for options, words in (
+        ((), "images of less than 16 pixels are too small for corruptions"),
+        (("--input-size", 16), "they need 64 held-out images, and there are 24"),
+    ):
+        assert prepare(model, data, tmp_path / "a", "--no-warm-up", "--costs", *options) == 2
+        assert f"--costs: {words}" in error_of(capsys)
+    options = ("--no-warm-up", "--no-costs", "--held-out", 0.3, "--input-size", 16)
+    assert prepare(model, data, tmp_path / "b", *options) == 0
+    assert "costs" not in json.loads((tmp_path / "b" / "report.json").read_text())

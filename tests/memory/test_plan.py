@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from dataclasses import replace
 from typing import Any
@@ -11,11 +12,13 @@ import pytest
 from edgetta.adaptation.adapter import AdaptConfig
 from edgetta.bundle import Bundle
 from edgetta.errors import UsageError
+from edgetta.memory.accuracy_costs import AccuracyCost
 from edgetta.memory.choice import Choice
 from edgetta.memory.plan import GRADIENT_ERRORS, MARGIN, BudgetError, Plan, Wishes, plan_step
 from edgetta.memory.sizes import parse_size
 from edgetta.rate_law import RateLaw
 from tests.memory.costs import FAST, IMAGE, LEAN, MB, planned_bundle
+from tests.memory.test_accuracy_costs import costs
 
 BUDGETS = [round(MB * size) for size in (400, 250, 180, 140, 110, 90, 70, 50, 40, 30, 20, 12, 8)]
 
@@ -93,6 +96,36 @@ def test_storage_goes_before_batch_and_batch_before_the_gradient_through_frozen_
     gradients = [choice.gradient for choice in adapting]
     assert gradients.index("local") > 3
     assert gradients.count("recompute") == 0, "segments that keep bits cannot recompute without being made anew"
+
+
+def test_measured_costs_decide_before_time(bundle: Bundle) -> None:
+    """Where 8 bits cost nothing that can be told, they go before anything that costs; and the plan says what it is."""
+    expensive = replace(
+        bundle, accuracy_costs=costs(**{f"batch_{size}": AccuracyCost(64 / size, 0.1) for size in (32, 16, 8)})
+    )
+    bytes_cost = replace(bundle, accuracy_costs=costs(storage_int8=AccuracyCost(3.0, 0.1)))
+    tight = plan(expensive, 60).choice
+    assert tight.batch == 64 and tight.gradient != "local"
+    found = plan(expensive, 12)
+    assert found.choice.batch < 64
+    told = found.given_up[0]
+    assert told.cost is not None and told.cost.points > 2 and "points of error" in told.told()
+    assert next(choice.batch for choice in found.ladder if choice.adapts) == found.choice.batch
+    assert all(way.storage != "int8" for way in plan(bytes_cost, 1000).ladder[:3])
+    # What costs the same is chosen by time: everything kept in floats is quicker than 8 bits, whole is than slices.
+    assert plan(expensive, 1000).choice == plan(bundle, 1000).choice
+    for budget in BUDGETS[:9]:
+        choice = plan_step(expensive, budget).choice
+        asked = expensive.accuracy_costs
+        assert asked is not None and expensive.cost_model is not None
+        least = asked.counted(choice, 64)
+        for storage in GRADIENT_ERRORS:
+            with contextlib.suppress(BudgetError):
+                other = plan_step(expensive, budget, Wishes(storage=storage)).choice
+                assert least <= asked.counted(other, 64)
+                if least == asked.counted(other, 64) and other.gradient != "local":
+                    quicker = expensive.cost_model.cost(choice).seconds_per_image
+                    assert quicker <= expensive.cost_model.cost(other).seconds_per_image
 
 
 def test_the_ladder_begins_at_the_choice(bundle: Bundle) -> None:
