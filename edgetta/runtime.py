@@ -195,10 +195,12 @@ class Runtime:
     def save_state(self, path: str | os.PathLike[str]) -> None:
         """Write what was learnt to a file, atomically: a full disk or a crash leaves the file that was there.
 
-        Weights, statistics, momentum and counters; not the window of recent small batches. Raises `StorageError`.
+        Weights, statistics and what they are averages of, momentum and counters; not the window of recent small
+        batches. Raises `StorageError`.
         """
         tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         tensors |= {f"momentum.{i}": buffer for i, buffer in self.adapter.momentum_buffers().items()}
+        tensors |= {f"stream.{name}": tensor for name, tensor in self.adapter.stream.tensors().items()}
         owned = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         info = {
             "version": _STATE_VERSION,
@@ -222,18 +224,21 @@ class Runtime:
         network = {k.removeprefix("network."): t for k, t in tensors.items() if k.startswith("network.")}
         parameters = list(self.network.parameters())
         momentum = {}
-        for name in tensors.keys() - {f"network.{key}" for key in network}:
+        stream = {k.removeprefix("stream."): t for k, t in tensors.items() if k.startswith("stream.")}
+        for name in tensors.keys() - {f"network.{key}" for key in network} - {f"stream.{key}" for key in stream}:
             number = name.removeprefix("momentum.")
             if not number.isdecimal() or int(number) >= len(parameters):
                 raise BundleError(f"{file} holds {name!r}, which belongs to no parameter of this network")
             if tensors[name].shape != parameters[int(number)].shape:
                 raise BundleError(f"{file}: {name!r} has another shape than its parameter")
             momentum[int(number)] = tensors[name]
+        adapter = self._adapter()
         try:
+            adapter.stream.restore(stream)
             self.network.load_state_dict(network)
         except ValueError as error:
             raise BundleError(f"{file}: {error}") from error
-        self._attach(self._adapter())
+        self._attach(adapter)
         self.adapter.restore(momentum, info["counters"])
 
     def _keeper(self, gradient: Gradient) -> Keeper:

@@ -9,6 +9,10 @@ A method is made from any trained `nn.Module` and is then called batch by batch;
 | `Tent` | minimises entropy over BatchNorm's weight and bias | Wang et al. 2021 |
 | `Eata` | entropy of reliable, diverse samples; weights held near the source's | Niu et al. 2022 |
 | `Cotta` | follows an averaged teacher, everything trains | Wang et al. 2022 |
+| `Sar` | entropy of reliable samples at a sharp neighbour; recovers when it collapses | Niu et al. 2023 |
+| `Rotta` | slow statistics, a class-balanced memory, an averaged teacher | Yuan et al. 2023 |
+| `Rdumb` | EATA that forgets everything every 1,000 batches | Press et al. 2023 |
+| `Roid` | certain and diverse samples, consistency, ensembling, prior correction | Marsden et al. 2024 |
 | `EcottaStock` | edgetta's own mathematics, kept by autograd | Song et al. 2023 |
 
 To add one, add a file with a class that is a `Method`, and name it here.
@@ -19,6 +23,10 @@ from edgetta.bench.baselines.cotta import Cotta, CottaConfig
 from edgetta.bench.baselines.eata import Eata, EataConfig
 from edgetta.bench.baselines.ecotta_stock import EcottaStock
 from edgetta.bench.baselines.method import Method, error_rate
+from edgetta.bench.baselines.rdumb import Rdumb
+from edgetta.bench.baselines.roid import Roid, RoidConfig
+from edgetta.bench.baselines.rotta import Rotta, RottaConfig
+from edgetta.bench.baselines.sar import Sar, SarConfig
 from edgetta.bench.baselines.source import Source
 from edgetta.bench.baselines.tent import Tent, TentConfig
 
@@ -30,6 +38,13 @@ __all__ = [
     "EataConfig",
     "EcottaStock",
     "Method",
+    "Rdumb",
+    "Roid",
+    "RoidConfig",
+    "Rotta",
+    "RottaConfig",
+    "Sar",
+    "SarConfig",
     "Source",
     "Tent",
     "TentConfig",

@@ -14,6 +14,7 @@ from torch import Tensor
 from edgetta.adaptation.network import AdaptiveNetwork, Tape
 from edgetta.adaptation.objective import Objective, entropy, filtered_entropy
 from edgetta.adaptation.step_rate import DEFAULT_RATE, StepRate
+from edgetta.adaptation.stream_statistics import Domain, StreamStatistics
 from edgetta.errors import UsageError
 from edgetta.rate_law import RateLaw
 
@@ -33,6 +34,9 @@ class AdaptConfig:
     window: int = 64  # batches smaller than `small_batch` are gathered: one update per this many images
     small_batch: int = 16
     watched: int = 4  # first updates whose effect on the predictions may damp a rate of the law; 0: none
+    statistics: Literal["stream", "batch"] = "stream"  # BatchNorm: of all images since a change, or of each batch
+    statistics_images: int = 512  # "stream": images that the average reaches back, at most
+    change: float = 0.6  # "stream": deviations by which images differ where the stream changed; see stream_statistics
 
     def __post_init__(self) -> None:
         checks = {
@@ -44,6 +48,9 @@ class AdaptConfig:
             "window": self.window >= 1,
             "small_batch": self.small_batch >= 1,
             "watched": self.watched >= 0,
+            "statistics": self.statistics in ("stream", "batch"),
+            "statistics_images": self.statistics_images >= 1,
+            "change": self.change > 0,
         }
         ranges = {
             "learning_rate": "a number of at least 0",
@@ -54,6 +61,9 @@ class AdaptConfig:
             "window": "at least 1",
             "small_batch": "at least 1",
             "watched": "at least 0",
+            "statistics": "stream or batch",
+            "statistics_images": "at least 1",
+            "change": "above 0",
         }
         for name, good in checks.items():
             if not good:
@@ -136,6 +146,7 @@ class Adapter:
         self._parameters = list(network.parameters())
         self.optimizer = torch.optim.SGD(self._parameters, DEFAULT_RATE, self.config.momentum)  # rate: each update's
         self._due = schedule(self.config.when)
+        self.stream = StreamStatistics(self.config.statistics_images, self.config.change)
         self._recent: deque[Tensor] = deque(maxlen=self.config.window)
         self._fresh = 0
         self.steps = self.updates = self.skipped = self.empty = 0
@@ -163,12 +174,12 @@ class Adapter:
         `gather` is False: then the update sees the batch, however small. Where anything is raised, for want of memory
         above all, the step is undone: weights, statistics, momentum, window and counters are as before it.
         """
-        statistics, counters = self.network.statistics_snapshot(), self.counters()
+        statistics, counters = self._statistics(), self.counters()
         recent, fresh = list(self._recent), self._fresh
         try:
             return self._step(images, gather)
         except BaseException:
-            self.network.restore_statistics(statistics)
+            self._restore_statistics(statistics)
             self.optimizer.zero_grad(set_to_none=True)
             self._recent.clear()
             self._recent.extend(recent)
@@ -179,11 +190,11 @@ class Adapter:
 
     def predict(self, images: Tensor, track: bool = True) -> StepResult:
         """Only predict; running statistics move along unless `track` is False. Undone like `step` where it raises."""
-        statistics = self.network.statistics_snapshot()
+        statistics = self._statistics()
         try:
             return self._predict(images, "no memory", track)[0]
         except BaseException:
-            self.network.restore_statistics(statistics)
+            self._restore_statistics(statistics)
             raise
 
     def counters(self) -> dict[str, int]:
@@ -227,16 +238,16 @@ class Adapter:
 
     def _predict(self, images: Tensor, reason: Reason, track: bool = True) -> tuple[StepResult, bool]:
         """The prediction, and whether everything in it was finite; otherwise statistics are as before."""
-        snapshot = self.network.statistics_snapshot()
-        logits, _ = self.network.forward(images, keep=False, track=track)
+        snapshot = self._statistics()
+        logits, _ = self.network.forward(images, keep=False, track=track, share=self._share(images, track))
         sound = bool(torch.isfinite(logits).all()) and self.network.statistics_finite()
         if not sound:
-            self.network.restore_statistics(snapshot)
+            self._restore_statistics(snapshot)
         return StepResult(logits, entropy(logits), False, reason, math.nan, math.nan, 0), sound
 
     def _update(self, images: Tensor, track: bool = True) -> tuple[Tensor, Objective | None, float]:
         """One update; the objective is None when it was refused, and then nothing has changed."""
-        statistics = self.network.statistics_snapshot()
+        statistics = self._statistics()
         watching = self.rate.watching
         # A single pass moves weights last, when all is checked.
         learnt = self._learnt() if self.config.passes == 2 or watching else []
@@ -245,13 +256,13 @@ class Adapter:
         try:
             logits, objective, distance = self._try_update(images, track)
             if watching and objective is not None:
-                self.rate.watch(logits, self.network.forward(images, keep=False, track=False)[0])
+                self.rate.watch(logits, self._again(images, keep=False)[0])
         except BaseException:
             self._restore_learnt(learnt)
             raise
         self.optimizer.zero_grad(set_to_none=True)
         if objective is None:
-            self.network.restore_statistics(statistics)
+            self._restore_statistics(statistics)
             self._restore_learnt(learnt)
             self.skipped += 1
         else:
@@ -261,7 +272,7 @@ class Adapter:
 
     def _try_update(self, images: Tensor, track: bool) -> tuple[Tensor, Objective | None, float]:
         """As `_update`, but where the objective is None, statistics and the first of two passes may have moved."""
-        predicted, tape = self.network.forward(images, track=track)
+        predicted, tape = self.network.forward(images, track=track, share=self._share(images, track))
         self.kept_bytes = max(self.kept_bytes, sum(tape.kept_bytes().values()))
         logits, regulariser = predicted, self.config.regulariser
         if self.config.passes == 2:
@@ -270,7 +281,7 @@ class Adapter:
             self.network.backward(tape, None, regulariser)
             if not self._apply():
                 return predicted, None, math.nan
-            logits, tape = self.network.forward(images, track=False)
+            logits, tape = self._again(images)
             regulariser = 0.0
         if not self._sound(logits, tape):
             return predicted, None, math.nan
@@ -278,6 +289,24 @@ class Adapter:
         distance = float(torch.stack(tape.distances).sum())
         self.network.backward(tape, objective.gradient, regulariser)
         return predicted, objective if self._apply() else None, distance
+
+    def _share(self, images: Tensor, track: bool) -> float | None:
+        """What the images count in the running statistics; nothing where those stay."""
+        if self.config.statistics == "batch" or (self.stream.domain is None and not track):
+            return None
+        return self.stream.share(images) if track else 0.0
+
+    def _again(self, images: Tensor, keep: bool = True) -> tuple[Tensor, Tape]:
+        """A further forward of images that were taken in already."""
+        return self.network.forward(images, keep=keep, track=False, share=self._share(images, False))
+
+    def _statistics(self) -> tuple[list[dict[str, Tensor]], Domain | None, int]:
+        """Everything that moves without learning, for `_restore_statistics`."""
+        return self.network.statistics_snapshot(), self.stream.domain, self.stream.changes
+
+    def _restore_statistics(self, snapshot: tuple[list[dict[str, Tensor]], Domain | None, int]) -> None:
+        self.network.restore_statistics(snapshot[0])
+        self.stream.domain, self.stream.changes = snapshot[1:]
 
     def _sound(self, logits: Tensor, tape: Tape) -> bool:
         """Whether everything that a forward made is finite."""

@@ -34,7 +34,7 @@ class AdaptiveNetwork:
 
     batch_norm   statistics of the frozen BatchNorms and of the meta-networks' own:
                  batch (of each batch), ema (running), source (as trained; running ones that do not move),
-                 auto (batch from 16 images up, ema below)
+                 auto (as `forward` is told; else batch from 16 images up, ema below)
     ema_images   time constant of the running statistics, in images
     memory       what a step keeps; may be replaced between steps: a forward reads it, and its tape remembers it.
                  Rounding to 8 bits is random, from the same beginning in every new or restored network
@@ -65,21 +65,29 @@ class AdaptiveNetwork:
         """Where the meta-networks are, and where images belong."""
         return next(self.metas.parameters()).device
 
-    def statistics(self, batch: int) -> tuple[Statistics, float]:
-        """The meta-networks' statistics policy and the frozen BatchNorms' momentum for a batch of this size."""
+    def statistics(self, batch: int, share: float | None = None) -> tuple[Statistics, float]:
+        """The meta-networks' statistics policy and the frozen BatchNorms' momentum for a batch of this size.
+
+        share   of the batch in the running statistics, which policy `auto` then takes instead of its own choice
+        """
         if self.batch_norm == "source":
             return "ema", 0.0
+        if self.batch_norm == "auto" and share is not None:
+            return "ema", share
         if self.batch_norm == "batch" or (self.batch_norm == "auto" and batch >= EMA_BELOW):
             return "batch", 1.0
         return "ema", min(1.0, batch / self.ema_images)
 
     @torch.no_grad()
-    def forward(self, x: Tensor, keep: bool = True, track: bool = True) -> tuple[Tensor, Tape]:
+    def forward(
+        self, x: Tensor, keep: bool = True, track: bool = True, share: float | None = None
+    ) -> tuple[Tensor, Tape]:
         """Logits (N, classes) for images (N, C, H, W) in [0, 1], and the tape when `keep` is set.
 
-        With `track` False running statistics are used but not moved, nor replaced by those of this batch.
+        With `track` False running statistics are used but not moved, nor replaced by those of this batch. `share`: see
+        `statistics`.
         """
-        statistics, momentum = self.statistics(x.shape[0])
+        statistics, momentum = self.statistics(x.shape[0], share)
         if statistics == "ema" and not track:
             momentum = 0.0
         before = self.statistics_snapshot() if not track else None

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
+STATISTICS = "BatchNorm's: of all images since the stream last changed (default), or of each batch alone."
+
 # Field -> (type, what to write, help). Static, so that `--help` does not import torch.
 OPTIONS: dict[str, tuple[Any, str, str]] = {
     "learning_rate": (float, "RATE", "Of SGD; by default from the bundle's rate law, where it has one, else 0.001."),
@@ -22,6 +24,9 @@ OPTIONS: dict[str, tuple[Any, str, str]] = {
     "when": (str, "WHEN", "Adapt always, off, or 'every N' (batches)."),
     "window": (click.IntRange(1), "IMAGES", "Small batches are gathered: one update per so many images."),
     "small_batch": (click.IntRange(1), "IMAGES", "Batches below this size are small."),
+    "statistics": (click.Choice(("stream", "batch")), "stream|batch", STATISTICS),
+    "statistics_images": (click.IntRange(1), "IMAGES", "Statistics of the stream reach back so many images at most."),
+    "change": (float, "DEVIATIONS", "Images that differ so much from those before begin new statistics."),
     "watched": (click.IntRange(0), "UPDATES", "First updates whose effect may damp a rate of the law; 0: none."),
 }
 

@@ -18,6 +18,11 @@ from edgetta.bench.baselines import (
     Eata,
     EcottaStock,
     Method,
+    Rdumb,
+    Roid,
+    Rotta,
+    RottaConfig,
+    Sar,
     Source,
     Tent,
     TentConfig,
@@ -47,6 +52,10 @@ METHODS: dict[str, Callable[[nn.Module], Method]] = {
     "tent": Tent,
     "eata": lambda model: Eata(model, [images()]),
     "cotta": Cotta,
+    "sar": Sar,
+    "rotta": lambda model: Rotta(model, RottaConfig(memory=8, period=8)),
+    "rdumb": Rdumb,
+    "roid": Roid,
     "ecotta": lambda model: EcottaStock(model, SmallNet.cuts, [MetaNetwork(s) for s in small_model().metas]),
 }
 

@@ -135,6 +135,9 @@ def test_options_reach_the_runtime_by_their_own_names(
         "window": 7,
         "small_batch": 2,
         "watched": 5,
+        "statistics": "batch",
+        "statistics_images": 300,
+        "change": 0.75,
     }
     assert set(values) == set(OPTIONS)
     flags = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", value)]

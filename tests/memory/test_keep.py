@@ -229,11 +229,11 @@ class Scarce:
         self._forward = kept.adapter.network.forward
         monkeypatch.setattr(kept.adapter.network, "forward", self.forward)
 
-    def forward(self, x: Tensor, keep: bool = True, track: bool = True) -> Any:
+    def forward(self, x: Tensor, keep: bool = True, track: bool = True, share: float | None = None) -> Any:
         self.seen.append(len(x))
         if len(x) > self.most:
             raise MemoryError(f"{len(x)} images")
-        return self._forward(x, keep, track)
+        return self._forward(x, keep, track, share)
 
 
 @pytest.mark.parametrize("most", [1, 3, 8])

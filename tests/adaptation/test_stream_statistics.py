@@ -1,0 +1,130 @@
+"""Statistics of the stream: how much a batch counts, what a change is, and that adaptation uses and undoes them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from edgetta.adaptation.adapter import AdaptConfig, Adapter
+from edgetta.adaptation.network import AdaptiveNetwork
+from edgetta.adaptation.stream_statistics import LEAST, StreamStatistics, image_signals
+from edgetta.errors import UsageError
+from tests.adaptation.backbones import network_of, small_model
+
+
+def photographs(count: int, seed: int) -> Tensor:
+    """Smooth images, each with its own light."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, 4, 4, generator=generator)
+    light = 0.3 + 0.4 * torch.rand(count, 1, 1, 1, generator=generator)
+    return torch.nn.functional.interpolate(coarse, 16, mode="bilinear") * light
+
+
+def noisy(images: Tensor, seed: int) -> Tensor:
+    return (images + 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))).clamp(0, 1)
+
+
+def network() -> AdaptiveNetwork:
+    return network_of(small_model(), "auto", dtype=torch.float32)
+
+
+def test_images_that_are_alike_all_count_the_same_up_to_the_limit() -> None:
+    stream = StreamStatistics(limit=100)
+    shares = [stream.share(photographs(20, seed)) for seed in range(8)]
+    assert shares == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4, 1 / 5, 1 / 6, 1 / 6, 1 / 6])
+    assert stream.changes == 0
+
+
+@pytest.mark.parametrize("batch", [1, 4, 16, 64])
+def test_another_corruption_begins_a_new_average(batch: int) -> None:
+    stream = StreamStatistics()
+    for start in range(0, 256, batch):
+        stream.share(photographs(256, 0)[start : start + batch])
+    assert stream.changes == 0
+    after = noisy(photographs(64, 1), 2)
+    shares = [stream.share(after[start : start + batch]) for start in range(0, 64, batch)]
+    assert stream.changes == 1
+    seen = math.ceil(LEAST / batch)  # batches until there are enough images to compare
+    assert shares[seen - 1] == pytest.approx(batch / (seen * batch))
+    assert shares[-1] == pytest.approx(batch / 64)
+    assert stream.domain is not None and stream.domain.count == 64
+
+
+def test_the_signals_of_a_domain_are_those_of_its_images() -> None:
+    stream = StreamStatistics()
+    images = photographs(64, 3)
+    for start, stop in ((0, 16), (16, 48), (48, 64)):
+        stream.share(images[start:stop])
+    signals = image_signals(images)
+    assert stream.domain is not None
+    assert torch.allclose(stream.domain.mean, signals.mean(0), atol=1e-5)
+    assert torch.allclose(stream.domain.variance, signals.var(0, correction=0), rtol=1e-3, atol=1e-6)
+
+
+def test_signals_tell_noise_blur_light_and_contrast_apart() -> None:
+    images = photographs(32, 4)
+    mean, deviation, _, outstanding = image_signals(images).mean(0).view(4, 3).mean(1)
+    noise = image_signals(noisy(images, 0)).mean(0).view(4, 3).mean(1)
+    dark = image_signals(images * 0.5).mean(0).view(4, 3).mean(1)
+    assert noise[3] > outstanding + 1 and abs(noise[0] - mean) < 0.05
+    assert dark[0] < 0.6 * mean and dark[1] == pytest.approx(float(deviation) + math.log(0.5), abs=1e-3)
+
+
+def test_a_network_normalises_with_the_average_over_the_stream() -> None:
+    """Two batches that are alike: the second is predicted with the statistics of both."""
+    adapter = Adapter(network(), AdaptConfig(when="off"))
+    images = photographs(64, 5)
+    adapter.step(images[:32])
+    first = adapter.step(images[32:]).logits
+    reference = network()
+    reference.forward(images[:32], share=1.0)
+    assert torch.allclose(first, reference.forward(images[32:], share=0.5)[0], atol=1e-6)
+    plain = Adapter(network(), AdaptConfig(when="off", statistics="batch"))
+    plain.step(images[:32])
+    assert torch.allclose(plain.step(images[32:]).logits, network().forward(images[32:])[0], atol=1e-6)
+    assert not torch.allclose(plain.step(images[32:]).logits, first, atol=1e-4)
+
+
+def test_a_policy_that_was_chosen_stays() -> None:
+    chosen = network()
+    chosen.batch_norm = "batch"
+    adapter = Adapter(chosen, AdaptConfig(when="off"))
+    images = photographs(64, 6)
+    adapter.step(images[:32])
+    assert torch.equal(adapter.step(images[32:]).logits, chosen.forward(images[32:])[0])
+
+
+def test_a_batch_that_is_not_finite_leaves_the_average_as_it_was() -> None:
+    adapter = Adapter(network())
+    adapter.step(photographs(32, 7))
+    before = adapter.stream.domain
+    broken = photographs(32, 8)
+    broken[3] = math.nan
+    assert adapter.step(broken).reason == "non-finite"
+    assert adapter.stream.domain is before
+    assert adapter.step(photographs(32, 9)).adapted
+
+
+def test_a_step_that_fails_leaves_the_average_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = Adapter(network())
+    adapter.step(photographs(32, 7))
+    before, statistics = adapter.stream.domain, adapter.network.statistics_snapshot()
+
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(adapter.network, "backward", fail)
+    with pytest.raises(MemoryError):
+        adapter.step(noisy(photographs(32, 8), 0))
+    assert adapter.stream.domain is before and adapter.stream.changes == 0
+    for was, now in zip(statistics, adapter.network.statistics_snapshot(), strict=True):
+        assert all(torch.equal(was[name], now[name]) for name in was)
+
+
+@pytest.mark.parametrize("setting", [{"statistics": "none"}, {"statistics_images": 0}, {"change": 0.0}])
+def test_settings_out_of_range_are_named(setting: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match=next(iter(setting))):
+        AdaptConfig(**setting)  # type: ignore[arg-type]
