@@ -59,6 +59,7 @@ class Roid:
         self._start = copy.deepcopy(self.model.state_dict())
         self._source = [parameter.detach().clone() for parameter in self.parameters()]
         self._seed = seed
+        self.average: Tensor | None = None  # of predictions
         self.reset()
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -102,7 +103,7 @@ class Roid:
     def reset(self) -> None:
         """Back to the network that was given, with a fresh optimizer and no average prediction."""
         self.model.load_state_dict(self._start)
-        self.average: Tensor | None = None
+        self.average = None
         self.optimizer = torch.optim.Adam(self.parameters(), self.config.learning_rate, (self.config.momentum, 0.999))
         self._generator = torch.Generator().manual_seed(self._seed)
 

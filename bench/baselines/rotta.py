@@ -107,6 +107,8 @@ class Rotta:
         self._given = copy.deepcopy(model).eval().requires_grad_(False)
         batch_norms(self._given)
         self._seed = seed
+        self._seen = 0
+        self.memory: BalancedMemory | None = None
         self.reset()
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -135,7 +137,7 @@ class Rotta:
         self.student = _with_slow_statistics(self._given, self.config.statistics)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
         self.optimizer = torch.optim.Adam(self.parameters(), self.config.learning_rate, (self.config.momentum, 0.999))
-        self.memory: BalancedMemory | None = None
+        self.memory = None
         self._seen = 0
         self._generator = torch.Generator().manual_seed(self._seed)
 

@@ -52,6 +52,7 @@ class Sar:
                 module.requires_grad_(True)
         self._start = copy.deepcopy(self.model.state_dict())
         self.recoveries = 0
+        self.average: float | None = None  # of the loss
         self.reset()
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -78,7 +79,7 @@ class Sar:
     def reset(self) -> None:
         """Back to the network that was given, with a fresh optimizer."""
         self.model.load_state_dict(self._start)
-        self.average: float | None = None  # of the loss
+        self.average = None
         self.optimizer = torch.optim.SGD(self.parameters(), self.config.learning_rate, self.config.momentum)
 
     def _margin(self, logits: Tensor) -> float:
@@ -108,8 +109,9 @@ class Sar:
             return
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        value = float(loss.detach())
-        self.average = value if self.average is None else AVERAGE * self.average + (1 - AVERAGE) * value
-        if self.average < self.config.recovery:
+        latest = float(loss.detach())
+        average = latest if self.average is None else AVERAGE * self.average + (1 - AVERAGE) * latest
+        self.average = average
+        if average < self.config.recovery:
             self.reset()
             self.recoveries += 1
