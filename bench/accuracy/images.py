@@ -17,7 +17,7 @@ from edgetta.storage import atomic_write_bytes
 
 Split = Literal["train", "test"]
 CLEAN = "clean"
-_COUNTS = {"train": 50_000, "test": 10_000}
+COUNTS = {"train": 50_000, "test": 10_000}
 
 
 def default_cache() -> Path:
@@ -67,7 +67,7 @@ class ImageCache:
 
 def _rows(split: Split, count: int, seed: int) -> np.ndarray:
     """Numbers of images, in the order of the stream."""
-    return np.random.default_rng(seed).permutation(_COUNTS[split])[:count]
+    return np.random.default_rng(seed).permutation(COUNTS[split])[:count]
 
 
 def _read(path: Path, count: int) -> Images | None:

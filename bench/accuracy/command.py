@@ -1,0 +1,198 @@
+"""`edgetta bench accuracy`: the error of every method on streams of corrupted images, side by side."""
+
+from __future__ import annotations
+
+import functools
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgetta.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgetta.bench.accuracy.methods import SourceModel
+
+JPEG_MODEL = "akamaster_resnet20"  # of lossless images; meets their JPEG copies in `jpeg-shift`
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  edgetta bench accuracy --tune --images 500 --json bench/results/tuning.json\n"
+    "  edgetta bench accuracy --images 500 --tuning bench/results/tuning.json --json bench/results/accuracy.json\n"
+    "  edgetta bench accuracy --streams correlated --batches 1,64 --methods source,rotta,edgetta --images 500"
+)
+@click.option("--streams", default="continual", show_default=True, help="By name, comma-separated; or all.")
+@click.option("--methods", default="all", show_default=True, help="By name, comma-separated; or all.")
+@click.option("--batches", default="64", show_default=True, help="Images that come at a time, comma-separated.")
+@click.option("--images", default=2000, show_default=True, type=click.IntRange(1, 10_000), help="Per corruption.")
+@click.option("--seeds", default="0,1,2", show_default=True, help="Which images, in which order; comma-separated.")
+@click.option("--rounds", default=20, show_default=True, type=click.IntRange(1), help="Of the stream `recurring`.")
+@click.option("--model", default="resnet20_jpegft", show_default=True, help="Weights in the data folder.")
+@click.option("--clean", default=500, show_default=True, type=click.IntRange(0), help="Images of the clean error.")
+@click.option("--tune", is_flag=True, help="Try every method's settings on the tuning corruptions instead.")
+@click.option("--tuning", type=click.Path(path_type=Path, exists=True), help="What --tune wrote: settings to use.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Keeps corrupted images; default: the cache folder.")
+@click.option("--json", "path", type=click.Path(path_type=Path), help="Write the result file here; continues one.")
+@click.option("--markdown", "markdown_path", type=click.Path(path_type=Path), help="Write the table here, too.")
+@click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="Write a picture here (.png, .svg).")
+@click.option(
+    "--minutes",
+    metavar="N",
+    type=click.FloatRange(0, min_open=True),
+    help="Stop after about N minutes, to go on later.",
+)
+def command(
+    streams: str,
+    methods: str,
+    batches: str,
+    images: int,
+    seeds: str,
+    rounds: int,
+    model: str,
+    clean: int,
+    tune: bool,
+    tuning: Path | None,
+    cache: Path | None,
+    path: Path | None,
+    markdown_path: Path | None,
+    plot_path: Path | None,
+    minutes: float | None,
+) -> None:
+    """Error per corruption, clean error afterwards, kept bytes and time, per stream, method, batch size and seed.
+
+    Settings come from --tuning; without it every method has its published ones. Rows that the result file holds are
+    not run again, so the same command continues, and another one adds to them. Needs the images and weights that
+    EDGETTA_DATA names.
+    """
+    from edgetta.bench.accuracy.images import ImageCache, default_cache
+    from edgetta.bench.accuracy.methods import METHODS, SourceModel
+    from edgetta.bench.accuracy.streams import STREAMS
+
+    names = _chosen("--methods", methods, tuple(METHODS))
+    sizes, numbers = _numbers("--batches", batches, 1), _numbers("--seeds", seeds, 0)
+    store = ImageCache(cache or default_cache())
+    end = None if minutes is None else time.monotonic() + 60 * minutes
+
+    @functools.cache
+    def source(weights: str) -> SourceModel:
+        return SourceModel.load(weights, store)
+
+    job: dict[str, Any] = {
+        "source": source,
+        "cache": store,
+        "path": path,
+        "end": end,
+        "images": images,
+        "model": model,
+    }
+    if tune:
+        _tune(names, sizes, **job)
+        return
+    _run(_chosen("--streams", streams, STREAMS), names, sizes, numbers, rounds, clean, tuning, **job)
+    if markdown_path is not None or plot_path is not None:
+        _write(path, markdown_path, plot_path)
+
+
+def _tune(
+    names: list[str], sizes: list[int], *, source: Any, cache: Any, path: Any, end: Any, images: int, model: str
+) -> None:
+    from edgetta.bench.accuracy.tuning import trials
+    from edgetta.bench.result_file import rows_to_continue, write_results
+    from edgetta.cli.progress import progress_bar
+    from edgetta.cli.tables import print_table
+
+    settings = {"severity": 5, "split": "train"}
+    rows = rows_to_continue(path, settings) if path is not None else []
+    with progress_bar("trials", unit="trials") as update:
+        for done, total, note in trials(lambda: source(model), cache, rows, names, sizes, images, model):
+            update(done, total, note)
+            if path is not None:
+                write_results(path, rows, settings)
+            if end is not None and time.monotonic() > end:
+                break
+    cells = [(row["method"], row["batch"], f"{row['settings']}", f"{row['error']:.2f}") for row in rows]
+    print_table(("method", "batch", "settings", "error %"), cells, left=("method", "settings"))
+
+
+def _run(
+    streams: list[str],
+    names: list[str],
+    sizes: list[int],
+    seeds: list[int],
+    rounds: int,
+    clean: int,
+    tuning: Path | None,
+    *,
+    source: Any,
+    cache: Any,
+    path: Path | None,
+    end: float | None,
+    images: int,
+    model: str,
+) -> None:
+    import json
+
+    from edgetta.bench.accuracy.methods import make
+    from edgetta.bench.accuracy.score import score
+    from edgetta.bench.accuracy.streams import StreamSpec
+    from edgetta.bench.accuracy.summary import table, with_gaps
+    from edgetta.bench.accuracy.tuning import chosen
+    from edgetta.bench.result_file import rows_to_continue, write_results
+    from edgetta.cli.progress import progress_bar
+    from edgetta.cli.tables import print_table
+
+    tried = json.loads(tuning.read_text())["rows"] if tuning is not None else []
+    settings = {"severity": 5, "clean": clean, "tuned": tuning is not None}
+    rows: list[dict[str, Any]] = rows_to_continue(path, settings) if path is not None else []
+    planned = [(s, b, seed, n) for seed in seeds for s in streams for b in sizes for n in names]
+    with progress_bar("streams", len(planned), unit="runs") as update:
+        for position, (stream, batch, seed, name) in enumerate(planned):
+            weights = JPEG_MODEL if stream == "jpeg-shift" else model
+            update(position, note=f"{stream}, batch {batch}, seed {seed}, {name}")
+            picked = dict(chosen(tried, name, batch, weights))
+            key = {"stream": stream, "method": name, "model": weights, "batch": batch, "images": images, "seed": seed}
+            key |= {"settings": picked}
+            if any(all(row.get(field) == value for field, value in key.items()) for row in rows):
+                continue
+            if end is not None and time.monotonic() > end:
+                break
+            spec = StreamSpec(stream, images, batch, seed, rounds=rounds)
+            found = score(make(name, source(weights), picked, seed), spec, cache, clean)
+            rows = with_gaps([*rows, key | found.row()])
+            if path is not None:
+                write_results(path, rows, settings)
+    wanted = [row for row in rows if row["stream"] in streams and row["batch"] in sizes and row["images"] == images]
+    print_table(*table(wanted), left=("stream", "method"))
+
+
+def _write(path: Path | None, markdown_path: Path | None, plot_path: Path | None) -> None:
+    import json
+
+    from edgetta.bench.accuracy.plot import plot
+    from edgetta.bench.accuracy.summary import markdown
+    from edgetta.storage import atomic_write_text
+
+    if path is None:
+        raise UsageError("--markdown and --plot show what --json wrote; name that file, too")
+    rows = json.loads(path.read_text())["rows"]
+    if markdown_path is not None:
+        atomic_write_text(markdown_path, markdown(rows))
+    if plot_path is not None:
+        plot(rows, plot_path)
+
+
+def _chosen(option: str, text: str, known: tuple[str, ...]) -> list[str]:
+    names = list(known) if text == "all" else [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"{option} {name!r} is unknown; choose from {', '.join(known)}")
+    return list(dict.fromkeys(names))
+
+
+def _numbers(option: str, text: str, least: int) -> list[int]:
+    numbers = [number.strip() for number in text.split(",")]
+    if not all(number.isdecimal() and int(number) >= least for number in numbers):
+        raise UsageError(f"{option} {text!r}: give whole numbers from {least}, separated by commas")
+    return list(dict.fromkeys(map(int, numbers)))

@@ -1,0 +1,146 @@
+"""Every method of the bench by name: how it is made, and the settings that are tried for it.
+
+Each has the same number of trials (`TRIALS`) on the tuning stream; the best one meets the test corruptions, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgetta.adaptation.adapter import AdaptConfig
+from edgetta.adaptation.model import AdaptableModel
+from edgetta.bench.accuracy.edgetta_method import AffineOracle, Edgetta, MetaOracle, network_of
+from edgetta.bench.accuracy.images import CLEAN, ImageCache
+from edgetta.bench.accuracy.streams import as_tensor
+from edgetta.bench.baselines import (
+    BatchNormStatistics,
+    Cotta,
+    CottaConfig,
+    Eata,
+    EataConfig,
+    Method,
+    Rdumb,
+    Roid,
+    RoidConfig,
+    Rotta,
+    RottaConfig,
+    Sar,
+    SarConfig,
+    Source,
+    Tent,
+    TentConfig,
+)
+from edgetta.bench.datasets import data_folder
+from edgetta.errors import UsageError
+from edgetta.export.derive import derive
+from edgetta.models import load_model
+from edgetta.models.parts import cuts
+from edgetta.offline.source_statistics import batches_of, set_source_statistics
+
+TRIALS = 4
+SOURCE_IMAGES = 2048  # clean training images, for source statistics and Fisher information
+SOURCE_SEED = 101
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class SourceModel:
+    """The network that everything starts from, and what methods may know of its training images."""
+
+    architecture: str
+    weights: str
+    module: nn.Module
+    images: Tensor  # float (N, C, H, W), clean training images
+    adaptable: AdaptableModel
+    state: dict[str, Tensor]  # of edgetta's network as it ships
+
+    @property
+    def name(self) -> str:
+        return self.weights
+
+    @staticmethod
+    def load(weights: str, cache: ImageCache, parts: int = 4, adapt_bias: bool = True) -> SourceModel:
+        """A network of the data folder, e.g. `resnet20_jpegft`. Raises `EdgettaError` where data is absent."""
+        architecture = next((name for name in ("resnet20", "resnet44", "resnet56") if name in weights), None)
+        if architecture is None:
+            raise UsageError(f"--model {weights!r}: the bench knows networks of resnet20, resnet44 and resnet56")
+        loaded = load_model(architecture, weights=data_folder() / "weights" / f"{weights}.npz")
+        adaptable = derive(
+            loaded.module, loaded.input_shape, cuts(architecture, parts), kernel=3, adapt_bias=adapt_bias
+        )
+        images = as_tensor(cache.images("train", CLEAN, 1, SOURCE_IMAGES, SOURCE_SEED).images)
+        network = network_of(adaptable)
+        set_source_statistics(network, batches_of(images, 64), loaded.input_shape)
+        state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        return SourceModel(architecture, weights, loaded.module, images, adaptable, state)
+
+
+Make = Callable[[SourceModel, Settings, int], Method]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method: how it is made of a source model, settings and a seed, and what is tried."""
+
+    make: Make
+    trials: tuple[Settings, ...] = ({},)
+
+
+def _rates(*rates: float, **others: Any) -> tuple[Settings, ...]:
+    return tuple({"learning_rate": rate, **others} for rate in rates)
+
+
+def _eata(source: SourceModel, settings: Settings, seed: int) -> Method:
+    return Eata(source.module, source.images.split(64), EataConfig(**settings))
+
+
+def _edgetta(source: SourceModel, settings: Settings, seed: int) -> Method:
+    return Edgetta(source.adaptable, source.state, AdaptConfig.from_json(dict(settings)))
+
+
+METHODS: dict[str, Entry] = {
+    "source": Entry(lambda source, settings, seed: Source(source.module)),
+    "batch_norm_statistics": Entry(lambda source, settings, seed: BatchNormStatistics(source.module)),
+    "tent": Entry(
+        lambda source, settings, seed: Tent(source.module, TentConfig(**settings)), _rates(2.5e-4, 5e-4, 1e-3, 2e-3)
+    ),
+    "eata": Entry(_eata, _rates(5e-4, 1e-3, 2e-3, 4e-3)),
+    "sar": Entry(
+        lambda source, settings, seed: Sar(source.module, SarConfig(**settings)), _rates(1e-3, 3e-3, 1e-2, 3e-2)
+    ),
+    "cotta": Entry(lambda source, settings, seed: Cotta(source.module, CottaConfig(**settings), seed)),
+    "rotta": Entry(
+        lambda source, settings, seed: Rotta(source.module, RottaConfig(**settings), seed),
+        _rates(2.5e-4, 5e-4, 1e-3, 2e-3),
+    ),
+    "rdumb": Entry(
+        lambda source, settings, seed: Rdumb(source.module, EataConfig(**settings)), _rates(5e-4, 1e-3, 2e-3, 4e-3)
+    ),
+    "roid": Entry(
+        lambda source, settings, seed: Roid(source.module, RoidConfig(**settings), seed),
+        _rates(2.5e-4, 5e-4, 1e-3, 2e-3),
+    ),
+    "oracle_affine": Entry(
+        lambda source, settings, seed: AffineOracle(source.module, **settings), _rates(5e-4, 1e-3, 2e-3, 4e-3)
+    ),
+    "oracle_meta": Entry(
+        lambda source, settings, seed: MetaOracle(source.adaptable, source.state, **settings),
+        _rates(5e-4, 1e-3, 2e-3, 4e-3),
+    ),
+    "warm_up_only": Entry(lambda source, settings, seed: _edgetta(source, {**settings, "when": "off"}, seed)),
+    "edgetta": Entry(_edgetta, _rates(5e-4, 1e-3, 2e-3, 4e-3)),
+}
+ORACLES = ("oracle_affine", "oracle_meta")
+
+
+def make(name: str, source: SourceModel, settings: Settings, seed: int) -> Method:
+    """The method of that name. Raises `UsageError` for an unknown one."""
+    if name not in METHODS:
+        raise UsageError(f"unknown method {name!r}; use any of {', '.join(METHODS)}")
+    torch.manual_seed(seed)
+    return METHODS[name].make(source, settings, seed)
