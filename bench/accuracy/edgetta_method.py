@@ -35,7 +35,7 @@ class Edgetta:
     def __init__(
         self,
         model: AdaptableModel,
-        state: dict[str, Tensor],
+        state: dict[str, Tensor] | None,
         config: AdaptConfig | None = None,
         memory: StepMemory = FULL,
     ) -> None:

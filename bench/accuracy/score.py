@@ -37,11 +37,12 @@ class Score:
 
 
 def score(method: Method, spec: StreamSpec, cache: ImageCache, clean: int = 500) -> Score:
-    """Run `method`, which must be fresh, over the stream; it is reset before.
+    """Run `method` over the stream; it is reset before.
 
     clean   images for the clean errors: of the fresh method, and of the method as the stream left it, on which it
             goes on adapting. 0: none are measured
     """
+    method.reset()
     before = _clean_error(method, spec, cache, clean)
     method.reset()
     wrong: defaultdict[tuple[int, str], int] = defaultdict(int)

@@ -1,0 +1,90 @@
+"""Scoring a method on a stream, with methods whose errors are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from edgetta.adaptation.adapter import AdaptConfig
+from edgetta.bench.accuracy import images as module
+from edgetta.bench.accuracy.edgetta_method import AffineOracle, Edgetta, MetaOracle
+from edgetta.bench.accuracy.images import ImageCache
+from edgetta.bench.accuracy.score import score
+from edgetta.bench.accuracy.streams import StreamSpec
+from edgetta.bench.baselines import BatchNormStatistics, Source
+from edgetta.bench.datasets import Images
+from tests.adaptation.backbones import SmallNet, randomised, small_model
+
+KINDS = ("brightness", "contrast")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ImageCache:
+    def drawn(split: str, rows: np.ndarray) -> Images:
+        pixels = np.stack([np.random.default_rng(int(row)).integers(0, 255, (16, 16, 3), np.uint8) for row in rows])
+        return Images(pixels, (rows % 5).astype(np.int64), split)
+
+    monkeypatch.setattr(module, "cifar10_jpeg", drawn)
+    return ImageCache(tmp_path / "cache")
+
+
+class Always:
+    """Says the same class of every image."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return torch.eye(5)[0].expand(len(images), 5)
+
+    def reset(self) -> None:
+        pass
+
+
+def spec(name: str = "continual", rounds: int = 20) -> StreamSpec:
+    return StreamSpec(name, 40, 20, 1, corruptions=KINDS, rounds=rounds)
+
+
+def test_errors_are_shares_of_the_images_of_each_corruption(cache: ImageCache) -> None:
+    labels = cache.images("test", "clean", 1, 40, 1).labels
+    found = score(Always(), spec(), cache, clean=10)
+    expected = 100 * float(np.mean(labels != 0))
+    assert found.errors == {kind: pytest.approx(expected) for kind in KINDS} and found.error == pytest.approx(expected)
+    assert found.kept_bytes == 0 and found.adapted_share == 0 and found.clean_error_after == found.clean_error_before
+    assert "rounds" not in found.row()
+
+
+def test_rounds_of_a_stream_that_recurs(cache: ImageCache) -> None:
+    found = score(Always(), spec("recurring", 3), cache, clean=0)
+    assert len(found.row()["rounds"]) == 3 and found.rounds == [pytest.approx(found.error)] * 3
+
+
+def test_edgetta_counts_its_updates_and_what_it_keeps(cache: ImageCache) -> None:
+    model = small_model(adapt_bias=True)
+    state = Edgetta(model, None).adapter.network.state_dict()
+    every = score(Edgetta(model, state), spec(), cache, clean=0)
+    half = score(Edgetta(model, state, AdaptConfig(when="every 2")), spec(), cache, clean=0)
+    off = score(Edgetta(model, state, AdaptConfig(when="off")), spec(), cache, clean=0)
+    assert (every.adapted_share, half.adapted_share, off.adapted_share) == (1, 0.5, 0)
+    assert every.kept_bytes > 0 == off.kept_bytes
+
+
+def test_the_oracle_is_told_labels_and_learns_them(cache: ImageCache) -> None:
+    """Labels that have nothing to do with the images can only be learnt by heart, round after round."""
+    model = randomised(SmallNet())
+    state = Edgetta(small_model(), None).adapter.network.state_dict()
+    long = spec("recurring", 30)
+    plain = score(BatchNormStatistics(model), long, cache, clean=0).rounds
+    for oracle in (AffineOracle(model, 1e-2), MetaOracle(small_model(), state, 1e-2)):
+        rounds = score(oracle, long, cache, clean=0).rounds
+        assert rounds[-1] < rounds[0] - 10, type(oracle)
+    assert plain[-1] == plain[0]
+
+
+def test_the_same_method_twice_gives_the_same(cache: ImageCache) -> None:
+    model = randomised(SmallNet())
+    assert score(Source(model), spec(), cache).errors == score(Source(model), spec(), cache).errors
+    method = Edgetta(small_model(), None, AdaptConfig(learning_rate=1e-2))
+    first = score(method, spec(), cache)
+    assert score(method, spec(), cache).errors == first.errors, "a score begins with a reset"
