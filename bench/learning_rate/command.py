@@ -125,22 +125,23 @@ def _stream(path: Path | None, over: Until, work: Path) -> None:
 
 
 def _threshold(path: Path | None, over: Until, work: Path) -> None:
-    from edgetta.bench.learning_rate.threshold import ThresholdConfig, Thresholds, plot, settings
+    from edgetta.bench.learning_rate.threshold import ThresholdConfig, Thresholds, checkpoint, plot, settings
     from edgetta.bench.result_file import results_to_continue, write_results
     from edgetta.cli.progress import progress_bar
     from edgetta.errors import MissingDependencyError
 
     config = ThresholdConfig()
     facts = settings(config)
-    bench = Thresholds(config, work, None if path is None else results_to_continue(path, facts))
+    earlier = None if path is None else results_to_continue(path, facts)
+    bench = Thresholds(config, checkpoint(config, work), earlier)
 
     def save() -> None:
         if path is not None:
-            write_results(path, bench.rows, facts, {**bench.facts, "verdict": bench.verdict()})
+            write_results(path, bench.rows, facts, bench.facts())
 
     with progress_bar("predicting") as update:
-        bench.predict(lambda text: update(0, note=text))
-    save()
+        for _ in bench.predict(lambda text: update(0, note=text)):
+            save()
     if not over():
         with progress_bar("measuring", len(bench.rows), unit="thresholds") as update:
             for row in bench.measure():
@@ -149,19 +150,19 @@ def _threshold(path: Path | None, over: Until, work: Path) -> None:
                 update(done, note=f"{row['optimizer']}, batch {row['batch_size']}")
                 if over():
                     break
-    save()
     if path is not None:
         with suppress(MissingDependencyError):
-            plot(bench, path.with_suffix(".svg"))
+            for name in bench.analyses:
+                plot(bench, name, path.with_name(f"{path.stem}.{name.replace(' x ', '-')}.svg"))
     _table(
         "Largest stable rate",
-        ("optimizer", "batch", "predicted", "low", "high", "measured", "predicted / measured"),
+        ("network", "optimizer", "batch", "predicted", "low", "high", "measured", "predicted / measured"),
         [
             (
+                row["network"],
                 row["optimizer"],
                 str(row["batch_size"]),
-                *(f"{row[key]:.3g}" for key in ("predicted_lr", "predicted_low", "predicted_high")),
-                "-" if row["measured_lr"] is None else f"{row['measured_lr']:.3g}",
+                *(_figure(row[key]) for key in ("predicted_lr", "predicted_low", "predicted_high", "measured_lr")),
                 "reference" if row["reference"] else "-" if row["measured_lr"] is None else f"{_ratio(row):.2f}",
             )
             for row in bench.rows
@@ -175,27 +176,27 @@ def _threshold(path: Path | None, over: Until, work: Path) -> None:
 
 
 def _hessian(path: Path | None, over: Until, work: Path) -> None:
-    from edgetta.bench.learning_rate.batch_hessian import BatchHessianConfig, measure, settings
+    from edgetta.bench.learning_rate.batch_hessian import BatchHessianConfig, checkpoint, measure, settings
     from edgetta.bench.result_file import rows_to_continue, write_results
     from edgetta.cli.progress import progress_bar
 
     config = BatchHessianConfig()
     facts = settings(config)
     rows = [] if path is None else rows_to_continue(path, facts)
-    done = {(row["network"], row["operator"]) for row in rows}
+    done = {row["network"] for row in rows}
     with progress_bar("batch Hessians") as update:
-        for found in measure(config, work, done, lambda text: update(0, note=text)):
+        for found in measure(config, checkpoint(config, work), done, lambda text: update(0, note=text)):
             rows += found
             if path is not None:
                 write_results(path, rows, facts)
             if over():
                 break
-    keys = ("lambda_max", "low", "high", "predicted_max", "whole_max", "lambda_min", "whole_min")
+    keys = ("lambda_max", "predicted_max", "gauss_newton_max", "perturbed_max", "whole_max", "lambda_min", "whole_min")
     _table(
         "Extreme eigenvalues of batches, mean; predicted; of the whole data",
         ("network", "operator", "batch", *keys),
         [
-            (row["network"], row["operator"], str(row["batch_size"]), *(f"{row[key]:.3g}" for key in keys))
+            (row["network"], row["operator"], str(row["batch_size"]), *(_figure(row[key]) for key in keys))
             for row in rows
         ],
     )
@@ -250,6 +251,10 @@ def _rates(text: str) -> tuple[float, ...]:
     if min(rates) <= 0:
         raise UsageError(f"--grid {text}: rates are positive")
     return rates
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
 
 
 def _ratio(row: dict[str, Any]) -> float:

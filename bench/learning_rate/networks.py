@@ -63,6 +63,32 @@ def trained(of: Narrow, folder: Path, progress: Callable[[int, int, float], None
     return module.eval().requires_grad_(True)
 
 
+def settled(of: Narrow, folder: Path, samples: int, epochs: int = 24, rate: float = 2e-3) -> nn.Module:
+    """The trained network, brought near a minimum of the very loss that `surface_operator` studies.
+
+    Theories of stable rates speak of steps around a minimum. A network fresh from training is not at one of this loss,
+    for its BatchNorms now have constant statistics. SGD with momentum, batches of 64, the rate falling to 0.
+    """
+    path = folder / f"{of.model}-{of.width:g}-{of.epochs}-settled-{samples}-{epochs}.safetensors"
+    module = trained(of, folder)
+    if path.is_file():
+        module.load_state_dict(load_file(path))
+        return module
+    x, y = images(samples, 0)
+    optimizer = torch.optim.SGD(module.parameters(), rate, 0.9)
+    steps = epochs * (samples // 64)
+    fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        chosen = torch.randint(samples, (64,), generator=generator)
+        optimizer.zero_grad(set_to_none=True)
+        nn.functional.cross_entropy(module(x[chosen]), y[chosen]).backward()
+        optimizer.step()
+        fall.step()
+    atomic_write_bytes(path, save({name: tensor.contiguous() for name, tensor in module.state_dict().items()}))
+    return module
+
+
 def surface_operator(
     module: nn.Module, samples: int, kind: type[DataOperator] = HessianOperator, **options: Any
 ) -> DataOperator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -12,9 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgetta.bench.learning_rate.networks import DATA, VGG, Narrow, surface_operator, trained
+from edgetta.bench.learning_rate.networks import DATA, VGG, Narrow, settled, surface_operator
 from edgetta.offline.curvature import DataOperator
-from edgetta.offline.learning_rate import AdamReference, Trial, analyse_learning_rate, stable_rate
+from edgetta.offline.learning_rate import (
+    AdamReference,
+    Trial,
+    analyse_learning_rate,
+    draw_batches,
+    heavy_ball_rate,
+    optimizer_step,
+    plot_rates,
+    stable_rate,
+)
 from edgetta.rate_law import RateLaw
 
 Say = Callable[[str], None]
@@ -26,88 +36,114 @@ MOMENTUM = 0.9
 class ThresholdConfig:
     """The protocol; it is written into the result file."""
 
-    network: Narrow = VGG
+    networks: tuple[Narrow, ...] = (VGG, Narrow("preresnet20", 0.25))
     batch_sizes: tuple[int, ...] = (8, 16, 32, 64, 128)
     samples: int = 2048  # of the data set that batches are drawn from
     batches: int = 4  # per size, for the eigenvalues
-    iterations: int = 20
+    iterations: int = 15
     tolerance: float = 0.05
     adam_reference: int = 32  # batch size at which Adam's rate is measured, and left out of the score
     bisection: float = 0.1  # the unstable rate is at most this much above the stable one
     steps: int = 100
     factor: float = 2.0  # diverged: the loss is above this times the loss at the start
-    check_every: int = 20
-    evaluation_samples: int = 256
+    check_every: int = 2  # rare checks miss a loss that explodes and comes back down at a flatter place
+    evaluation_samples: int = 128
+    warm_batches: int = 30  # for the squared gradients of Adam
     sweep_rates: int = 8  # of the sweep that the analysis is compared with
 
 
 class Thresholds:
-    """The bench, step by step; what an earlier run left is not done again."""
+    """The bench, step by step; what an earlier run left is not done again.
 
-    def __init__(self, config: ThresholdConfig, work: Path, earlier: Mapping[str, Any] | None = None) -> None:
-        self.config, self.work = config, work
+    Args:
+        config: the protocol.
+        operator_of: gives the loss of a network's checkpoint over the data; stored BatchNorm statistics.
+        earlier: the content of a result file.
+    """
+
+    def __init__(
+        self,
+        config: ThresholdConfig,
+        operator_of: Callable[[Narrow], DataOperator],
+        earlier: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.config, self._operator_of = config, operator_of
         found = earlier or {}
         self.rows: list[dict[str, Any]] = list(found.get("rows", []))
-        self.facts: dict[str, Any] = {name: found[name] for name in _FACTS if name in found}
-        self._operator: DataOperator | None = None
+        self.analyses: dict[str, Any] = dict(found.get("analyses", {}))
+        self.steps: dict[str, float] = dict(found.get("seconds_per_step", {}))
+        self._operators: dict[str, DataOperator] = {}
 
-    @property
-    def operator(self) -> DataOperator:
-        """The loss of the checkpoint over the data; stored BatchNorm statistics."""
-        if self._operator is None:
-            module = trained(self.config.network, self.work)
-            self._operator = surface_operator(module, self.config.samples)
-        return self._operator
+    def operator(self, name: str) -> DataOperator:
+        """The loss of the network of this name."""
+        if name not in self._operators:
+            network = next(each for each in self.config.networks if each.name == name)
+            self._operators[name] = self._operator_of(network)
+        return self._operators[name]
 
-    def predict(self, say: Say) -> None:
-        """Make every prediction; afterwards the rows are there, without what is to be measured."""
-        if self.rows:
-            return
-        config, operator = self.config, self.operator
+    def predict(self, say: Say) -> Iterator[str]:
+        """Make the predictions of each network; yields its name when its rows are there, without what is measured."""
+        for network in self.config.networks:
+            if network.name not in self.analyses:
+                say(network.name)
+                self._predict(network.name, say)
+                yield network.name
+
+    def _predict(self, name: str, say: Say) -> None:
+        config, operator = self.config, self.operator(name)
         begun = time.perf_counter()
+        analysis = analyse_learning_rate(
+            operator,
+            config.batch_sizes,
+            momentum=MOMENTUM,
+            batches=config.batches,
+            iterations=config.iterations,
+            tolerance=config.tolerance,
+            smallest=False,
+            progress=lambda event: say(event.message),
+        )
+        curvature = time.perf_counter() - begun
         say("a rate for Adam at one batch size")
         reference = stable_rate(
             operator,
             config.adam_reference,
             _factory("adam"),
-            start=1e-2,
+            start=1e-3,
             tolerance=config.bisection,
             trial=_trial(config),
         )
-        analysis = analyse_learning_rate(
-            operator,
-            config.batch_sizes,
-            momentum=MOMENTUM,
-            adam=AdamReference(config.adam_reference, reference),
-            batches=config.batches,
-            iterations=config.iterations,
-            tolerance=config.tolerance,
-            progress=lambda event: say(event.message),
-        )
-        laws = {name: analysis.law(name) for name in OPTIMIZERS}
-        self.facts = {
-            "analysis_seconds": time.perf_counter() - begun,
-            "sweep_seconds": None,
+        analysis = analysis.with_adam(AdamReference(config.adam_reference, reference))
+        laws = {optimizer: analysis.law(optimizer) for optimizer in OPTIMIZERS}
+        self.analyses[name] = {
+            "seconds": time.perf_counter() - begun,
+            "seconds_of_curvature": curvature,
             "predicted_at": _now(),
             "measured_at": None,
+            "loss": operator.loss(),
             "support": analysis.support.reason,
-            "laws": {name: law.to_json() for name, law in laws.items()},
+            "laws": {optimizer: law.to_json() for optimizer, law in laws.items()},
             "eigenvalues": [asdict(rung) for rung in analysis.ladder.rungs],
-            "seconds_per_step": {},
         }
-        for name, law in laws.items():
+        for optimizer, law in laws.items():
             for size in config.batch_sizes:
                 low, high = law.interval(size)
+                known = _is_reference(config, optimizer, size)
                 self.rows.append(
                     {
-                        "network": config.network.name,
-                        "optimizer": name,
+                        "network": name,
+                        "optimizer": optimizer,
                         "batch_size": size,
                         "predicted_lr": law.rate(size),
                         "predicted_low": low,
                         "predicted_high": high,
-                        "measured_lr": reference.value if _is_reference(config, name, size) else None,
-                        "reference": _is_reference(config, name, size),
+                        "measured_lr": reference.value if known else None,
+                        "reference": known,
+                        # What the eigenvalue of a batch alone says, the paper's way.
+                        "eigenvalue_lr": None
+                        if optimizer == "adam"
+                        else heavy_ball_rate(
+                            analysis.eigenvalue(size).value, MOMENTUM if optimizer == "momentum" else 0.0
+                        ),
                     }
                 )
 
@@ -116,37 +152,41 @@ class Thresholds:
         for row in self.rows:
             if row["measured_lr"] is not None:
                 continue
-            name, size = row["optimizer"], row["batch_size"]
-            seconds = self._seconds_per_step(name, size)
+            name, optimizer, size = row["network"], row["optimizer"], row["batch_size"]
+            self.steps[f"{name} {optimizer} {size}"] = self._seconds_per_step(name, optimizer, size)
             found = stable_rate(
-                self.operator,
+                self.operator(name),
                 size,
-                _factory(name),
+                _factory(optimizer),
                 start=row["predicted_lr"],
                 tolerance=self.config.bisection,
                 trial=_trial(self.config),
             )
             row["measured_lr"] = found.value
-            self.facts["seconds_per_step"][f"{name} {size}"] = seconds
-            self.facts["measured_at"] = _now()
+            self.analyses[name]["measured_at"] = _now()
             yield row
-        known = list(self.facts["seconds_per_step"].values())
-        config = self.config
-        if len(known) >= len(self.rows) - 1:
-            # Adam's reference batch was not timed: its neighbours stand for it.
-            each = sum(known) * len(self.rows) / len(known)
-            self.facts["sweep_seconds"] = each * config.sweep_rates * config.steps
+
+    def facts(self) -> dict[str, Any]:
+        """What stands in the result file beside the rows."""
+        complete = self.rows and all(row["measured_lr"] is not None for row in self.rows)
+        return {
+            "analysis_seconds": sum(each["seconds"] for each in self.analyses.values()),
+            "sweep_seconds": self._sweep_seconds() if complete else None,
+            "verdict": self.verdict(),
+            "measured_laws": {name: law.to_json() for name, law in self.measured_laws().items()},
+            "analyses": self.analyses,
+            "seconds_per_step": self.steps,
+        }
 
     def verdict(self) -> dict[str, Any]:
-        """How far predictions are off, and the exponents over the batch size."""
+        """How far predictions are off, and the exponents over the batch size, for each network and optimizer."""
         facts: dict[str, Any] = {}
-        for name in OPTIMIZERS:
-            own = [row for row in self.rows if row["optimizer"] == name and row["measured_lr"] is not None]
+        for label, own in self._measured().items():
             scored = [row for row in own if not row["reference"]]
             if len(own) < 2 or not scored:
                 continue
             ratios = [row["predicted_lr"] / row["measured_lr"] for row in scored]
-            facts[name] = {
+            facts[label] = {
                 "worst_factor": max(max(ratio, 1 / ratio) for ratio in ratios),
                 "ratios": ratios,
                 "exponent_predicted": _slope(own, "predicted_lr"),
@@ -157,30 +197,40 @@ class Thresholds:
     def measured_laws(self) -> dict[str, RateLaw]:
         """The measured thresholds as laws, for whoever needs rates where theory and measurement disagree."""
         laws = {}
-        for name in OPTIMIZERS:
-            own = [row for row in self.rows if row["optimizer"] == name and row["measured_lr"] is not None]
-            if own:
-                half = (1 + self.config.bisection) ** 0.5
-                rates = tuple(row["measured_lr"] for row in own)
-                laws[name] = RateLaw(
-                    name,
-                    "measured",
-                    tuple(row["batch_size"] for row in own),
-                    rates,
-                    tuple(rate / half for rate in rates),
-                    tuple(rate * half for rate in rates),
-                    momentum=MOMENTUM if name == "momentum" else 0.0,
-                )
+        half = (1 + self.config.bisection) ** 0.5
+        for label, own in self._measured().items():
+            optimizer = own[0]["optimizer"]
+            rates = tuple(row["measured_lr"] for row in own)
+            laws[label] = RateLaw(
+                optimizer,
+                "measured",
+                tuple(row["batch_size"] for row in own),
+                rates,
+                tuple(rate / half for rate in rates),
+                tuple(rate * half for rate in rates),
+                momentum=MOMENTUM if optimizer == "momentum" else 0.0,
+            )
         return laws
 
-    def _seconds_per_step(self, name: str, size: int) -> float:
+    def _measured(self) -> dict[str, list[dict[str, Any]]]:
+        """Measured rows by "network, optimizer"."""
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for row in self.rows:
+            if row["measured_lr"] is not None:
+                groups.setdefault(f"{row['network']}, {row['optimizer']}", []).append(row)
+        return groups
+
+    def _sweep_seconds(self) -> float:
+        """Of `sweep_rates` runs for each network, optimizer and batch size, their evaluations not counted."""
+        # Adam's reference batch was not timed: the mean of the others stands for it.
+        each = sum(self.steps.values()) * len(self.rows) / len(self.steps)
+        return each * self.config.sweep_rates * self.config.steps
+
+    def _seconds_per_step(self, name: str, optimizer: str, size: int) -> float:
         """Of a training step, the median of a few on a copy."""
-        import copy
-
-        from edgetta.offline.learning_rate import draw_batches, optimizer_step
-
-        trained_copy = self.operator.with_model(copy.deepcopy(self.operator.surface.model))
-        step = optimizer_step(trained_copy, _factory(name), 1e-6)
+        operator = self.operator(name)
+        trained_copy = operator.with_model(copy.deepcopy(operator.surface.model))
+        step = optimizer_step(trained_copy, _factory(optimizer), 1e-6)
         samples = []
         for indices in draw_batches(len(trained_copy.samples), size, 5, 0):
             begun = time.perf_counter()
@@ -189,14 +239,21 @@ class Thresholds:
         return float(np.median(samples))
 
 
-def plot(bench: Thresholds, path: Path) -> Path:
-    """Predicted bands and measured thresholds."""
-    from edgetta.offline.learning_rate import plot_rates
+def checkpoint(config: ThresholdConfig, work: Path) -> Callable[[Narrow], DataOperator]:
+    """Gives a network near a minimum of its loss over `samples` images; trained once, then kept in a folder."""
+    return lambda network: surface_operator(settled(network, work, config.samples), config.samples)
 
-    laws = {name: RateLaw.from_json(law) for name, law in bench.facts["laws"].items()}
+
+def plot(bench: Thresholds, name: str, path: Path) -> Path:
+    """Predicted bands and measured thresholds of one network."""
+    laws = {optimizer: RateLaw.from_json(law) for optimizer, law in bench.analyses[name]["laws"].items()}
     measured = {
-        name: {row["batch_size"]: row["measured_lr"] for row in bench.rows if row["optimizer"] == name}
-        for name in laws
+        optimizer: {
+            row["batch_size"]: row["measured_lr"]
+            for row in bench.rows
+            if (row["network"], row["optimizer"]) == (name, optimizer) and row["measured_lr"] is not None
+        }
+        for optimizer in laws
     }
     return plot_rates(laws, path, measured=measured)
 
@@ -204,27 +261,22 @@ def plot(bench: Thresholds, path: Path) -> Path:
 def settings(config: ThresholdConfig) -> dict[str, Any]:
     """The protocol as the result file has it."""
     plain = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(config).items()}
-    return {**plain, "momentum": MOMENTUM, "data": DATA, "batch_norm": "source"}
+    networks = [asdict(each) for each in config.networks]
+    return {**plain, "networks": networks, "momentum": MOMENTUM, "data": DATA, "batch_norm": "source"}
 
 
-_FACTS = (
-    *("analysis_seconds", "sweep_seconds", "predicted_at", "measured_at", "support", "laws", "eigenvalues"),
-    "seconds_per_step",
-)
-
-
-def _factory(name: str) -> Callable[[list[torch.nn.Parameter], float], torch.optim.Optimizer]:
-    if name == "adam":
+def _factory(optimizer: str) -> Callable[[list[torch.nn.Parameter], float], torch.optim.Optimizer]:
+    if optimizer == "adam":
         return lambda parameters, rate: torch.optim.Adam(parameters, lr=rate)
-    return lambda parameters, rate: torch.optim.SGD(parameters, rate, MOMENTUM if name == "momentum" else 0.0)
+    return lambda parameters, rate: torch.optim.SGD(parameters, rate, MOMENTUM if optimizer == "momentum" else 0.0)
 
 
 def _trial(config: ThresholdConfig) -> Trial:
-    return Trial(config.steps, config.factor, config.check_every, config.evaluation_samples)
+    return Trial(config.steps, config.factor, config.check_every, config.evaluation_samples, config.warm_batches)
 
 
-def _is_reference(config: ThresholdConfig, name: str, size: int) -> bool:
-    return name == "adam" and size == config.adam_reference
+def _is_reference(config: ThresholdConfig, optimizer: str, size: int) -> bool:
+    return optimizer == "adam" and size == config.adam_reference
 
 
 def _slope(rows: list[dict[str, Any]], key: str) -> float:

@@ -23,6 +23,7 @@ from edgetta.offline.learning_rate import (
     analyse_learning_rate,
     fit_forms,
     load_rows,
+    mean_square_rate,
     plot_eigenvalues,
     plot_rates,
 )
@@ -61,13 +62,20 @@ def test_the_table_follows_from_the_eigenvalues() -> None:
     for row in rows:
         assert row.lambda_max_low < row.lambda_max < row.lambda_max_high
         assert row.lr_sgd == pytest.approx(2 / row.lambda_max)
-        assert row.lr_momentum == pytest.approx(1.9 * row.lr_sgd)
+        assert row.lr_momentum < 1.9 * row.lr_sgd  # noise limits it first
+        noise = row.lambda_max - analysis.support.fits["wigner"].limit
+        assert row.lr_momentum == pytest.approx(
+            mean_square_rate(row.lambda_max - noise, noise, row.batch_size, 0.9), rel=1e-6
+        )
         assert row.lambda_min is not None and row.lambda_min < 0
         assert row.damping == pytest.approx((row.lambda_max - analysis.support.fits["wigner"].limit) / 2)
         assert row.regime == ("noise-limited" if row.batch_size < 12 else "curvature-limited")
     assert rows[2].lr_adam == pytest.approx((1e-3 * 1.2e-3) ** 0.5)
     assert rows[2].lr_adam is not None and rows[0].lr_adam is not None
-    assert rows[2].lr_adam / rows[0].lr_adam == pytest.approx((12 / 4) ** 0.5, rel=0.15)  # capped at the crossover
+    assert rows[3].lr_adam / rows[0].lr_adam == pytest.approx((32 / 4) ** 0.5)  # far below the crossover, 19 x 12
+    law = analysis.law("adam")
+    assert law.crossover == pytest.approx(19 * analysis.support.fits["wigner"].crossover)
+    assert law.rate(1000) == law.rate(500), "capped there"
     (other,) = analysis.rows([64])
     assert other.lambda_min is None and other.lambda_max < rows[-1].lambda_max
     assert made().rows()[0].lr_adam is None

@@ -28,6 +28,7 @@ from edgetta.offline.learning_rate import (
     gauss_newton_step,
     gradient_descent_rate,
     heavy_ball_rate,
+    mean_square_rate,
     moving_average_rate,
     nesterov_rate,
     optimizer_step,
@@ -35,6 +36,7 @@ from edgetta.offline.learning_rate import (
     stable_damping,
     stable_rate,
 )
+from edgetta.offline.learning_rate.threshold import independent_batches
 from tests.offline.small_surfaces import images, surface
 
 LARGEST = 7.0
@@ -90,6 +92,68 @@ def test_the_moving_average_formula_is_that_of_adam_with_a_settled_preconditione
             settled.grad = LARGEST * settled.detach().clone()
             optimizer.step()
         assert (settled.detach().abs().item() < 1) is stable
+
+
+def second_moment_radius(eigenvalues: np.ndarray, rate: float, momentum: float, batch: int) -> float:
+    """How much second moments of the error grow in a step of heavy ball on least squares with Gaussian inputs.
+
+    Per eigenvalue h the moments of x_t, x_t x_{t-1} and x_{t-1}; a batch adds (h^2 E x^2 + h sum h E x^2) / b.
+    """
+    count = len(eigenvalues)
+    step = np.zeros((3 * count, 3 * count))
+    kept = 1 + momentum - rate * eigenvalues
+    x, both, before = (np.arange(count) + k * count for k in range(3))
+    step[x, x] = kept**2 + rate**2 * eigenvalues**2 / batch
+    step[x, both] = -2 * momentum * kept
+    step[x, before] = momentum**2
+    step[np.ix_(x, x)] += rate**2 * np.outer(eigenvalues, eigenvalues) / batch
+    step[both, x], step[both, both], step[before, x] = kept, -momentum, 1
+    return float(np.abs(np.linalg.eigvals(step)).max())
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("batch", [2, 16, 128, 2048])
+def test_the_limit_in_mean_square_is_that_of_the_second_moments(momentum: float, batch: int) -> None:
+    largest, rest = 10.0, np.full(100, 0.5)
+    found = mean_square_rate(largest, rest.sum() / batch, batch, momentum)
+    eigenvalues = np.array([largest, *rest])
+    exact = bisect(lambda rate: second_moment_radius(eigenvalues, rate, momentum, batch) > 1, found, tolerance=1e-3)
+    assert found == pytest.approx(exact.value, rel=0.15)
+    assert found < heavy_ball_rate(largest, momentum)
+    if batch == 2 and momentum:
+        alone = heavy_ball_rate(largest + rest.sum() / batch, momentum)
+        assert alone > 10 * exact.value, "why the eigenvalue of a batch does not suffice"
+
+
+def test_the_limit_in_mean_square_scales_with_the_batch_where_noise_rules() -> None:
+    rates = [mean_square_rate(1.0, 5000 / batch, batch, 0.9) for batch in (8, 16, 32)]
+    np.testing.assert_allclose(rates, [0.2 * batch / 5000 for batch in (8, 16, 32)], rtol=0.02)
+    assert mean_square_rate(1.0, 0.0, 8, 0.9) == float("inf")
+
+
+def test_warm_batches_fill_the_squares_and_move_nothing() -> None:
+    operator = regression(noise=0.3)
+    before = operator.surface.model.weight.detach().clone()
+    made: list[torch.optim.Optimizer] = []
+
+    def factory(parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
+        made.append(torch.optim.Adam(parameters, lr=rate))
+        return made[0]
+
+    step = optimizer_step(operator, factory, 0.1, independent_batches(64, 8, 20, 1))
+    assert torch.equal(operator.surface.model.weight, before)
+    (state,) = made[0].state.values()
+    assert int(state["step"]) == 20 and state["exp_avg_sq"].min() > 0 and not state["exp_avg"].any()
+    assert made[0].param_groups[0]["lr"] == 0.1
+    step(operator)
+    assert not torch.equal(operator.surface.model.weight, before)
+
+
+def test_independent_batches_are_drawn_anew() -> None:
+    drawn = list(independent_batches(20, 12, 3, 0))
+    assert all(len(set(batch)) == 12 for batch in drawn)
+    assert set(drawn[0]) & set(drawn[1]), "two of them cannot be disjoint"
+    assert drawn == list(independent_batches(20, 12, 3, 0)) != list(independent_batches(20, 12, 3, 1))
 
 
 def test_rates_refuse_what_has_no_stable_rate() -> None:

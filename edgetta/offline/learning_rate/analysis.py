@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from edgetta.offline.learning_rate.rates import (
     gauss_newton_damping,
     gradient_descent_rate,
     heavy_ball_rate,
+    mean_square_rate,
     square_root_rate,
 )
 from edgetta.offline.learning_rate.threshold import Threshold
@@ -30,6 +31,8 @@ from edgetta.storage import atomic_write_json
 VERSION = 1
 FILE = "learning_rate.json"
 Curvature = Literal["largest", "magnitude"]
+ADAM_AVERAGE = 0.9
+"""Adam's first beta, as torch has it."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Row:
     lambda_max_high: float
     lambda_min: float | None  # mean over batches; None for a batch size that was not measured
     lr_sgd: float  # largest stable rates
-    lr_momentum: float
+    lr_momentum: float  # the smaller of 2 (1 + beta) / lambda and the limit in mean square, `mean_square_rate`
     lr_adam: float | None  # None without a measured reference
     damping: float  # smallest stable damping of a Gauss-Newton step at rate 1; proportional to the rate
     regime: str  # "noise-limited" or "curvature-limited"
@@ -67,6 +70,10 @@ class LearningRateAnalysis:
     adam: AdamReference | None
     seconds: float  # that the measurement took
     description: dict[str, Any] = field(default_factory=dict)
+
+    def with_adam(self, reference: AdamReference) -> LearningRateAnalysis:
+        """The same with a measured reference for Adam."""
+        return replace(self, adam=reference)
 
     def eigenvalue(self, batch_size: int) -> Interval:
         """lambda(b): the supported form's value, or the measured mean.
@@ -126,23 +133,27 @@ class LearningRateAnalysis:
         if optimizer not in ("sgd", "momentum"):
             raise UsageError(f"there is a law for sgd, momentum and adam, not for {optimizer!r}")
         momentum = self.momentum if optimizer == "momentum" else 0.0
-
-        def rate(value: float) -> float:
-            return heavy_ball_rate(value, momentum) if momentum else gradient_descent_rate(value)
-
         values = [self.eigenvalue(size) for size in sizes]
         fit = self.support.fit
+        if momentum:
+            # Where batches are small, noise limits heavy ball long before the eigenvalue of a batch does.
+            columns = [[self._momentum_rate(size, value) for value in (mid.value, mid.high, mid.low)]
+                       for size, mid in zip(sizes, values, strict=True)]
+            rates, low, high = zip(*columns, strict=True)
+            source = {**source, "noise": "mean-square limit"}
+            return RateLaw(
+                optimizer, "measured", sizes, rates, low, high, fraction=fraction, momentum=momentum, source=source
+            )
         return RateLaw(
             optimizer,
             self.support.choice,
             sizes,
-            tuple(rate(value.value) for value in values),
-            tuple(rate(value.high) for value in values),
-            tuple(rate(value.low) for value in values),
-            limit=None if fit is None else rate(fit.limit),
+            tuple(gradient_descent_rate(value.value) for value in values),
+            tuple(gradient_descent_rate(value.high) for value in values),
+            tuple(gradient_descent_rate(value.low) for value in values),
+            limit=None if fit is None else gradient_descent_rate(fit.limit),
             crossover=None if fit is None else fit.crossover,
             fraction=fraction,
-            momentum=momentum,
             source=source,
         )
 
@@ -177,7 +188,10 @@ class LearningRateAnalysis:
         if self.adam is None:
             raise UsageError("Adam's law needs a rate measured at one batch size; give an AdamReference")
         threshold, reference = self.adam.threshold, self.adam.batch_size
-        crossover = self._better.crossover_interval
+        # As for heavy ball: averaging gradients moves the end of the noise-limited range to larger batches.
+        later = (1 + ADAM_AVERAGE) / (1 - ADAM_AVERAGE)
+        found = self._better.crossover_interval
+        crossover = Interval(*(later * value for value in (found.value, found.low, found.high)))
 
         def rates(start: float, cross: float) -> list[float]:
             return [square_root_rate(start, reference, size, cross) for size in self.ladder.batch_sizes]
@@ -202,6 +216,12 @@ class LearningRateAnalysis:
             source={**source, "reference": f"{threshold.value:.4g} at batch size {reference}"},
         )
 
+    def _momentum_rate(self, batch_size: int, eigenvalue: float) -> float:
+        """The smaller of the paper's limit, 2 (1 + beta) / lambda(b), and the mean-square one (ours)."""
+        limit = min(self._better.limit, eigenvalue)
+        noisy = mean_square_rate(limit, eigenvalue - limit, batch_size, self.momentum)
+        return min(heavy_ball_rate(eigenvalue, self.momentum), noisy)
+
     @property
     def _better(self) -> FormFit:
         return self.support.fit or min(self.support.fits.values(), key=lambda fit: fit.chi_square)
@@ -223,6 +243,7 @@ def analyse_learning_rate(
     batches: int = 8,
     iterations: int = 30,
     tolerance: float = 0.02,
+    smallest: bool = True,
     seed: int = 0,
     progress: ProgressCallback | None = None,
 ) -> LearningRateAnalysis:
@@ -236,7 +257,7 @@ def analyse_learning_rate(
         curvature: "magnitude" for an indefinite objective such as entropy.
         momentum: for the momentum column.
         adam: a reference measured with `stable_rate`, where Adam's column is wanted.
-        batches, iterations, tolerance, seed: see `measure_ladder`.
+        batches, iterations, tolerance, smallest, seed: see `measure_ladder`.
 
     Raises:
         CurvatureError: the largest eigenvalue of some batch size is not positive.
@@ -249,6 +270,7 @@ def analyse_learning_rate(
         batches=batches,
         iterations=iterations,
         tolerance=tolerance,
+        smallest=smallest,
         seed=seed,
         progress=progress,
     )

@@ -51,6 +51,7 @@ class WholeCurvature:
     kind: str  # of the operator
     largest: float
     smallest: float
+    smallest_residual: float  # an eigenvalue lies within this of `smallest`
     samples: int
     variance: HessianVariance
     top: DirectionalVariance  # noise met by the eigenvector of the largest eigenvalue
@@ -140,6 +141,7 @@ def measure_whole(
         operator.kind,
         float(ends.largest.values[0]),
         smallest,
+        float(ends.smallest.residuals[0]),
         len(operator.samples),
         variance,
         noise(ends.largest),

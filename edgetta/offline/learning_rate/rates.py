@@ -26,6 +26,38 @@ def heavy_ball_rate(eigenvalue: float, momentum: float) -> float:
     return 2 * (1 + _share(momentum)) / _positive(eigenvalue)
 
 
+def mean_square_rate(limit: float, noise: float, batch_size: float, momentum: float = 0.0) -> float:
+    """The rate above which the noise of batches feeds itself under SGD with momentum; infinite without noise (ours).
+
+    On a quadratic the gradient noise of a batch grows with the excess loss E: about 2 E H / b for samples whose
+    gradients are nearly Gaussian. Heavy ball turns it into an excess of G E, where, summed over the eigenvalues l of H,
+
+        G = rate (1 + beta) / (1 - beta) / b * sum l / (2 (1 + beta) - rate l),
+
+    and the loss explodes in mean square once G exceeds 1. Here H is its largest eigenvalue, `limit`, and a flat rest
+    of trace b * `noise`, the part of the batch's largest eigenvalue that falls as 1/b. Where noise rules the rate
+    is 2 (1 - beta) / noise: linear in the batch size, and by (1 - beta) / (1 + beta) below what the eigenvalue of a
+    batch alone would bear. Momentum therefore pays only for batches beyond crossover * (1 + beta) / (1 - beta). That
+    the exact threshold of SGD is one in mean square is known (Mulayoff and Michaeli, arXiv 2306.07850, abstract).
+
+    Args:
+        limit: largest eigenvalue of very large batches.
+        noise: largest eigenvalue of batches of this size, minus `limit`.
+        batch_size: b.
+        momentum: beta.
+    """
+    if noise <= 0:
+        return math.inf
+    pole = 2 * (1 + _share(momentum)) / _positive(limit)
+    gain = (1 + momentum) / (1 - momentum)
+    below, above = 0.0, pole
+    for _ in range(60):  # G grows from 0 to infinity on the way to the pole
+        rate = (below + above) / 2
+        grown = rate * gain * (limit / batch_size / (limit * (pole - rate)) + noise / (2 * (1 + momentum)))
+        below, above = (rate, above) if grown < 1 else (below, rate)
+    return below
+
+
 def nesterov_rate(eigenvalue: float, momentum: float) -> float:
     """(2 + 2 beta) / ((1 + 2 beta) lambda): torch's SGD with nesterov=True."""
     return 2 * (1 + _share(momentum)) / ((1 + 2 * momentum) * _positive(eigenvalue))
@@ -43,8 +75,8 @@ def moving_average_rate(eigenvalue: float, momentum: float) -> float:
 def square_root_rate(reference_rate: float, reference_batch: float, batch_size: float, crossover: float) -> float:
     """A rate measured at one batch size, carried to another by the square root of the ratio.
 
-    The square-root law for adaptive methods is the paper's (abstract). That the rate stops to grow at the crossover
-    batch size, above which noise no longer sets the curvature, is our addition.
+    The square-root law for adaptive methods is the paper's (abstract). That the rate stops to grow at a crossover
+    batch size, above which noise no longer limits it, is our addition.
     """
     _positive(reference_rate)
     return reference_rate * math.sqrt(min(batch_size, crossover) / min(reference_batch, crossover))

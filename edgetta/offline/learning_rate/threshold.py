@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,6 @@ from torch import nn
 
 from edgetta.errors import UsageError
 from edgetta.offline.curvature import CurvatureError, DataOperator, GaussNewtonOperator, NotFiniteError, solve_damped
-from edgetta.offline.learning_rate.ladder import draw_batches
 
 OptimizerFactory = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
 Step = Callable[[DataOperator], None]
@@ -26,6 +25,7 @@ class Trial:
     factor: float = 2.0  # diverged where the loss exceeds this times the loss at the start, or is not finite
     check_every: int = 10  # steps between evaluations of the loss
     evaluation_samples: int = 512  # on which the loss is evaluated: the first ones of the data set
+    warm_batches: int = 0  # that the optimizer sees before: what it divides by is then what it is in training
     seed: int = 0  # of the batches
 
 
@@ -56,7 +56,7 @@ def diverges(operator: DataOperator, batch_size: int, step: Step, trial: Trial) 
     start = evaluation.loss()
     if start <= 0:
         raise UsageError(f"the loss at the start is {start:.4g}; divergence is a multiple of a positive loss")
-    batches = draw_batches(len(operator.samples), batch_size, trial.steps, trial.seed)
+    batches = independent_batches(len(operator.samples), batch_size, trial.steps, trial.seed)
     try:
         for count, indices in enumerate(batches, 1):
             step(operator.on_batch(indices))
@@ -68,8 +68,24 @@ def diverges(operator: DataOperator, batch_size: int, step: Step, trial: Trial) 
     return False
 
 
-def optimizer_step(operator: DataOperator, factory: OptimizerFactory, rate: float) -> Step:
-    """Steps of a torch optimizer (one that needs no closure) on the surface's parameters."""
+def independent_batches(samples: int, size: int, count: int, seed: int) -> Iterator[list[int]]:
+    """Batches drawn anew each time, as from a large data set.
+
+    Disjoint batches of a small one would sum to zero noise within a few steps, which momentum feels.
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + size)
+    for _ in range(count):
+        yield torch.randperm(samples, generator=generator)[:size].tolist()
+
+
+def optimizer_step(
+    operator: DataOperator, factory: OptimizerFactory, rate: float, warm: Iterable[list[int]] = ()
+) -> Step:
+    """Steps of a torch optimizer (one that needs no closure) on the surface's parameters.
+
+    The optimizer first sees the batches `warm` (indices) at rate 0, which moves no parameter: Adam then begins with the
+    squared gradients of training instead of steps of full rate in every coordinate. Averages of gradients begin at 0.
+    """
     parameters = list(operator.surface.parameters.values())
     optimizer = factory(parameters, rate)
 
@@ -78,6 +94,17 @@ def optimizer_step(operator: DataOperator, factory: OptimizerFactory, rate: floa
             parameter.grad = part.clone()
         optimizer.step()
 
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    for indices in warm:
+        step(operator.on_batch(indices))
+    for group, own in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = own
+    for state in optimizer.state.values():
+        for name in {"momentum_buffer", "exp_avg"} & set(state):
+            if state[name] is not None:
+                state[name].zero_()
     return step
 
 
@@ -114,9 +141,12 @@ def stable_rate(
         CurvatureError: no rate within a factor of 10,000 of `start` is a threshold.
     """
 
+    plan = trial or Trial()
+
     def unstable(rate: float) -> bool:
         trained = operator.with_model(copy.deepcopy(operator.surface.model))
-        return diverges(trained, batch_size, optimizer_step(trained, factory, rate), trial or Trial())
+        warm = independent_batches(len(operator.samples), batch_size, plan.warm_batches, plan.seed + 1)
+        return diverges(trained, batch_size, optimizer_step(trained, factory, rate, warm), plan)
 
     return bisect(unstable, start, tolerance=tolerance)
 
