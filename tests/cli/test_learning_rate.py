@@ -57,7 +57,7 @@ def test_the_table_is_printed_and_saved(folder: Path, tmp_path: Path) -> None:
     for row in rows:
         assert row["lambda_max_low"] <= row["lambda_max"] <= row["lambda_max_high"]
         assert row["lr_sgd"] == pytest.approx(2 / row["lambda_max"])
-        assert row["lr_momentum"] == pytest.approx(1.9 * row["lr_sgd"])
+        assert 0 < row["lr_momentum"] <= 1.9 * row["lr_sgd"], "noise may limit it first"
         assert row["lr_adam"] is None
         assert f"{row['lr_sgd']:.3g}" in result.output and row["regime"] in result.output
     law = RateLaw.from_json(found["laws"]["momentum"])

@@ -135,8 +135,13 @@ def rate_law(
         ladder = curvature.ladder
         values = {rung.batch_size: rung.magnitudes for rung in ladder.rungs}
         analysis = LearningRateAnalysis(ladder, fit_forms(values), "magnitude", config.momentum, None, 0.0)
-        law = analysis.law("momentum" if config.momentum else "sgd").anchored(batch_size, rate)
-        return replace(law, source={**source, "support": analysis.support.reason})
+        law = analysis.law("sgd").anchored(batch_size, rate)
+        return replace(
+            law,
+            optimizer="momentum" if config.momentum else "sgd",
+            momentum=config.momentum,
+            source={**source, "support": analysis.support.reason},
+        )
     if bound != "divergence":
         raise UsageError(f"bound {bound!r} is unknown; choose divergence or eigenvalue")
     speeds = [curvature.speed(size) for size in sizes]
