@@ -256,7 +256,7 @@ class Adapter:
         try:
             logits, objective, distance = self._try_update(images, track)
             if watching and objective is not None:
-                self.rate.watch(logits, self._again(images, keep=False)[0])
+                self.rate.watch(logits, self.again(images, keep=False)[0])
         except BaseException:
             self._restore_learnt(learnt)
             raise
@@ -281,7 +281,7 @@ class Adapter:
             self.network.backward(tape, None, regulariser)
             if not self._apply():
                 return predicted, None, math.nan
-            logits, tape = self._again(images)
+            logits, tape = self.again(images)
             regulariser = 0.0
         if not self._sound(logits, tape):
             return predicted, None, math.nan
@@ -296,7 +296,7 @@ class Adapter:
             return None
         return self.stream.share(images) if track else 0.0
 
-    def _again(self, images: Tensor, keep: bool = True) -> tuple[Tensor, Tape]:
+    def again(self, images: Tensor, keep: bool = True) -> tuple[Tensor, Tape]:
         """A further forward of images that were taken in already."""
         return self.network.forward(images, keep=keep, track=False, share=self._share(images, False))
 

@@ -39,7 +39,8 @@ from edgetta.offline.learning_rate.ladder import BatchExtremes, Ladder, draw_bat
 from edgetta.rate_law import RateLaw
 from tests.adaptation.backbones import network_of, small_model
 
-CONFIG = AdaptConfig(entropy_margin=1.0, regulariser=0.3)
+CONFIG = AdaptConfig(entropy_margin=1.0, regulariser=0.3, statistics="batch")
+STREAM = replace(CONFIG, statistics="stream")
 SIZES = (4, 8, 16)
 
 
@@ -118,13 +119,37 @@ def test_eigenvalues_are_those_of_batches_of_one_domain_each(measured: Adaptatio
 def test_small_batches_are_measured_with_statistics_of_their_domain() -> None:
     of = network("ema")
     before = state(of)
-    with settled(of, DOMAINS["dark"], 4):
+    with settled(of, DOMAINS["dark"], 4, CONFIG):
         settled_state = state(of)
     assert unmoved(of, before) and not all(torch.equal(before[k], settled_state[k]) for k in before)
     batchwise = network("batch")
     start = state(batchwise)
-    with settled(batchwise, DOMAINS["dark"], 4):
+    with settled(batchwise, DOMAINS["dark"], 4, CONFIG):
         assert unmoved(batchwise, start), "statistics of each batch have nothing to settle"
+
+
+@pytest.mark.parametrize("size", [4, 20])
+def test_a_stream_is_measured_with_the_average_over_its_images(size: int) -> None:
+    of = network("auto")
+    before = state(of)
+    adapter = Adapter(of, replace(STREAM, when="off"))
+    for k in range(0, 40, size):
+        adapter.step(DOMAINS["dark"][k : k + size])
+    averaged = state(of)
+    of.load_state_dict(before)
+    with settled(of, DOMAINS["dark"], size, STREAM):
+        assert unmoved(of, averaged)
+        of.forward(DOMAINS["bright"][:20], keep=False)
+        assert unmoved(of, averaged), "a probe moves nothing"
+    assert unmoved(of, before) and of.batch_norm == "auto"
+
+
+def test_a_law_can_be_measured_for_a_stream() -> None:
+    of = network("auto")
+    found = measure_adaptation(of, DOMAINS, STREAM, (4, 16), batches=2, probes=2, iterations=4, tolerance=0.5)
+    rates = adaptation_rates(of, LABELLED, STREAM, found, batch_size=16, rates=(1e-3,))
+    smaller = first_divergence(of, LABELLED, STREAM, rates.law().rate(4) / 10, 4)
+    assert smaller == pytest.approx(rates.expected[4] / 100, rel=0.5), "the statistics are the same before and after"
 
 
 def test_measuring_leaves_the_network_as_it_was() -> None:

@@ -7,6 +7,7 @@ predictions: entropy has no minimum to be stable around, and what collapses is t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from edgetta.adaptation.adapter import AdaptConfig
 from edgetta.adaptation.network import AdaptiveNetwork
 from edgetta.adaptation.objective import filtered_entropy
 from edgetta.adaptation.step_rate import divergence
+from edgetta.adaptation.stream_statistics import StreamStatistics
 from edgetta.errors import UsageError
 from edgetta.offline.curvature import (
     CurvatureError,
@@ -105,7 +107,7 @@ def measure_adaptation(
         samples = as_floats(images)
         for size in sizes:
             own, probed = (_share(count, number, len(domains)) for count in (batches, probes))
-            with settled(network, samples, size):
+            with settled(network, samples, size, config):
                 if own:
                     operator = HessianOperator(
                         surface, samples, batch_size=size, memory_limit=limit, distributed=False
@@ -174,16 +176,25 @@ def gradient_speed(network: AdaptiveNetwork, images: Tensor, config: AdaptConfig
 
 
 @contextmanager
-def settled(network: AdaptiveNetwork, images: Tensor, batch: int) -> Iterator[None]:
-    """Running statistics as after a while on these images; put back on the way out."""
-    before = network.statistics_snapshot()
+def settled(network: AdaptiveNetwork, images: Tensor, batch: int, config: AdaptConfig) -> Iterator[None]:
+    """Running statistics as after a while on these images; put back on the way out.
+
+    Where the device averages over its stream they also stay as they are meanwhile, for a batch moves them little.
+    """
+    before, policy = network.statistics_snapshot(), network.batch_norm
+    streaming = policy == "auto" and config.statistics == "stream"
+    reach = config.statistics_images if streaming else SETTLED * network.ema_images
+    stream = StreamStatistics(config.statistics_images, math.inf)
     try:
-        if network.batch_norm != "source" and network.statistics(batch)[0] != "batch":
-            count = min(len(images), SETTLED * network.ema_images)
-            for k in range(0, count - batch + 1, batch):
-                network.forward(images[k : k + batch], keep=False)
+        if streaming or (policy != "source" and network.statistics(batch)[0] != "batch"):
+            for k in range(0, min(len(images), reach) - batch + 1, batch):
+                taken = images[k : k + batch]
+                network.forward(taken, keep=False, share=stream.share(taken) if streaming else None)
+        if streaming:
+            network.batch_norm = "source"
         yield
     finally:
+        network.batch_norm = policy
         network.restore_statistics(before)
 
 

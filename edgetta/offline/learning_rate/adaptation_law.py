@@ -218,7 +218,7 @@ def first_divergence(
             for k in range(0, min(max(config.watched, 1), len(images) // batch_size) * batch_size, batch_size):
                 batch = as_floats(images[k : k + batch_size])
                 before = adapter.step(batch).logits
-                found.append(divergence(before, network.forward(batch, keep=False, track=False)[0]))
+                found.append(divergence(before, adapter.again(batch, keep=False)[0]))
     median = sorted(found)[len(found) // 2]
     if not median > 0:
         raise NotFiniteError(f"updates of {batch_size} images at rate {rate:g} change no prediction")
