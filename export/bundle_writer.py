@@ -244,8 +244,11 @@ def _add(tensors: dict[str, Tensor], more: Mapping[str, Tensor]) -> dict[str, st
 
 
 def _owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Float32 copies that share no memory, as safetensors wants them."""
-    return {k: t.detach().cpu().to(torch.float32, copy=True).contiguous() for k, t in tensors.items()}
+    """Copies that share no memory, as safetensors wants them: float32, but int8 stays int8."""
+    return {
+        k: t.detach().cpu().to(torch.int8 if t.dtype == torch.int8 else torch.float32, copy=True).contiguous()
+        for k, t in tensors.items()
+    }
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

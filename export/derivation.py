@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from torch import Tensor
+
 from edgetta.errors import EdgettaError
 from edgetta.segments.contract import Residual, ResidualKind
 from edgetta.segments.graph import BATCH, Graph, GraphBuilder, Node
@@ -21,6 +23,7 @@ class Derivation:
         self.backward = GraphBuilder("g")
         self.backward.constants = dict(graph.constants)  # one set of names for both graphs; what is unused is pruned
         self.residuals: dict[str, Residual] = {}
+        self._weights = {node.output: node for node in graph.nodes if node.op == "DequantizeLinear"}
 
     def save(self, name: str, kind: ResidualKind, low: float = 0.0, high: float = 1.0) -> str:
         """Make a forward value available to the backward graph, under the same name."""
@@ -34,7 +37,24 @@ class Derivation:
 
     def constant(self, name: str) -> bool:
         """Whether a forward value is a weight."""
-        return name in self.forward.constants
+        return name in self.forward.constants or name in self._weights
+
+    def weight(self, name: str) -> tuple[str, str | None]:
+        """What a constant operand is made of: its own name, or those of its int8 codes and their scales."""
+        if name in self.forward.constants:
+            return name, None
+        node = self._weights.get(name)
+        if node is None:
+            raise DifferentiationError(f"{name!r} is not a weight; convolutions take constant weights only")
+        return node.inputs[0], node.inputs[1]
+
+    def in_backward(self, name: str, tensor: Tensor, scale: str | None, axis: int) -> str:
+        """A form of a weight in the backward graph; where it is made of codes, `axis` is that of their scales."""
+        stored = self.backward.constant(name, tensor)
+        if scale is None:
+            return stored
+        scales = self.backward.constant(scale, self.forward.constants[scale])
+        return self.backward.emit("DequantizeLinear", stored, scales, axis=axis)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a forward value or weight."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -14,6 +15,7 @@ from edgetta.errors import UsageError
 from edgetta.export.batch_norm import fold, settle
 from edgetta.export.cut import CutModel, cut
 from edgetta.export.differentiate import differentiate
+from edgetta.export.quantise import Ranges, quantise
 from edgetta.export.trace import trace
 from edgetta.segments.contract import SegmentGraphs
 
@@ -29,20 +31,28 @@ def derive(
     adapt_bias: bool = False,
     initialisation: Initialisation = "identity",
     kernel: int | None = None,
+    ranges: Ranges | None = None,
 ) -> AdaptableModel:
     """An adaptable model for images of `input_shape` (C, H, W) and any batch.
 
     cuts       module names: the stem's end, then the end of each part; chosen automatically when None
     parts      how many parts when cuts are chosen automatically
     kernel     of the meta-networks' convolutions, 3 or 1; None chooses 3 where that stays small beside the backbone
+    ranges     makes the backbone int8 (`quantise.measure_ranges` of the float model measures them)
     Raises `TraceError`, `UsageError`, `DifferentiationError` naming what stands in the way.
     """
     traced = trace(model, input_shape)
     pieces = cut(traced, cuts, parts)
     policy: Literal["ema", "source"] = "ema" if batch_norm == "adaptive" else "source"
-    stem = differentiate(settle(pieces.stem, policy), needs_gradient=False)
-    frozen = [differentiate(settle(part, policy, adapt_bias)) for part in pieces.parts]
-    classifier = differentiate(settle(pieces.classifier, policy))
+    settled = {f"part{k}": settle(part, policy, adapt_bias) for k, part in enumerate(pieces.parts, 1)}
+    settled |= {"stem": settle(pieces.stem, policy), "classifier": settle(pieces.classifier, policy)}
+    source = fold(traced.graph)
+    if ranges is not None:
+        settled = {n: replace(piece, graph=quantise(piece.graph, ranges.get(n, {}))) for n, piece in settled.items()}
+        source = quantise(source, ranges.get("source", {}))
+    stem = differentiate(settled["stem"], needs_gradient=False)
+    frozen = [differentiate(settled[f"part{k}"]) for k in range(1, len(pieces.parts) + 1)]
+    classifier = differentiate(settled["classifier"])
     weights = sum(tensor.numel() for tensor in traced.graph.constants.values())
     normalised = any(node.op == "BatchNormalization" for node in traced.graph.nodes)
     if kernel not in (None, 1, 3):
@@ -51,7 +61,7 @@ def derive(
         stem,
         tuple(frozen),
         classifier,
-        fold(traced.graph),
+        source,
         tuple(_meta_specs(frozen, kernel, weights, normalised, initialisation)),
         pieces.names,
         input_shape,

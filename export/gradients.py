@@ -13,21 +13,23 @@ from edgetta.segments.graph import BATCH, Node
 @rule("Conv")
 def conv(d: Derivation, node: Node, gradient: str) -> list[str | None]:
     """The transposed convolution; for stride 1 a plain one with the flipped, transposed kernel, which is faster."""
-    name = node.inputs[1]
+    name, scale = d.weight(node.inputs[1])
     weight = d.forward.constants[name]
     strides, pads, dilations, group = (node.attributes[k] for k in ("strides", "pads", "dilations", "group"))
     size, result = d.shape(node.inputs[0])[2:], d.shape(node.output)[2:]
     reach = [dilation * (kernel - 1) for dilation, kernel in zip(dilations, weight.shape[2:], strict=True)]
     turned = [reach[i % 2] - pads[i] for i in range(4)]
-    if list(strides) == [1, 1] and min(turned) >= 0:
-        kernel = d.backward.constant(f"{name}.turned", _turned(weight, group))
+    # Scales per output channel lie along one axis of the turned kernel, but where groups mix several of both.
+    along = 1 if group == 1 else 0 if group == weight.shape[0] and weight.shape[1] == 1 else None
+    if list(strides) == [1, 1] and min(turned) >= 0 and (scale is None or along is not None):
+        kernel = d.in_backward(f"{name}.turned", _turned(weight, group), scale, along or 0)
         attributes = {"strides": [1, 1], "pads": turned, "dilations": list(dilations), "group": group}
         return [d.backward.emit("Conv", gradient, kernel, **attributes)]
     extra = [size[i] - ((result[i] - 1) * strides[i] - pads[i] - pads[i + 2] + reach[i] + 1) for i in range(2)]
     back = d.backward.emit(
         "ConvTranspose",
         gradient,
-        d.backward.constant(name, weight),
+        d.in_backward(name, weight, scale, 0),
         strides=list(strides),
         pads=list(pads),
         dilations=list(dilations),
@@ -54,9 +56,16 @@ def matmul(d: Derivation, node: Node, gradient: str) -> list[str | None]:
 
 def _transposed(d: Derivation, name: str) -> str:
     if d.constant(name):
-        return d.backward.constant(f"{name}.transposed", d.forward.constants[name].transpose(-1, -2))
+        stored, scale = d.weight(name)
+        return d.in_backward(f"{stored}.transposed", d.forward.constants[stored].transpose(-1, -2), scale, 0)
     rank = len(d.shape(name))
     return d.backward.emit("Transpose", d.save(name, "float"), perm=[*range(rank - 2), rank - 1, rank - 2])
+
+
+@rule("FakeQuantize")
+def fake_quantize(d: Derivation, node: Node, gradient: str) -> list[str | None]:
+    """Straight through, as if nothing had been rounded: no residual (Bengio et al., 2013)."""
+    return [gradient, None]
 
 
 @rule("BatchNormalization")

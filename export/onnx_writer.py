@@ -52,10 +52,11 @@ def to_onnx(graph: Graph, name: str, weights: Path | None = None, opset: int = O
     for constant, tensor in {**graph.constants, **writer.constants}.items():
         array = (tensor.float() if tensor.is_floating_point() else tensor).contiguous().numpy()
         if weights and constant in offsets:
-            proto = TensorProto(name=constant, data_type=TensorProto.FLOAT, dims=list(array.shape))
+            kind = TensorProto.INT8 if array.dtype == np.int8 else TensorProto.FLOAT
+            proto = TensorProto(name=constant, data_type=kind, dims=list(array.shape))
             start, length = offsets[constant]
-            if length != array.nbytes or array.dtype != np.float32:
-                raise UsageError(f"{constant!r} in {weights} is not the graph's float32 tensor; write that file anew")
+            if length != array.nbytes or array.dtype not in (np.float32, np.int8):
+                raise UsageError(f"{constant!r} in {weights} is not the graph's own tensor; write that file anew")
             proto.data_location = TensorProto.EXTERNAL
             for key, value in (("location", weights.name), ("offset", start), ("length", length)):
                 proto.external_data.add(key=key, value=str(value))
@@ -133,6 +134,11 @@ class _Writer:
         self.constants[name] = torch.tensor(value, dtype=torch.float32)
         return name
 
+    def zeros_int8(self, shape: tuple[int, ...]) -> str:
+        name = ".".join(["zero.int8", *map(str, shape)])
+        self.constants[name] = torch.zeros(shape, dtype=torch.int8)
+        return name
+
     def rank(self, name: str) -> int:
         constant = self.graph.constants.get(name)
         return constant.dim() if constant is not None else len(self.graph.values[name].shape)
@@ -145,6 +151,20 @@ _AS_INPUT: dict[str, tuple[str, ...]] = {
     "Clip": ("min", "max"),
     "ReduceSum": ("axes",),
 }
+
+
+def _fake_quantize(w: _Writer, node: Node) -> None:
+    """Quantised and back: the pair that engines turn into arithmetic in int8."""
+    x, scale = node.inputs
+    zero = w.zeros_int8(())
+    codes = w.emit("QuantizeLinear", [x, scale, zero], f"{node.output}.codes")
+    w.emit("DequantizeLinear", [codes, scale, zero], node.output)
+
+
+def _dequantize_linear(w: _Writer, node: Node) -> None:
+    codes, scale = node.inputs
+    zeros = w.zeros_int8(tuple(w.graph.constants[scale].shape))
+    w.emit("DequantizeLinear", [codes, scale, zeros], node.output, dict(node.attributes))
 
 
 def _masked(w: _Writer, node: Node) -> None:
@@ -184,6 +204,8 @@ def _per_channel(w: _Writer, x: str, output: str, rank: int | None = None) -> No
 
 
 _EXPANSIONS: dict[str, Callable[[_Writer, Node], None]] = {
+    "FakeQuantize": _fake_quantize,
+    "DequantizeLinear": _dequantize_linear,
     "Masked": _masked,
     "Silu": _silu,
     "Gelu": _gelu,

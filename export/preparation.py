@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,6 +23,9 @@ from edgetta.sources.labelled import Labelled
 
 STATISTICS_IMAGES = 4096
 """So many source images, drawn at random, are enough for statistics per channel."""
+
+CALIBRATION_IMAGES = 512
+"""So many are enough for the ranges of int8, which are one number per activation."""
 
 CHECKPOINT = "warm_up.checkpoint.safetensors"
 _BATCH = 64
@@ -135,6 +138,11 @@ def _report(
         seconds=facts["seconds"],
         stages=tuple(stages),
     )
+
+
+def calibration(train: Labelled) -> Iterator[Tensor]:
+    """Source images that the ranges of int8 are measured on, drawn at random, in batches."""
+    return map(_floats, batches_of(train.shuffled(0, CALIBRATION_IMAGES).images, _BATCH))
 
 
 def check(recipe: Recipe, classes: int, train: Labelled, held_out: Labelled, config: WarmUpConfig | None) -> None:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from edgetta.errors import BundleError, EdgettaError, UsageError
 from edgetta.export.preparation import PreparationReport
+from edgetta.export.quantise import Ranges
 from edgetta.export.recipe import Derived, Recipe
 from edgetta.memory.accuracy_costs import AccuracyCosts
 from edgetta.models.normalise import normalisation_of
@@ -191,6 +192,7 @@ def finish(
     report: PreparationReport,
     rates: Mapping[str, Any] | None = None,
     *,
+    ranges: Ranges | None = None,
     findings: Mapping[str, Any] | None = None,
     page: str | None = None,
 ) -> None:
@@ -201,6 +203,7 @@ def finish(
         state: of the meta-networks.
         report: accuracies.
         rates: what `AdaptationRates.to_json` gives.
+        ranges: of an int8 backbone.
         findings: what else stages found, by their names.
         page: of the report, for people.
 
@@ -208,6 +211,7 @@ def finish(
         StorageError: the disk is full and the like; the stages are kept then.
     """
     manifest = _manifest(folder)
+    manifest["recipe"]["ranges"] = ranges
     atomic_write_bytes(folder / META, save({name: t.detach().cpu().clone().contiguous() for name, t in state.items()}))
     figures = {**asdict(report), **(findings or {}), "recipe": manifest["recipe"], "settings": manifest["settings"]}
     atomic_write_json(folder / REPORT, figures)
@@ -253,6 +257,7 @@ def _portable(folder: Path, derived: Derived) -> Recipe:
         options={name: value for name, value in recipe.options.items() if name not in _FROM_ELSEWHERE},
         parts=None,
         cuts=derived.adaptable.cuts,
+        ranges=None,  # those that ship are known when every stage is done
     )
 
 

@@ -6,12 +6,14 @@ always meet the segments that they were warmed up with.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from edgetta.adaptation.meta_network import Initialisation
 from edgetta.adaptation.model import AdaptableModel, Gradient, build
@@ -19,6 +21,7 @@ from edgetta.adaptation.network import AdaptiveNetwork, BatchNorm
 from edgetta.errors import UsageError
 from edgetta.export.cut import automatic_cuts
 from edgetta.export.derive import derive
+from edgetta.export.quantise import Ranges, measure_ranges
 from edgetta.export.trace import trace
 from edgetta.models import Model, load_model
 from edgetta.models.architectures import ARCHITECTURES
@@ -51,6 +54,8 @@ class Recipe:
     adapt_bias: bool = False
     initialisation: Initialisation = "identity"
     kernel: int | None = None  # None: the published one, else what stays small beside the backbone
+    precision: Literal["fp32", "int8"] = "fp32"  # of the backbone
+    ranges: Ranges | None = None  # for int8; None: to be measured on source images
     seed: int = 0  # of weights that nobody gave, and of the meta-networks' convolutions
 
     def __post_init__(self) -> None:
@@ -58,6 +63,8 @@ class Recipe:
             raise UsageError("give the number of parts or the cuts, not both: the cuts say how many parts there are")
         if self.parts is not None and self.parts < 1:
             raise UsageError(f"parts must be at least 1, not {self.parts}")
+        if self.precision not in ("fp32", "int8"):
+            raise UsageError(f"precision is fp32 or int8, not {self.precision!r}")
         own = sorted(set(self.options) & _OWN_FIELDS)
         if own:
             raise UsageError(f"{own[0]} cannot be handed on to what builds the model; it has an option of its own")
@@ -110,9 +117,11 @@ def load(recipe: Recipe) -> Model:
         )
 
 
-def derive_recipe(recipe: Recipe, model: Model | None = None) -> Derived:
+def derive_recipe(recipe: Recipe, model: Model | None = None, calibration: Iterable[Tensor] | None = None) -> Derived:
     """Carry a recipe out: load its model (unless it is handed over), choose the cuts, derive the segments.
 
+    calibration  source images (N, C, H, W) in [0, 1] that int8 ranges are measured on, where the recipe has none; the
+                 recipe that comes back has them
     Raises `UsageError`, `TraceError`, `DifferentiationError` and what `load_model` raises.
     """
     model = load(recipe) if model is None else model
@@ -128,7 +137,8 @@ def derive_recipe(recipe: Recipe, model: Model | None = None) -> Derived:
                 origin = "inferred"
     if cuts is None and recipe.parts is None:
         cuts = _automatic_cuts(model)
-    adaptable = derive(
+    derived = partial(
+        derive,
         model.module,
         model.input_shape,
         cuts,
@@ -138,7 +148,13 @@ def derive_recipe(recipe: Recipe, model: Model | None = None) -> Derived:
         recipe.initialisation,
         kernel,
     )
-    return Derived(recipe, model, adaptable, origin)
+    if recipe.precision == "fp32":
+        return Derived(recipe, model, derived(), origin)
+    if recipe.ranges is None:
+        if calibration is None:
+            raise UsageError("int8 chooses its ranges on source images: give some with --calibration DATA")
+        recipe = replace(recipe, ranges=measure_ranges(derived(), calibration))
+    return Derived(recipe, model, derived(ranges=recipe.ranges), origin)
 
 
 def _automatic_cuts(model: Model) -> tuple[str, ...]:

@@ -42,6 +42,11 @@ class AdaptableModel:
     classes: int
     batch_norm: Literal["adaptive", "source"] = "adaptive"
 
+    @property
+    def precision(self) -> Literal["fp32", "int8"]:
+        """What the backbone's convolutions and linear layers compute in."""
+        return "int8" if self.source.quantised else "fp32"
+
     def segments(self) -> dict[str, SegmentGraphs]:
         """Name -> graphs, from input to output: "stem", "part1" ... "partK", "classifier"."""
         parts = {f"part{k}": part for k, part in enumerate(self.parts, 1)}

@@ -64,14 +64,15 @@ def read_source(files: BundleFiles, entry: SegmentEntry) -> Graph:
 
 
 def read_tensors(files: BundleFiles, name: str) -> dict[str, Tensor]:
-    """The float32 tensors of a `.safetensors` file, mapped into memory rather than read."""
+    """The tensors of a `.safetensors` file, float32 or int8 (quantised weights), mapped into memory, not read."""
     try:
         with safe_open(files.file(name), "pt") as opened:
             kinds = {key: opened.get_slice(key).get_dtype() for key in opened.keys()}  # noqa: SIM118
-            odd = [key for key, kind in kinds.items() if kind != "F32"]
+            odd = [key for key, kind in kinds.items() if kind not in ("F32", "I8")]
             if odd:
                 raise BundleError(
-                    f"tensor {odd[0]!r} in {name} of bundle {files.path} is {kinds[odd[0]]}, not float32; {_AGAIN}"
+                    f"tensor {odd[0]!r} in {name} of bundle {files.path} is {kinds[odd[0]]}, "
+                    f"neither float32 nor int8; {_AGAIN}"
                 )
             return {key: opened.get_tensor(key) for key in kinds}
     except (SafetensorError, OSError, ValueError) as error:

@@ -46,6 +46,7 @@ Examples:
   edgetta export prepared/ -o bundle/
   edgetta export wrn40_2 --weights wrn.pt --calibration photos/ -o bundle.zip
   edgetta export timm:resnet18 --option pretrained=true --parts 5 -o bundle/
+  edgetta export prepared_int8/ -o bundle/          (after `edgetta prepare --precision int8`)
   edgetta export net.py:build --input-size 64 --cuts stem,block2 -o bundle/
 """
 
@@ -126,7 +127,7 @@ def command(**values: Any) -> None:
     if names is not None and len(names) != model.num_classes:
         raise UsageError(f"--classes names {len(names)} classes, and the model has {model.num_classes}")
     material = _material(recipe, model, prepared, values)
-    derived = derive_recipe(recipe, model)
+    derived = derive_recipe(recipe, model, material.batches())
     network = derived.network(values["gradient"])
     _bring_to_start(network, derived, material)
     tested = write_bundle(
@@ -156,6 +157,12 @@ class _Material:
     meta: tuple[Path, dict[str, Tensor]] | None
     pictures: Pictures | None
     calibration: str | None
+
+    def batches(self) -> Iterator[Tensor] | None:
+        """The source images in batches, where there are any."""
+        from edgetta.offline.source_statistics import batches_of
+
+        return None if self.pictures is None else batches_of(self.pictures.floats(), 64)
 
     def kind(self) -> str:
         if self.meta is not None:
@@ -252,11 +259,10 @@ def _bring_to_start(network: AdaptiveNetwork, derived: Derived, material: _Mater
     Raises:
         BundleError: meta-networks that do not fit the model.
     """
-    from edgetta.offline.source_statistics import batches_of, set_source_statistics
+    from edgetta.offline.source_statistics import set_source_statistics
 
     if material.meta is None:
-        images = None if material.pictures is None else batches_of(material.pictures.floats(), 64)
-        set_source_statistics(network, images, derived.adaptable.input_shape)
+        set_source_statistics(network, material.batches(), derived.adaptable.input_shape)
         return
     path, tensors = material.meta
     try:
@@ -272,7 +278,7 @@ def _provenance(derived: Derived, material: _Material, prepared: Prepared | None
     """Where everything came from. Paths are reduced to names: a bundle travels, and folders are nobody's business."""
     recipe = derived.recipe
     weights = None if derived.model.weights is None else Path(derived.model.weights).name
-    told = replace(recipe, model=_name_of(recipe.model), weights=weights)
+    told = replace(recipe, model=_name_of(recipe.model), weights=weights, ranges=None)
     report = {} if prepared is None else {"preparation": prepared.accuracies()}
     return {"recipe": told.to_json(), "cuts": derived.origin, "statistics": material.kind(), **report}
 
@@ -324,6 +330,7 @@ def _show(output: Path, derived: Derived, material: _Material, tested: dict[str,
     print_facts(
         [
             ("model", f"{derived.recipe.model}: images {size}, {adaptable.classes} classes"),
+            ("precision", f"{adaptable.precision} backbone, fp32 meta-networks"),
             ("weights", model.weights or ("random" if model.parts is not None else "the source's own")),
             ("cuts", f"{', '.join(adaptable.cuts)} ({ORIGINS[derived.origin]})"),
             ("statistics", material.told()),

@@ -100,6 +100,7 @@ def _facts(bundle: Bundle) -> Iterator[tuple[str, str]]:
     yield "model", bundle.name
     yield "input", f"images of {channels} x {height} x {width}; {_pairs(bundle.preprocessing)}"
     yield "classes", _classes(bundle.model.classes, bundle.classes)
+    yield "precision", f"{bundle.model.precision} backbone, fp32 meta-networks"
     yield "cuts", ", ".join(bundle.model.cuts)
     yield "meta-networks", "\n".join(_meta(k, spec) for k, spec in enumerate(bundle.model.metas, 1))
     form = "follow the stream" if bundle.model.batch_norm == "adaptive" else "are folded into the convolutions"

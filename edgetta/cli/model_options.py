@@ -18,7 +18,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 _FIELDS = {"input_size": "input_shape", "bn": "batch_norm", "option": "options"}
 NAMES = (
     *("weights", "num_classes", "width", "input_size", "mean", "std", "option", "parts", "cuts", "bn", "adapt_bias"),
-    *("initialisation", "kernel"),
+    *("initialisation", "kernel", "precision"),
 )
 
 
@@ -77,6 +77,12 @@ def model_options(function: _Function) -> _Function:
             "--kernel",
             type=click.Choice(["1", "3"]),
             help="Of the meta-networks' convolutions; default the published one, else what stays small.",
+        ),
+        click.option(
+            "--precision",
+            type=click.Choice(["fp32", "int8"]),
+            help="Of the backbone: fp32 (the default), or int8 with ranges from source images (its gradient goes "
+            "straight through the rounding, and meta-networks learn to repair it).",
         ),
     ]
     for option in reversed(options):

@@ -152,7 +152,7 @@ def _prepare(values: dict[str, Any], first: bool) -> None:
     from edgetta.cli.progress import progress_bar
     from edgetta.cli.tables import print_line
     from edgetta.export import prepared
-    from edgetta.export.preparation import check, prepare
+    from edgetta.export.preparation import calibration, check, prepare
     from edgetta.export.recipe import derive_recipe, has_given_weights, load
     from edgetta.offline.stage import Stage
 
@@ -178,7 +178,7 @@ def _prepare(values: dict[str, Any], first: bool) -> None:
     check(recipe, model.num_classes, train, held_out, config)
     check_curvature(held_out, sizes)
     parts = None if robust is None else _robust_parts(values, robust, train)
-    derived = derive_recipe(recipe, model)
+    derived = derive_recipe(recipe, model, calibration(train))
     cost_count = cost_images(values, held_out)
     settings = {**_settings(values, config, robust, train, held_out), "cost_images": cost_count}
     files = prepared.begin(folder, derived, classes, settings, overwrite=values["overwrite"])
@@ -191,7 +191,8 @@ def _prepare(values: dict[str, Any], first: bool) -> None:
         stages, rift = _robust_stages(model, parts, held_out, robust, files, loud)
         model.module.to("cpu")
         # The segments hold weights: they are derived anew, cut where they were.
-        derived = derive_recipe(replace(derived.recipe, parts=None, cuts=derived.adaptable.cuts), model)
+        again = replace(derived.recipe, parts=None, cuts=derived.adaptable.cuts, ranges=None)
+        derived = derive_recipe(again, model, calibration(train))
         if first:
             prepared.replace_weights(folder, model.module)
     with progress_bar("warming up", unit="steps", show=loud) as update:
@@ -215,7 +216,8 @@ def _prepare(values: dict[str, Any], first: bool) -> None:
         findings["costs"] = costs.to_json()
     if first:
         text = page(derived, report, rift, rates, costs)
-        prepared.finish(folder, network.state_dict(), report, rates, findings=findings, page=text)
+        state, ranges = network.state_dict(), derived.recipe.ranges
+        prepared.finish(folder, state, report, rates, ranges=ranges, findings=findings, page=text)
     if loud:
         show(folder, derived, train, report, rates, costs)
 

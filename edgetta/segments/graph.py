@@ -20,6 +20,7 @@ from edgetta.segments.shapes import BATCH, KNOWN, Kind, infer
 LARGEST = 3.0e38
 """Stands for infinity, which not every engine takes: nearly the largest number of float32."""
 _MAX_NODES = 100_000
+_DTYPES = {torch.bool: "bool", torch.int8: "int8"}
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,11 @@ class Graph:
     nodes: tuple[Node, ...]
     values: Mapping[str, Value]
     constants: Mapping[str, torch.Tensor]
+
+    @property
+    def quantised(self) -> bool:
+        """Whether any of it runs in int8."""
+        return any(node.op == "FakeQuantize" for node in self.nodes)
 
     def producers(self) -> dict[str, Node]:
         return {node.output: node for node in self.nodes}
@@ -192,7 +198,7 @@ class GraphBuilder:
 def _kind(operand: torch.Tensor | Value) -> Kind:
     if isinstance(operand, Value):
         return operand.shape, operand.dtype
-    return tuple(operand.shape), "bool" if operand.dtype == torch.bool else "float"
+    return tuple(operand.shape), _DTYPES.get(operand.dtype, "float")
 
 
 def _check(graph: Graph) -> None:

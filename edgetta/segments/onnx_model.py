@@ -17,10 +17,10 @@ import numpy as np
 from edgetta.errors import BundleError, one_line
 from edgetta.protobuf import fields, message, number, numbers, write_bytes, write_number
 
-FLOAT, INT64, BOOL, HALF = 1, 7, 9, 10
+FLOAT, INT8, INT64, BOOL, HALF = 1, 3, 7, 9, 10
 """Element types, as ONNX numbers them."""
 
-_TYPES: dict[int, Any] = {FLOAT: np.float32, INT64: np.int64, BOOL: np.bool_, HALF: np.float16}
+_TYPES: dict[int, Any] = {FLOAT: np.float32, INT8: np.int8, INT64: np.int64, BOOL: np.bool_, HALF: np.float16}
 _INT = 2  # of AttributeProto.type
 _EXTERNAL = 1  # of TensorProto.data_location
 

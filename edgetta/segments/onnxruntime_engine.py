@@ -175,11 +175,11 @@ class OnnxRuntimeSegment:
 
 def read_model(model: str | bytes, graph: Graph) -> OnnxModel:
     """The ONNX file of `graph`, its weights being the graph's own constants. Raises `BundleError`."""
-    floats = {name: t.numpy() for name, t in graph.constants.items() if t.dtype == torch.float32}
+    weights = {n: t.numpy() for n, t in graph.constants.items() if t.dtype in (torch.float32, torch.int8)}
     try:
         if isinstance(model, bytes):
-            return parse_onnx(model, None, floats)
-        return parse_onnx(Path(model).read_bytes(), Path(model).parent, floats)
+            return parse_onnx(model, None, weights)
+        return parse_onnx(Path(model).read_bytes(), Path(model).parent, weights)
     except (ValueError, IndexError, KeyError, OSError) as error:
         raise _refused("edgetta", _name(model, graph), error) from error
 

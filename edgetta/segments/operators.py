@@ -1,7 +1,7 @@
 """What each operator of a `Graph` means, in torch. Names and attributes follow ONNX opset 17.
 
-`Silu`, `Gelu`, `ChannelMean`, `ChannelVariance` are not ONNX operators of that opset: here they are one fused torch
-call, and `edgetta.export.onnx_writer` spells them out.
+`Silu`, `Gelu`, `ChannelMean`, `ChannelVariance` and `FakeQuantize` are not ONNX operators of that opset: here they are
+one step, and `edgetta.export.onnx_writer` spells them out.
 """
 
 from __future__ import annotations
@@ -141,6 +141,18 @@ def masked(x: Tensor, mask: Tensor) -> Tensor:
     return x * mask.view(torch.uint8)
 
 
+def fake_quantize(x: Tensor, scale: Tensor) -> Tensor:
+    """x rounded to whole multiples of `scale` (), from -128 to 127 of them, halves to even."""
+    return (x / scale).round_().clamp_(-128, 127).mul_(scale)
+
+
+def dequantize_linear(codes: Tensor, scale: Tensor, *, axis: int) -> Tensor:
+    """int8 codes times one scale per index of `axis`."""
+    column = [1] * codes.dim()
+    column[axis] = -1
+    return codes.to(scale.dtype) * scale.reshape(column)
+
+
 def concat(*inputs: Tensor, axis: int) -> Tensor:
     return torch.cat(inputs, axis)
 
@@ -187,4 +199,6 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
     "Pad": pad,
     "MaxPool": max_pool,
     "AveragePool": average_pool,
+    "FakeQuantize": fake_quantize,
+    "DequantizeLinear": dequantize_linear,
 }

@@ -14,7 +14,7 @@ BATCH = -1
 
 Shape = tuple[int, ...]
 Kind = tuple[Shape, str]
-"""Shape and dtype ("float" or "bool") of a value."""
+"""Shape and dtype ("float", "bool", or "int8" for quantised weights) of a value."""
 
 
 def infer(op: str, arguments: Sequence[Kind | None], attributes: Mapping[str, Any]) -> Kind:
@@ -150,6 +150,16 @@ def _channel_variance(x: Shape, mean: Shape) -> Shape:
     return mean
 
 
+def _dequantize(codes: Shape, scale: Shape, *, axis: int) -> Shape:
+    _need(0 <= axis < len(codes) and scale == (codes[axis],), f"scales of shape {scale} do not fit {codes}")
+    return codes
+
+
+def _fake_quantize(x: Shape, scale: Shape) -> Shape:
+    _need(scale == (), f"one scale is needed, not {scale}")
+    return x
+
+
 def _matmul(a: Shape, b: Shape) -> Shape:
     _need(len(a) >= 2 and len(b) >= 2 and a[-1] == b[-2] != BATCH, f"{a} and {b} cannot be multiplied")
     return (*_broadcast(a[:-2], b[:-2]), a[-2], b[-1]) if len(a) + len(b) > 4 else (a[-2], b[-1])
@@ -259,6 +269,8 @@ _RULES: dict[str, tuple[tuple[str, ...], str, Callable[..., Shape]]] = {
     "Transpose": (_FLOAT, "float", _transpose),
     "Concat": (_FLOAT, "float", _concat),
     "Slice": (_FLOAT, "float", _slice),
+    "DequantizeLinear": (("int8", "float"), "float", _dequantize),
+    "FakeQuantize": (("float", "float"), "float", _fake_quantize),
     "Pad": (_FLOAT, "float", _pad),
     "MaxPool": (_FLOAT, "float", _pool),
     "AveragePool": (_FLOAT, "float", _pool),

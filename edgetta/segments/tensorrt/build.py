@@ -1,7 +1,8 @@
 """Build one engine: TensorRT 8.5, 8.6, 10 and 11, and TensorRT-RTX, behind one function.
 
-What differs between them: 8 must be told that the batch is explicit and takes float16 as a wish, layer by layer; from
-10 on the network is strongly typed, so float16 is written into the graph (`half.py`); 11 knows nothing else.
+What differs between them: 8 must be told that the batch is explicit and that int8 is allowed, and takes float16 as a
+wish, layer by layer; from 10 on the network is strongly typed, so float16 is written into the graph
+(`half.py`); 11 knows nothing else.
 """
 
 from __future__ import annotations
@@ -106,6 +107,8 @@ def build_engine(
         config = _configured(trt, builder, network, options, workspace, title)
         if single is not None:
             _prefer_half(trt, config, network, single)
+        if not typed and any(node.op == "QuantizeLinear" for node in model.nodes):
+            config.set_flag(trt.BuilderFlag.INT8)
         cache = _timing_cache(trt, config, timing)
         monitor = _monitor_class(trt)(watch) if watch is not None and hasattr(trt, "IProgressMonitor") else None
         if monitor is not None:

@@ -24,6 +24,7 @@ _HALF_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _FOLLOWING_OPS = frozenset(
     {"Add", "Clip", "Concat", "MaxPool", "Mul", "Neg", "Pad", "Relu", "Reshape", "Slice", "Sub", "Transpose", "Where"}
 )
+# But those that read quantised activations run in int8 and stay as they are.
 _COMPARISONS = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"})
 _LOGIC = frozenset({"And", "Not", "Or", "Xor"})
 # Everything else computes in float32.
@@ -51,6 +52,7 @@ class _Rewriter:
         self.single: list[str] = []
         self._kinds = {value.name: value.kind for value in model.inputs}  # the type that each value is made in
         self._places = {(value.name, value.kind): value.name for value in model.inputs}  # what it is called, by type
+        self._dequantised: set[str] = set()
         self._masks: set[str] = set()  # casts of booleans: exact in every type, so they never decide one
         self._taken = {*self._kinds, *model.weights, *(name for node in model.nodes for name in node.outputs)}
 
@@ -71,10 +73,13 @@ class _Rewriter:
             self._masks.add(node.outputs[0])
             self._emit(cast(node.inputs[0], node.outputs[0], HALF), HALF)
             return
+        if node.op == "DequantizeLinear" and node.inputs[0] not in self.model.weights:
+            self._dequantised.update(node.outputs)
         floats = {name for name in node.inputs if name and self._kind(name) in (FLOAT, HALF)}
         deciding = floats - self.model.weights.keys() - self._masks
         follows = node.op in _FOLLOWING_OPS or node.op in _COMPARISONS
-        half = node.op in _HALF_OPS or (follows and all(self._kind(name) == HALF for name in deciding))
+        int8 = node.op in _HALF_OPS and node.inputs[0] in self._dequantised
+        half = (node.op in _HALF_OPS and not int8) or (follows and all(self._kind(name) == HALF for name in deciding))
         if floats and not half:
             self.single.append(node.name)
         kind = HALF if half else FLOAT
