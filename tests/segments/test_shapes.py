@@ -11,7 +11,7 @@ from edgetta.segments.operators import OPERATORS
 from edgetta.segments.shapes import BATCH, KNOWN, infer
 
 N = BATCH
-F, B = "float", "bool"
+F, B, I8 = "float", "bool", "int8"
 IMAGES = ((N, 4, 9, 11), F)
 CONV: dict[str, Any] = {"strides": [2, 1], "pads": [1, 0, 2, 1], "dilations": [1, 2], "group": 2}
 POOL: dict[str, Any] = {"kernel_shape": [3, 2], "strides": [2, 3], "pads": [1, 0, 1, 0], "ceil_mode": 0}
@@ -21,6 +21,9 @@ CASES: list[tuple[str, list[Any], dict[str, Any]]] = [
     ("Conv", [IMAGES, ((6, 2, 3, 2), F)], CONV),
     ("Conv", [IMAGES, ((6, 2, 3, 2), F), ((6,), F)], CONV),
     ("ConvTranspose", [IMAGES, ((4, 3, 3, 2), F)], CONV | {"output_padding": [1, 1]}),
+    ("FakeQuantize", [IMAGES, ((), F)], {}),
+    ("DequantizeLinear", [((6, 2, 3, 2), I8), ((6,), F)], {"axis": 0}),
+    ("DequantizeLinear", [((6, 2), I8), ((2,), F)], {"axis": 1}),
     ("ConvTranspose", [IMAGES, ((4, 3, 1, 1), F), ((6,), F)], CONV | {"pads": [0] * 4, "output_padding": [0, 0]}),
     ("BatchNormalization", [IMAGES, *[((4,), F)] * 4], {"epsilon": 1e-5}),
     ("ChannelMean", [IMAGES], {}),
@@ -64,6 +67,8 @@ CASES: list[tuple[str, list[Any], dict[str, Any]]] = [
 
 def real(kind: tuple[tuple[int, ...], str], batch: int) -> torch.Tensor:
     values = torch.rand([batch if size == N else size for size in kind[0]]) + 0.5
+    if kind[1] == I8:
+        return (100 * values).to(torch.int8)
     return values < 1.0 if kind[1] == B else values
 
 
@@ -84,6 +89,9 @@ def test_every_operator_has_a_rule_and_a_case() -> None:
     ("op", "kinds", "attributes"),
     [
         ("Einsum", [IMAGES], {}),
+        ("FakeQuantize", [IMAGES, ((4,), F)], {}),
+        ("DequantizeLinear", [((6, 2), F), ((2,), F)], {"axis": 1}),
+        ("DequantizeLinear", [((6, 2), I8), ((6,), F)], {"axis": 1}),
         ("Relu", [], {}),
         ("Relu", [None], {}),
         ("Relu", [IMAGES, IMAGES], {}),

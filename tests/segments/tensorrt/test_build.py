@@ -16,7 +16,7 @@ from edgetta.segments.onnx_model import OnnxModel, parse_onnx
 from edgetta.segments.tensorrt import build
 from edgetta.segments.tensorrt.build import BuildOptions, EngineBuildError, build_engine, free_workspace
 from edgetta.segments.tensorrt.cache import TimingFile
-from edgetta.segments.tensorrt.half import single_nodes
+from edgetta.segments.tensorrt.half import single_nodes, to_half
 from tests.segments.tensorrt.double import VERSIONS, Double, install
 from tests.segments.tensorrt.test_engine import part
 
@@ -53,6 +53,15 @@ def test_tensorrt_builds_every_direction(rtx: Any, name: str, policy: str, preci
         assert graph is not None
         built = build_engine(model_of(graph, opset), name, BuildOptions(precision, (1, 4, 8)))
         assert len(built.data) > 1000 and built.seconds > 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(("name", "policy"), [("wide_resnet", "ema"), ("mobile", "source"), ("transformer", "source")])
+def test_tensorrt_builds_int8(rtx: Any, name: str, policy: str, precision: Any) -> None:
+    graphs = part(name, policy, int8=True)
+    for graph in (graphs.forward, graphs.backward, graphs.recompute):
+        assert graph is not None
+        assert len(build_engine(model_of(graph), name, BuildOptions(precision, (1, 4, 8))).data) > 1000
 
 
 def test_float16_halves_the_weights(rtx: Any) -> None:
@@ -117,6 +126,21 @@ def test_flags_of_each_version(trt: Double) -> None:
         assert (settings["builder_optimization_level"], settings["max_aux_streams"]) == (1, 2)
     shapes = next(call[2] for call in trt.calls if call[1] == "set_shape")
     assert [shape[0] for shape in shapes[1:]] == [1, 4, 8]
+
+
+def test_int8_is_allowed_where_a_graph_is_quantised(trt: Double) -> None:
+    """Before 10 it must be; later it stands in the graph. Its convolutions stay out of float16."""
+    graphs = part("wide_resnet", "source", int8=True)
+    for graph in (graphs.forward, graphs.backward):
+        assert graph is not None
+        trt.calls.clear()
+        build_engine(model_of(graph), "part1", BuildOptions("fp16", (1, 4, 8)))
+        flags = [call[2][0].name for call in trt.calls if call[1] == "set_flag"]
+        assert ("INT8" in flags) == (trt.major < 10 and graph.quantised)
+    half = to_half(model_of(graphs.forward))
+    wide = {name for node in half.nodes if node.op == "DequantizeLinear" for name in node.outputs}
+    convolutions = [node for node in half.nodes if node.op == "Conv"]
+    assert convolutions and all(wide.issuperset(node.inputs[:2]) for node in convolutions)
 
 
 def test_tf32_is_off_unless_wanted(trt: Double) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from edgetta.export.batch_norm import settle
 from edgetta.export.cut import cut
 from edgetta.export.differentiate import differentiate
 from edgetta.export.onnx_writer import to_onnx
+from edgetta.export.quantise import quantise
 from edgetta.export.trace import trace
 from edgetta.segments.contract import GradientMode, SegmentGraphs
 from edgetta.segments.gpu_segment import GpuSegment, GradientScale
@@ -29,10 +31,13 @@ CPU = torch.device("cpu")
 
 
 @functools.cache
-def part(name: str, policy: str, adapt_bias: bool = True) -> SegmentGraphs:
+def part(name: str, policy: str, adapt_bias: bool = True, int8: bool = False) -> SegmentGraphs:
     torch.manual_seed(0)
     pieces = cut(trace(randomise(SMALL[name].build()).eval(), SMALL[name].input_shape), SMALL[name].cuts)
-    return differentiate(settle(pieces.parts[-1], policy, adapt_bias))  # type: ignore[arg-type]
+    frozen = settle(pieces.parts[-1], policy, adapt_bias)  # type: ignore[arg-type]
+    if int8:
+        frozen = replace(frozen, graph=quantise(frozen.graph, dict.fromkeys(frozen.graph.values, 8.0)))
+    return differentiate(frozen)
 
 
 def inputs(graphs: SegmentGraphs, batch: int) -> tuple[Tensor, Tensor]:
