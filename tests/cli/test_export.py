@@ -160,6 +160,18 @@ def test_what_stands_in_the_way(
     assert [path for path in sorted(tmp_path.iterdir()) if path.name != "__pycache__"] == before
 
 
+def test_int8_takes_ranges_from_source_images(model: str, tmp_path: Path, capsys: Captured) -> None:
+    assert export(model, "-o", tmp_path / "bundle", *SIZE, "--cuts", CUTS, "--precision", "int8") != 0
+    assert "--calibration" in error_of(capsys) and not (tmp_path / "bundle").exists()
+    photos = write_folder(tmp_path / "photos", 30)
+    options = ("--cuts", CUTS, "--precision", "int8", "--calibration", photos)
+    assert export(model, "-o", tmp_path / "bundle", *SIZE, *options) == 0
+    assert "int8 backbone" in capsys.readouterr().out
+    bundle = read_bundle(tmp_path / "bundle")
+    assert bundle.model.precision == "int8" and bundle.provenance["recipe"]["precision"] == "int8"
+    assert main(["inspect", str(tmp_path / "bundle")]) == 0 and "int8 backbone" in capsys.readouterr().out
+
+
 def test_random_weights_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     def stop(*arguments: object) -> None:
         raise KeyboardInterrupt
