@@ -31,7 +31,12 @@ def test_a_short_stream_is_measured_and_continued(data_folder: Path, tmp_path: P
 
 
 def test_the_share_that_is_won_back() -> None:
-    errors = {("fp32", "bare"): 10.0, ("int8", "bare"): 14.0, ("fp32", "warm_up_only"): 9.0, ("int8", "warm_up_only"): 11.0}
+    errors = {
+        ("fp32", "bare"): 10.0,
+        ("int8", "bare"): 14.0,
+        ("fp32", "warm_up_only"): 9.0,
+        ("int8", "warm_up_only"): 11.0,
+    }
     rows = [{"model": "a", "precision": p, "adaptation": a, "error": e} for (p, a), e in errors.items()]
     assert recovered(rows, "a", "error") == 0.75
     rows[1]["error"] = 10.0

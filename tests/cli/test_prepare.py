@@ -173,6 +173,18 @@ def test_without_warm_up(model: str, data: Path, tmp_path: Path, capsys: Capture
     assert not (tmp_path / "bundle").exists()
 
 
+def test_int8_ships_the_ranges_that_meta_networks_were_warmed_up_with(model: str, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "prepared"
+    assert prepare(model, data, out, *QUICK, "--precision", "int8", "--no-costs") == 0
+    ranges = json.loads((out / "prepared.json").read_text())["recipe"]["ranges"]
+    assert set(ranges) == {"stem", "part1", "part2", "classifier", "source"} and all(ranges["stem"].values())
+    assert main(["export", str(out), "-o", str(tmp_path / "bundle"), "--no-measure"]) == 0
+    bundle = read_bundle(tmp_path / "bundle")
+    assert bundle.model.precision == "int8" and bundle.provenance["recipe"]["ranges"] is None
+    scales = [tensor for name, tensor in bundle.model.stem.forward.constants.items() if name.endswith(".scale")]
+    assert any(float(scale) == pytest.approx(ranges["stem"]["x"] / 127) for scale in scales if scale.dim() == 0)
+
+
 def test_export_of_a_prepared_folder_leaves_no_choice_open(tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "prepared").mkdir()
     (tmp_path / "prepared" / "prepared.json").write_text("{}")
