@@ -119,7 +119,7 @@ def test_weights_lie_in_the_safetensors_file(tmp_path: Path) -> None:
 def test_a_weight_file_of_something_else_is_refused(tmp_path: Path) -> None:
     graph = pieces("wide_resnet", "source", False)[1].forward
     save_file({name: torch.zeros(3) for name in graph.constants}, tmp_path / "weights.safetensors")
-    with pytest.raises(UsageError, match="is not the graph's float32 tensor"):
+    with pytest.raises(UsageError, match="is not the graph's own tensor"):
         to_onnx(graph, "forward", tmp_path / "weights.safetensors")
 
 
