@@ -30,7 +30,7 @@ _AGAIN = "export the bundle again"
 def read_segment(files: BundleFiles, entry: SegmentEntry) -> SegmentGraphs:
     """The graphs of a segment. Raises `BundleError` naming the file that is malformed or disagrees with another."""
     where = f"{entry.graphs} in bundle {files.path}"
-    tensors = read_tensors(files, entry.tensors)
+    tensors = read_tensors(files, entry.tensors, quantised=True)
     data = _load(files, entry.graphs)
     graphs = {d: _graph(data.get(d), tensors, f"{where} ({d})") for d in ("forward", "backward", "recompute")}
     try:
@@ -56,23 +56,25 @@ def read_segment(files: BundleFiles, entry: SegmentEntry) -> SegmentGraphs:
 def read_source(files: BundleFiles, entry: SegmentEntry) -> Graph:
     """The graph of the whole unadapted backbone. Raises `BundleError` as `read_segment`."""
     where = f"{entry.graphs} in bundle {files.path}"
-    graph = _graph(_load(files, entry.graphs).get("forward"), read_tensors(files, entry.tensors), where)
+    graph = _graph(
+        _load(files, entry.graphs).get("forward"), read_tensors(files, entry.tensors, quantised=True), where
+    )
     if graph is None or graph.inputs != ("x",) or len(graph.outputs) != 1:
         raise BundleError(f"{where} is malformed: it must have one input and one output; {_AGAIN}")
     _check_description(SegmentGraphs(graph, None, None), entry, where)
     return graph
 
 
-def read_tensors(files: BundleFiles, name: str) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` file, float32 or int8 (quantised weights), mapped into memory, not read."""
+def read_tensors(files: BundleFiles, name: str, quantised: bool = False) -> dict[str, Tensor]:
+    """The tensors of a `.safetensors` file, mapped into memory: float32, and with `quantised` int8."""
+    allowed = ("F32", "I8") if quantised else ("F32",)
     try:
         with safe_open(files.file(name), "pt") as opened:
             kinds = {key: opened.get_slice(key).get_dtype() for key in opened.keys()}  # noqa: SIM118
-            odd = [key for key, kind in kinds.items() if kind not in ("F32", "I8")]
+            odd = [key for key, kind in kinds.items() if kind not in allowed]
             if odd:
                 raise BundleError(
-                    f"tensor {odd[0]!r} in {name} of bundle {files.path} is {kinds[odd[0]]}, "
-                    f"neither float32 nor int8; {_AGAIN}"
+                    f"tensor {odd[0]!r} in {name} of bundle {files.path} is {kinds[odd[0]]}, not float32; {_AGAIN}"
                 )
             return {key: opened.get_tensor(key) for key in kinds}
     except (SafetensorError, OSError, ValueError) as error:
@@ -170,6 +172,7 @@ def _check_segment(segment: SegmentGraphs) -> None:
         _same("shape of ema_momentum", forward.values["ema_momentum"].shape, (1,))
     for name, tensor in {**segment.initial_state, **segment.initial_biases}.items():
         _same(f"shape of {name!r}", forward.values[name].shape, tuple(tensor.shape))
+        _same(f"type of {name!r}", tensor.is_floating_point(), True)
     for name, output in segment.state.items():
         _same(f"shape of the new {name!r}", forward.values[output].shape, forward.values[name].shape)
     gradients = [segment.input.shape, *(forward.values[name].shape for name in biases)]
