@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from edgetta.adaptation.adapter import AdaptConfig
 from edgetta.adaptation.model import AdaptableModel
 from edgetta.bench.accuracy.edgetta_method import AffineOracle, Edgetta, MetaOracle, network_of
 from edgetta.bench.accuracy.images import CLEAN, ImageCache
+from edgetta.bench.accuracy.published import EcottaPublished, warmed_up
 from edgetta.bench.accuracy.streams import as_tensor
 from edgetta.bench.baselines import (
     BatchNormStatistics,
@@ -58,10 +60,12 @@ class SourceModel:
     images: Tensor  # float (N, C, H, W), clean training images
     adaptable: AdaptableModel
     state: dict[str, Tensor]  # of edgetta's network as it ships
+    cache: ImageCache
 
-    @property
-    def name(self) -> str:
-        return self.weights
+    @cached_property
+    def published(self) -> tuple[AdaptableModel, dict[str, Tensor]]:
+        """EcoTTA's network as published, warmed up; the first call may train for minutes."""
+        return warmed_up(self.architecture, self.weights, self.cache)
 
     @staticmethod
     def load(weights: str, cache: ImageCache, parts: int = 4, adapt_bias: bool = True) -> SourceModel:
@@ -77,7 +81,7 @@ class SourceModel:
         network = network_of(adaptable)
         set_source_statistics(network, batches_of(images, 64), loaded.input_shape)
         state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-        return SourceModel(architecture, weights, loaded.module, images, adaptable, state)
+        return SourceModel(architecture, weights, loaded.module, images, adaptable, state, cache)
 
 
 Make = Callable[[SourceModel, Settings, int], Method]
@@ -124,6 +128,13 @@ METHODS: dict[str, Entry] = {
     "roid": Entry(
         lambda source, settings, seed: Roid(source.module, RoidConfig(**settings), seed),
         _rates(2.5e-4, 5e-4, 1e-3, 2e-3),
+    ),
+    "ecotta_published": Entry(
+        lambda source, settings, seed: EcottaPublished(*source.published, **settings),
+        _rates(6e-4, 1.25e-3, 2.5e-3, 5e-3),
+    ),
+    "ecotta_warm_up_only": Entry(
+        lambda source, settings, seed: EcottaPublished(*source.published, learning_rate=0.0, when="off")
     ),
     "oracle_affine": Entry(
         lambda source, settings, seed: AffineOracle(source.module, **settings), _rates(5e-4, 1e-3, 2e-3, 4e-3)

@@ -18,6 +18,8 @@ from edgetta.adaptation.stream_statistics import Domain, StreamStatistics
 from edgetta.errors import UsageError
 from edgetta.rate_law import RateLaw
 
+ON_DRIFT = "on-drift"
+
 Reason = Literal["adapted", "off", "waiting", "non-finite", "no memory"]
 
 
@@ -30,7 +32,7 @@ class AdaptConfig:
     regulariser: float = 0.5  # lambda: weight of the self-distilled regularisation
     entropy_margin: float = 0.4  # samples with entropy above this share of ln(classes) do not count
     passes: int = 1  # 2: the published order, a regulariser step and then an entropy step on a second forward
-    when: str = "always"  # "always", "off", or "every N" (batches)
+    when: str = "always"  # "always", "off", "every N" (batches), or "on-drift": until a change is settled
     window: int = 64  # batches smaller than `small_batch` are gathered: one update per this many images
     small_batch: int = 16
     watched: int = 4  # first updates whose effect on the predictions may damp a rate of the law; 0: none
@@ -69,6 +71,8 @@ class AdaptConfig:
             if not good:
                 raise UsageError(f"{name} must be {ranges[name]}, not {getattr(self, name)!r}")
         schedule(self.when)
+        if self.when == ON_DRIFT and self.statistics != "stream":
+            raise UsageError(f"when {ON_DRIFT!r} needs the statistics of the stream, which tell a change")
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> AdaptConfig:
@@ -117,8 +121,11 @@ class Schedule(Protocol):
 
 
 def schedule(when: str) -> Schedule:
-    """The schedule named `when`: "always", "off", "every N". Raises `UsageError` for another name."""
-    if when == "always":
+    """The schedule named `when`: "always", "off", "every N". Raises `UsageError` for another name.
+
+    "on-drift" adapts always, as far as the count of batches goes.
+    """
+    if when in ("always", ON_DRIFT):
         return lambda batch, step: True
     if when == "off":
         return lambda batch, step: False
@@ -126,7 +133,7 @@ def schedule(when: str) -> Schedule:
     if len(words) == 2 and words[0] == "every" and words[1].isdigit() and int(words[1]) > 0:
         period = int(words[1])
         return lambda batch, step: step % period == 0
-    raise UsageError(f"unknown schedule {when!r}; use 'always', 'off' or 'every N' with N of at least 1")
+    raise UsageError(f"unknown schedule {when!r}; use 'always', 'off', 'on-drift' or 'every N' with N of at least 1")
 
 
 class Adapter:
@@ -215,7 +222,7 @@ class Adapter:
 
     def _step(self, images: Tensor, gather: bool) -> StepResult:
         small = gather and images.shape[0] < min(self.config.small_batch, self.window)
-        due = self._due(images.shape[0], self.steps)
+        due = self._due(images.shape[0], self.steps) and not (self.config.when == ON_DRIFT and self.stream.settled)
         self.steps += 1
         if small and self.config.when != "off":
             return self._small_step(images, due)

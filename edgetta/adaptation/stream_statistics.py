@@ -67,6 +67,11 @@ class StreamStatistics:
         self.domain = replace(self.domain, recent=recent)
         return count / max(before + count, LEAST)
 
+    @property
+    def settled(self) -> bool:
+        """Whether the stream has not changed for so many images that the average reaches back as far as it may."""
+        return self.domain is not None and self.domain.count >= self.limit
+
     def tensors(self) -> dict[str, Tensor]:
         """The average so far, by name; nothing before the first batch."""
         if self.domain is None:

@@ -21,7 +21,7 @@ OPTIONS: dict[str, tuple[Any, str, str]] = {
     "regulariser": (float, "LAMBDA", "Weight of the self-distilled regularisation."),
     "entropy_margin": (float, "SHARE", "Samples with entropy above this share of ln(classes) do not count."),
     "passes": (click.IntRange(1, 2), "1|2", "2: the published order, two forwards per step."),
-    "when": (str, "WHEN", "Adapt always, off, or 'every N' (batches)."),
+    "when": (str, "WHEN", "Adapt always, off, 'every N' (batches), or on-drift: a while after the stream changed."),
     "window": (click.IntRange(1), "IMAGES", "Small batches are gathered: one update per so many images."),
     "small_batch": (click.IntRange(1), "IMAGES", "Batches below this size are small."),
     "statistics": (click.Choice(("stream", "batch")), "stream|batch", STATISTICS),

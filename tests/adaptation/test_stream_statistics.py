@@ -128,3 +128,18 @@ def test_a_step_that_fails_leaves_the_average_as_it_was(monkeypatch: pytest.Monk
 def test_settings_out_of_range_are_named(setting: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=next(iter(setting))):
         AdaptConfig(**setting)  # type: ignore[arg-type]
+
+
+def test_on_drift_adapts_until_the_average_is_full_and_again_after_a_change() -> None:
+    config = AdaptConfig(when="on-drift", statistics_images=64)
+    adapter = Adapter(network(), config)
+    adapted = [adapter.step(photographs(32, seed)).adapted for seed in range(5)]
+    assert adapted == [True, True, False, False, False]
+    changed = [adapter.step(noisy(photographs(32, seed), seed)).adapted for seed in range(5)]
+    assert changed == [False, True, False, False, False], "a change is noticed with the first batch, and acted on next"
+    assert adapter.updates == 3 and adapter.stream.changes == 1
+
+
+def test_on_drift_needs_to_see_changes() -> None:
+    with pytest.raises(UsageError, match="on-drift"):
+        AdaptConfig(when="on-drift", statistics="batch")
