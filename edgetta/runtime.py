@@ -144,6 +144,8 @@ class Runtime:
         if check:
             self_test(bundle, self.network, self.engine.source(), gradients=self.config.when != "off")
         self._start = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+        parameters = list(self.network.parameters()) if self.config.anchor else []
+        self._shipped = [parameter.detach().clone() for parameter in parameters] or None
         self._source: Any = None
         self.adapter = self._adapter()
         self.keeper = self._keeper(gradient)
@@ -261,7 +263,7 @@ class Runtime:
             self.reset()
 
     def _adapter(self) -> Adapter:
-        return Adapter(self.network, self.config, self.bundle.rate_law)
+        return Adapter(self.network, self.config, self.bundle.rate_law, self._shipped)
 
     def _attach(self, adapter: Adapter) -> None:
         self.adapter = adapter

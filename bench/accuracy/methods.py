@@ -144,7 +144,14 @@ METHODS: dict[str, Entry] = {
         _rates(5e-4, 1e-3, 2e-3, 4e-3),
     ),
     "warm_up_only": Entry(lambda source, settings, seed: _edgetta(source, {**settings, "when": "off"}, seed)),
-    "edgetta": Entry(_edgetta, _rates(5e-4, 1e-3, 2e-3, 4e-3)),
+    "edgetta": Entry(
+        _edgetta,
+        (
+            {"learning_rate": 1e-3},
+            *_rates(5e-4, 1e-3, entropy_margin=1.0, regulariser=0.0, anchor=0.01),
+            *_rates(2e-3, entropy_margin=1.0, regulariser=0.0, anchor=0.02),
+        ),
+    ),
 }
 ORACLES = ("oracle_affine", "oracle_meta")
 

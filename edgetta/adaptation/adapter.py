@@ -30,6 +30,7 @@ class AdaptConfig:
     learning_rate: float | None = None  # of SGD; None: by the rate law for the images of an update, else 1e-3
     momentum: float = 0.9  # of SGD
     regulariser: float = 0.5  # lambda: weight of the self-distilled regularisation
+    anchor: float = 0.0  # after each update, weights go back by this share of the way to those that were shipped
     entropy_margin: float = 0.4  # samples with entropy above this share of ln(classes) do not count
     passes: int = 1  # 2: the published order, a regulariser step and then an entropy step on a second forward
     when: str = "always"  # "always", "off", "every N" (batches), or "on-drift": until a change is settled
@@ -45,6 +46,7 @@ class AdaptConfig:
             "learning_rate": self.learning_rate is None or 0 <= self.learning_rate < math.inf,
             "momentum": 0 <= self.momentum < 1,
             "regulariser": self.regulariser >= 0 and math.isfinite(self.regulariser),
+            "anchor": 0 <= self.anchor <= 1,
             "entropy_margin": 0 < self.entropy_margin <= 1,
             "passes": self.passes in (1, 2),
             "window": self.window >= 1,
@@ -58,6 +60,7 @@ class AdaptConfig:
             "learning_rate": "a number of at least 0",
             "momentum": "between 0 and 1 (1 excluded)",
             "regulariser": "a number of at least 0",
+            "anchor": "between 0 and 1",
             "entropy_margin": "above 0 and at most 1",
             "passes": "1 or 2",
             "window": "at least 1",
@@ -142,15 +145,23 @@ class Adapter:
     Counters: `steps` batches seen, `updates` made, `skipped` updates refused because something was not finite,
     `empty` updates in which no sample passed the entropy filter (only the regulariser acted). `kept_bytes` is the most
     that lay between the forward and the backward of an update.
+
+    shipped   the values that `network.parameters()` had when it was shipped, where it is not as shipped now
     """
 
     def __init__(
-        self, network: AdaptiveNetwork, config: AdaptConfig | None = None, rate_law: RateLaw | None = None
+        self,
+        network: AdaptiveNetwork,
+        config: AdaptConfig | None = None,
+        rate_law: RateLaw | None = None,
+        shipped: Sequence[Tensor] | None = None,
     ) -> None:
         self.network = network
         self.config = config or AdaptConfig()
         self.rate = StepRate(self.config.learning_rate, rate_law, self.config.momentum, self.config.watched)
         self._parameters = list(network.parameters())
+        if self.config.anchor:
+            self._shipped = [value.detach().clone() for value in shipped or self._parameters]
         self.optimizer = torch.optim.SGD(self._parameters, DEFAULT_RATE, self.config.momentum)  # rate: each update's
         self._due = schedule(self.config.when)
         self.stream = StreamStatistics(self.config.statistics_images, self.config.change)
@@ -328,6 +339,10 @@ class Adapter:
         learnt = self._learnt()  # the activations are gone by now, so these copies raise no peak
         try:
             self.optimizer.step()
+            if self.config.anchor:
+                with torch.no_grad():
+                    for parameter, value in zip(self._parameters, self._shipped, strict=True):
+                        parameter.lerp_(value, self.config.anchor)
         except BaseException:
             self._restore_learnt(learnt)
             raise

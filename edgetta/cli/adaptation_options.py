@@ -19,6 +19,7 @@ OPTIONS: dict[str, tuple[Any, str, str]] = {
     "learning_rate": (float, "RATE", "Of SGD; by default from the bundle's rate law, where it has one, else 0.001."),
     "momentum": (float, "M", "Of SGD, below 1."),
     "regulariser": (float, "LAMBDA", "Weight of the self-distilled regularisation."),
+    "anchor": (float, "SHARE", "After each update, weights go back by this share of the way to the shipped ones."),
     "entropy_margin": (float, "SHARE", "Samples with entropy above this share of ln(classes) do not count."),
     "passes": (click.IntRange(1, 2), "1|2", "2: the published order, two forwards per step."),
     "when": (str, "WHEN", "Adapt always, off, 'every N' (batches), or on-drift: a while after the stream changed."),

@@ -49,6 +49,29 @@ def test_entropy_falls_on_a_repeated_batch() -> None:
     assert entropies[-1] < entropies[0] - 0.05
 
 
+def test_the_anchor_holds_weights_near_those_that_were_shipped() -> None:
+    def moved(anchor: float) -> float:
+        adapter = Adapter(network(), AdaptConfig(entropy_margin=1.0, learning_rate=0.05, anchor=anchor))
+        start = [parameter.detach().clone() for parameter in adapter.network.parameters()]
+        for seed in range(4):
+            assert adapter.step(stream(seed=seed)).adapted
+        now = adapter.network.parameters()
+        return float(torch.stack([(a.detach() - b).norm() for a, b in zip(now, start, strict=True)]).norm())
+
+    assert moved(1.0) == 0 < moved(0.5) < 0.7 * moved(0.0)
+
+
+def test_the_anchor_is_what_was_shipped_not_what_was_learnt_before() -> None:
+    shipped = [parameter.detach().clone() for parameter in network().parameters()]
+    other = network()
+    for parameter in other.parameters():
+        parameter.data += 1.0
+    adapter = Adapter(other, AdaptConfig(learning_rate=0.0, anchor=0.25), shipped=shipped)
+    adapter.step(stream())
+    for now, was in zip(other.parameters(), shipped, strict=True):
+        assert torch.allclose(now.detach(), was + 0.75, atol=1e-6)
+
+
 def test_regulariser_pulls_back_when_nothing_is_confident() -> None:
     adapter = Adapter(network(), AdaptConfig(entropy_margin=1e-6, learning_rate=0.02, regulariser=5.0))
     distances = [adapter.step(stream()).regulariser for _ in range(20)]

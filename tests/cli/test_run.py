@@ -129,6 +129,7 @@ def test_options_reach_the_runtime_by_their_own_names(
         "learning_rate": 0.25,
         "momentum": 0.5,
         "regulariser": 0.75,
+        "anchor": 0.125,
         "entropy_margin": 0.625,
         "passes": 2,
         "when": "every 3",
