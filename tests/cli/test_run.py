@@ -83,7 +83,7 @@ def test_predictions_summary_and_state(array: Path, tmp_path: Path, capsys: Capt
     assert told["adapted"] == 1, "every 2, as the bundle says; the last batch is small and waits"
     for words in ("40 predicted", f"({wrong} of 40 labelled frames)", "1 update in 3 steps (every 2", "exact (auto"):
         assert words in printed.out
-    assert "batch (auto: batches of 16 are at least 16" in printed.out and str(state) in printed.out
+    assert "stream (auto: averaged over all images since" in printed.out and str(state) in printed.out
     assert "small <- 40 frames of 16 x 16" in printed.err
 
 

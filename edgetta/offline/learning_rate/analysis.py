@@ -137,8 +137,10 @@ class LearningRateAnalysis:
         fit = self.support.fit
         if momentum:
             # Where batches are small, noise limits heavy ball long before the eigenvalue of a batch does.
-            columns = [[self._momentum_rate(size, value) for value in (mid.value, mid.high, mid.low)]
-                       for size, mid in zip(sizes, values, strict=True)]
+            columns = [
+                [self._momentum_rate(size, value) for value in (mid.value, mid.high, mid.low)]
+                for size, mid in zip(sizes, values, strict=True)
+            ]
             rates, low, high = zip(*columns, strict=True)
             source = {**source, "noise": "mean-square limit"}
             return RateLaw(
