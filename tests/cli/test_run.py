@@ -159,7 +159,7 @@ def test_the_default_batch_depends_on_the_source(photos: Path, tmp_path: Path, c
     assert "64 (all frames are there already; --batch for another)" in capsys.readouterr().out
     assert run(photos, "--batch", 5) == 0
     out = capsys.readouterr().out
-    assert "\nbatch       5\n" in out and "ema (auto: running statistics, because batches of 5 are below 16)" in out
+    assert "\nbatch       5\n" in out and "stream (auto: averaged over all images since" in out
 
 
 def test_a_live_source_is_predicted_frame_by_frame(
