@@ -68,7 +68,7 @@ class SourceModel:
         return warmed_up(self.architecture, self.weights, self.cache)
 
     @staticmethod
-    def load(weights: str, cache: ImageCache, parts: int = 4, adapt_bias: bool = True) -> SourceModel:
+    def load(weights: str, cache: ImageCache, parts: int = 4, adapt_bias: bool = False) -> SourceModel:
         """A network of the data folder, e.g. `resnet20_jpegft`. Raises `EdgettaError` where data is absent."""
         architecture = next((name for name in ("resnet20", "resnet44", "resnet56") if name in weights), None)
         if architecture is None:
