@@ -124,8 +124,12 @@ def parse_onnx(
 
 def cast(source: str, target: str, kind: int) -> OnnxNode:
     """A node that converts `source` to the element type `kind` as `target`."""
-    to = write_bytes(1, "to") + write_number(3, kind) + write_number(20, _INT)
-    return OnnxNode("Cast", f"Cast_{target}", (source,), (target,), {"to": to})
+    return OnnxNode("Cast", f"Cast_{target}", (source,), (target,), {"to": integer("to", kind)})
+
+
+def integer(name: str, value: int) -> bytes:
+    """An attribute that is one whole number, as a node holds it."""
+    return write_bytes(1, name) + write_number(3, value) + write_number(20, _INT)
 
 
 def _model(data: memoryview, folder: Path, known: Mapping[str, np.ndarray[Any, Any]]) -> OnnxModel:

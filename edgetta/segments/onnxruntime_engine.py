@@ -5,14 +5,12 @@ What the sessions of a process have in common, and why:
 - They do not spin: measured between torch operators, a quarter less time.
 - They allocate from the C library, as torch does, and keep no arena of their own: what one frees serves the other.
 - The graphs of a segment read one copy of its weights, the one that the bundle mapped into memory.
-- Each computes all of its outputs, and those that others wait for come first. A session frees a value once the last
-  operator that reads it has run; where that never runs, or runs at the end, it holds the value to the end.
+- Each runs its graph in an order and in pieces that hold few values at a time (`onnx_memory.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,8 @@ from torch import Tensor
 from edgetta.errors import BundleError, MissingDependencyError, one_line
 from edgetta.segments.contract import GradientMode, Residuals, SegmentGraphs
 from edgetta.segments.graph import BATCH, Graph
-from edgetta.segments.onnx_model import OnnxModel, OnnxNode, parse_onnx
+from edgetta.segments.onnx_memory import GATHERS_SLICES, freeing_early, variances_in_pieces
+from edgetta.segments.onnx_model import OnnxModel, parse_onnx
 
 _SMALL = 1024
 """Weights of fewer bytes are copied into each session."""
@@ -57,7 +56,7 @@ class OnnxProgram:
             model = read_model(model, graph)
         self.graph = graph
         self.outputs = tuple(value.name for value in model.outputs)
-        ordered = _freeing_early(model)
+        ordered = freeing_early(variances_in_pieces(model, graph))
         self._results = [value.name for value in ordered.outputs]
         shared = {
             name for name, array in ordered.weights.items() if name in graph.constants and array.nbytes >= _SMALL
@@ -68,7 +67,9 @@ class OnnxProgram:
             options.add_external_initializers(list(self._weights), list(self._weights.values()))
         data = ordered.to_bytes(without=shared)
         try:
-            self._session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            self._session = runtime.InferenceSession(
+                data, options, providers=["CPUExecutionProvider"], disabled_optimizers=[GATHERS_SLICES]
+            )
         except Exception as error:  # its kinds are many
             raise _refused("ONNX Runtime", name, error) from error
         self._inputs = [entry.name for entry in self._session.get_inputs()]
@@ -191,33 +192,6 @@ def _name(model: str | bytes | OnnxModel, graph: Graph) -> str:
 
 def _refused(who: str, what: str, error: Exception) -> BundleError:
     return BundleError(f"{who} refuses {what}: {one_line(error)}; try --engine torch, or export the bundle again")
-
-
-def _freeing_early(model: OnnxModel) -> OnnxModel:
-    """The same model in an order of execution that holds no value longer than needed.
-
-    Of the operators that nothing reads from, ONNX Runtime takes the last of the file first, with all that it needs;
-    operators that its optimiser adds count as last. As a rule one of these ends in the first output: everything on its
-    way runs, and only then what hangs beside it, such as the mask of each ReLU, for which all those values had to be
-    held. So the first output leaves through one more operator, which the optimiser lets be; what hangs beside its way
-    stands at the end of the file, and what is to come first stands last.
-    """
-    if len(model.outputs) == 1:
-        return model
-    made = {name: i for i, node in enumerate(model.nodes) for name in node.outputs}
-    read = {name for node in model.nodes for name in node.inputs}
-    first = model.outputs[0]
-    beside = [n for n in model.nodes if first.name not in n.outputs and not read.intersection(n.outputs)]
-    way = [n for n in model.nodes if n not in beside]
-    beside.sort(key=lambda node: max((made.get(name, -1) for name in node.inputs), default=-1), reverse=True)
-    renamed, shape = f"{first.name}.last", f"{first.name}.shape"
-    leaving = OnnxNode("Reshape", f"Reshape_{renamed}", (first.name, shape), (renamed,))  # a zero: size as it is
-    return replace(
-        model,
-        nodes=(*way, leaving, *beside),
-        weights={**model.weights, shape: np.zeros(len(first.shape), np.int64)},
-        outputs=(replace(first, name=renamed), *model.outputs[1:]),
-    )
 
 
 def _options(runtime: Any, threads: int) -> Any:

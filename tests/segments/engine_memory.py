@@ -67,3 +67,16 @@ def bytes_per_session() -> tuple[int, int]:
         made[-1].forward(x)
     give_back()
     return (resident() - before) // 3, sum(t.nbytes for t in graphs.forward.constants.values())
+
+
+def maps_of_large_images() -> float:
+    """Activations, beyond its output, that a convolution takes whose BatchNorm follows the batch."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    size, batch = 64, 16
+    layers = nn.Sequential(nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), nn.BatchNorm2d(CHANNELS), nn.ReLU())
+    graphs = differentiate(settle(trace(layers.eval(), (CHANNELS, size, size)).graph, "batch"))
+    segment = OnnxRuntimeSegment(graphs, models(graphs, "exact"), "exact", threads=1)
+    x = torch.rand(batch, CHANNELS, size, size)
+    peak = measure_peak(lambda: segment.forward(x, keep=False)[0])
+    return peak.peak / (batch * CHANNELS * size * size * 4) - 1

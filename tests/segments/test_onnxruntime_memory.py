@@ -19,6 +19,11 @@ def test_values_are_freed_once_they_were_read(policy: str) -> None:
     assert maps["held"] < 1, maps  # an arena would keep them all
 
 
+def test_statistics_of_large_images_are_taken_in_pieces() -> None:
+    """The convolution's output and its normalised form; a variance in one go would hold three beside the output."""
+    assert in_fresh_process("tests.segments.engine_memory:maps_of_large_images") < 1.7
+
+
 def test_a_session_takes_no_more_than_weights_in_its_own_order() -> None:
     added, weights = in_fresh_process("tests.segments.engine_memory:bytes_per_session")
     assert added < 1.1 * weights
