@@ -144,6 +144,11 @@ METHODS: dict[str, Entry] = {
         _rates(5e-4, 1e-3, 2e-3, 4e-3),
     ),
     "warm_up_only": Entry(lambda source, settings, seed: _edgetta(source, {**settings, "when": "off"}, seed)),
+    "edgetta_mirrored": Entry(lambda source, settings, seed: _edgetta(source, {**settings, "mirrored": True}, seed)),
+    "edgetta_on_drift": Entry(lambda source, settings, seed: _edgetta(source, {**settings, "when": "on-drift"}, seed)),
+    "edgetta_batch_statistics": Entry(
+        lambda source, settings, seed: _edgetta(source, {**settings, "statistics": "batch"}, seed)
+    ),
     "edgetta": Entry(
         _edgetta,
         (
@@ -154,6 +159,8 @@ METHODS: dict[str, Entry] = {
     ),
 }
 ORACLES = ("oracle_affine", "oracle_meta")
+VARIANTS = ("warm_up_only", "edgetta_mirrored", "edgetta_on_drift", "edgetta_batch_statistics")
+"""edgetta with one thing changed; they take its settings."""
 
 
 def make(name: str, source: SourceModel, settings: Settings, seed: int) -> Method:

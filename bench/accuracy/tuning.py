@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from edgetta.bench.accuracy.images import ImageCache
-from edgetta.bench.accuracy.methods import METHODS, Settings, SourceModel, make
+from edgetta.bench.accuracy.methods import METHODS, VARIANTS, Settings, SourceModel, make
 from edgetta.bench.accuracy.score import score
 from edgetta.bench.accuracy.streams import StreamSpec
 from edgetta.bench.corruption import EXTRA_CORRUPTIONS
@@ -51,9 +51,9 @@ def trials(
 def chosen(rows: Sequence[Mapping[str, Any]], method: str, batch: int, model: str) -> Settings:
     """The settings with the lowest error at the nearest batch size that was tried; {} where there was nothing to try.
 
-    `model`: its own trials where there are some, else those of any model. `warm_up_only` has those of `edgetta`.
+    `model`: its own trials where there are some, else those of any model. Variants have those of `edgetta`.
     """
-    name = "edgetta" if method == "warm_up_only" else method
+    name = "edgetta" if method in VARIANTS else method
     tried = [row for row in rows if row["method"] == name]
     tried = [row for row in tried if row["model"] == model] or tried
     if not tried:

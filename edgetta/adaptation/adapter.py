@@ -36,6 +36,7 @@ class AdaptConfig:
     when: str = "always"  # "always", "off", "every N" (batches), or "on-drift": until a change is settled
     window: int = 64  # batches smaller than `small_batch` are gathered: one update per this many images
     small_batch: int = 16
+    mirrored: bool = False  # predict the mean of an image's and its mirror image's prediction: a second inference
     watched: int = 4  # first updates whose effect on the predictions may damp a rate of the law; 0: none
     statistics: Literal["stream", "batch"] = "stream"  # BatchNorm: of all images since a change, or of each batch
     statistics_images: int = 512  # "stream": images that the average reaches back, at most
@@ -261,7 +262,8 @@ class Adapter:
         sound = bool(torch.isfinite(logits).all()) and self.network.statistics_finite()
         if not sound:
             self._restore_statistics(snapshot)
-        return StepResult(logits, entropy(logits), False, reason, math.nan, math.nan, 0), sound
+        predicted = self._with_mirror(images, logits)
+        return StepResult(predicted, entropy(predicted), False, reason, math.nan, math.nan, 0), sound
 
     def _update(self, images: Tensor, track: bool = True) -> tuple[Tensor, Objective | None, float]:
         """One update; the objective is None when it was refused, and then nothing has changed."""
@@ -274,7 +276,7 @@ class Adapter:
         try:
             logits, objective, distance = self._try_update(images, track)
             if watching and objective is not None:
-                self.rate.watch(logits, self.again(images, keep=False)[0])
+                self.rate.watch(logits, self._with_mirror(images, self.again(images, keep=False)[0]))
         except BaseException:
             self._restore_learnt(learnt)
             raise
@@ -297,6 +299,7 @@ class Adapter:
             if not self._sound(logits, tape):
                 return predicted, None, math.nan
             self.network.backward(tape, None, regulariser)
+            predicted = self._with_mirror(images, predicted)
             if not self._apply():
                 return predicted, None, math.nan
             logits, tape = self.again(images)
@@ -306,7 +309,16 @@ class Adapter:
         objective = filtered_entropy(logits, self.config.entropy_margin)
         distance = float(torch.stack(tape.distances).sum())
         self.network.backward(tape, objective.gradient, regulariser)
+        if self.config.passes == 1:  # once activations are free, and before weights move
+            predicted = self._with_mirror(images, predicted)
         return predicted, objective if self._apply() else None, distance
+
+    def _with_mirror(self, images: Tensor, logits: Tensor) -> Tensor:
+        """The logarithm of the mean probabilities of images and of their mirror images, where that is asked for."""
+        if not self.config.mirrored:
+            return logits
+        other = self.again(images.flip(3), keep=False)[0]
+        return torch.logaddexp(logits.log_softmax(1), other.log_softmax(1)).sub_(math.log(2))
 
     def _share(self, images: Tensor, track: bool) -> float | None:
         """What the images count in the running statistics; nothing where those stay."""

@@ -28,6 +28,11 @@ OPTIONS: dict[str, tuple[Any, str, str]] = {
     "statistics": (click.Choice(("stream", "batch")), "stream|batch", STATISTICS),
     "statistics_images": (click.IntRange(1), "IMAGES", "Statistics of the stream reach back so many images at most."),
     "change": (float, "DEVIATIONS", "Images that differ so much from those before begin new statistics."),
+    "mirrored": (
+        bool,
+        "true|false",
+        "Average with the mirror image's prediction: more accurate, twice the inference.",
+    ),
     "watched": (click.IntRange(0), "UPDATES", "First updates whose effect may damp a rate of the law; 0: none."),
 }
 

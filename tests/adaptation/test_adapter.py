@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -32,6 +34,19 @@ def learnt(adapter: Adapter) -> dict[str, torch.Tensor]:
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("settings", [{"when": "off"}, {}, {"passes": 2}, {"window": 24, "small_batch": 30}])
+def test_mirrored_predicts_the_mean_of_both_images_before_it_updates(settings: dict[str, Any]) -> None:
+    reference = network("batch")
+    both = [reference.forward(x, keep=False)[0].softmax(1) for x in (stream(), stream().flip(3))]
+    config = AdaptConfig(mirrored=True, learning_rate=0.1, entropy_margin=1.0, statistics="batch", **settings)
+    adapter = Adapter(network("batch"), config)
+    result = adapter.step(stream())
+    assert torch.allclose(result.logits.exp(), (both[0] + both[1]) / 2, atol=1e-5)
+    plain = Adapter(network("batch"), replace(config, mirrored=False))
+    plain.step(stream())
+    assert same(learnt(adapter), learnt(plain)), "what is learnt is the same"
 
 
 @pytest.mark.parametrize("passes", [1, 2])

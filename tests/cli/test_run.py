@@ -139,6 +139,7 @@ def test_options_reach_the_runtime_by_their_own_names(
         "statistics": "batch",
         "statistics_images": 300,
         "change": 0.75,
+        "mirrored": True,
     }
     assert set(values) == set(OPTIONS)
     flags = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", value)]
