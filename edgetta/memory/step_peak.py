@@ -88,25 +88,26 @@ def inference_here(**arguments: Any) -> dict[str, Any]:
     return asdict(Measured(**measure_calls(lambda: program(images))))
 
 
-def measure_calls(
-    run: Callable[[], object], *, warm_up: int = 2, repetitions: int = 2, timed: int = 3
-) -> dict[str, Any]:
-    """The fields of a `Measured` for calls of `run` here: `repetitions` for the peak, `timed` for the time."""
+def measure_calls(run: Callable[[], object], *, warm_up: int = 2, repetitions: int = 2) -> dict[str, Any]:
+    """The fields of a `Measured` for calls of `run` in this process, of which the first `warm_up` do not count."""
     from edgetta.memory.peak import measure_peak
 
-    peak = measure_peak(run, warm_up=warm_up, repetitions=repetitions)
-    seconds = []
-    for _ in range(timed):
+    seconds: list[float] = []
+
+    def timed() -> object:
         start = time.perf_counter()
-        run()
+        result = run()
         seconds.append(time.perf_counter() - start)
+        return result
+
+    peak = measure_peak(timed, warm_up=warm_up, repetitions=repetitions)
     return {
         "peak_bytes": peak.peak,
         "held_bytes": peak.held,
         "level_bytes": peak.level,
         "kept_bytes": 0,
         "alive_bytes": 0,
-        "seconds": statistics.median(seconds),
+        "seconds": statistics.median(seconds[warm_up:]),
         "source": peak.source,
     }
 
