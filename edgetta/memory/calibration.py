@@ -1,8 +1,9 @@
 """Measure the steps that a bundle's cost model is made of: a few ways, two batch sizes, in one fresh process.
 
-Statistics of the batch and running ones take the same memory to within the noise, so one policy stands for all. Each
-point runs twice and the second run counts: the first takes what an engine allocates once for a shape. The peaks
-of the forward and of what lies behind it are told apart by resetting the kernel's mark between the two.
+Statistics of the batch and running ones take the same memory to within the noise, so one policy stands for all. A
+shape that is new runs once before its level is read, for what an engine allocates once for a shape. Of the two steps
+behind it the second counts: the first leaves some of its small blocks in the heap, as each step of a stream does.
+The peaks of forward, backward and update are told apart by resetting the kernel's mark between them.
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ WAYS: tuple[tuple[str, str, tuple[float, ...]], ...] = (
 )
 """Gradient, storage, and the shares of the batch in one slice of the backward: what there is to choose from."""
 
+FEW = 24
+"""Batches of fewer images have no slices near these shares: each way is measured whole and in slices of two sizes."""
+
 
 @dataclass(frozen=True)
 class _Sizes:
@@ -61,6 +65,14 @@ class _Sizes:
         while large < 48 and 2 * large * kept <= MEASURED_BYTES:
             large *= 2
         return _Sizes(large // 2, large)
+
+    def points(self, shares: Sequence[float]) -> Iterator[tuple[int, int]]:
+        """Batches, and images per slice of them, 0 for the whole; the first share is measured at both batch sizes."""
+        if self.large < FEW and shares != (1.0,):
+            shares = (1.0, 1 / 3, 1 / 12)
+        for count, some in ((self.small, shares[:1]), (self.large, shares)):
+            sizes = dict.fromkeys(0 if share == 1 else max(1, round(share * count)) for share in some)
+            yield from ((count, size) for size in sizes if size < count)
 
 
 def measure_cost_model(bundle: str, engines: Sequence[str], threads: int = 0) -> CostModel:
@@ -97,17 +109,16 @@ def _step_points(bundle: Bundle, engine: str, threads: int, sizes: _Sizes) -> It
 
     gradients = dict.fromkeys(_built(gradient) for gradient, _, _ in WAYS)
     adapters = {gradient: _adapter(bundle, engine, gradient, threads) for gradient in gradients}
+    seen = set()
     for gradient, storage, shares in WAYS:
         adapter = adapters[_built(gradient)]
-        for count in (sizes.small, sizes.large):
+        for count, size in sizes.points(shares):
             images = _images(bundle, count)
-            for share in shares if count == sizes.large else shares[:1]:
-                size = 0 if share == 1 else round(share * count)
-                if share < 1 and not 1 <= size < count:
-                    continue
-                adapter.network.memory = StepMemory(storage, size, gradient == "local")  # type: ignore[arg-type]
-                measured = _measured_step(adapter, images)
-                yield StepPoint(engine, gradient, storage, size, count, *measured)
+            adapter.network.memory = StepMemory(storage, size, gradient == "local")  # type: ignore[arg-type]
+            if (gradient, count, size) not in seen:
+                seen.add((gradient, count, size))
+                adapter.step(images, gather=False)
+            yield StepPoint(engine, gradient, storage, size, count, *_measured_step(adapter, images))
 
 
 def _built(gradient: str) -> str:
@@ -146,31 +157,40 @@ def _images(bundle: Bundle, count: int) -> Tensor:
     return torch.rand(count, *bundle.model.input_shape, generator=torch.Generator().manual_seed(0))
 
 
-def _measured_step(adapter: Adapter, images: Tensor) -> tuple[int, int, int, float]:
-    """Peaks of the forward and behind it, bytes kept between, and seconds, of a step after one that does not count."""
+def _measured_step(adapter: Adapter, images: Tensor) -> tuple[int, int, int, int, float]:
+    """Of the second of two steps: peaks of forward, backward and update, bytes kept between the first two, seconds."""
     network = adapter.network
-    forward = network.forward
-    found = {"forward": 0, "kept": 0}
+    forward, backward = network.forward, network.backward
+    peaks = {"forward": 0, "backward": 0}
+    kept = 0
 
-    def watched(*arguments: Any, **options: Any) -> Any:
+    def watched_forward(*arguments: Any, **options: Any) -> Any:
+        nonlocal kept
         result = forward(*arguments, **options)
-        found["forward"] = high_water()
-        found["kept"] = sum(result[1].kept_bytes().values())
+        kept = sum(result[1].kept_bytes().values())
+        peaks["forward"] = high_water()
         _reset()
         return result
 
-    adapter.step(images, gather=False)
+    def watched_backward(*arguments: Any, **options: Any) -> None:
+        backward(*arguments, **options)
+        peaks["backward"] = high_water()
+        _reset()
+
     give_back()
     level = resident()
+    adapter.step(images, gather=False)
     _reset()
-    network.forward = watched  # type: ignore[method-assign]
+    network.forward, network.backward = watched_forward, watched_backward  # type: ignore[method-assign]
     try:
         begun = time.perf_counter()
         adapter.step(images, gather=False)
         seconds = time.perf_counter() - begun
     finally:
-        del network.forward  # the method of its class again
-    return max(0, found["forward"] - level), max(0, high_water() - level), found["kept"], seconds
+        del network.forward, network.backward  # the methods of its class again
+    peaks["update"] = high_water()
+    above = (max(0, peaks[phase] - level) for phase in ("forward", "backward", "update"))
+    return *above, kept, seconds  # type: ignore[return-value]
 
 
 def _measured_call(call: Callable[[], object]) -> tuple[int, float]:

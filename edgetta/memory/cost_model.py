@@ -1,11 +1,12 @@
 """How much memory and time a step takes, from a few steps that were measured: the cost model of a bundle.
 
-A step has two peaks: one in its forward, one behind it (objective, backward, update). At a given share of the batch
-per slice of the backward, a step takes tensors whose size is proportional to the batch, and some whose size is not
-(gradients, kernels), so
+A step has three peaks: in its forward, in its backward, and in its update. At a given share of the batch per slice of
+the backward, a step takes tensors whose size is proportional to the batch, and some whose size is not (gradients,
+kernels), so
 
     forward(batch)         = fixed + batch * per_image
     backward(batch, share) = fixed + batch * per_image(share)         share = images per slice / batch
+    update                 = fixed                                    gradients, and copies to undo it
 
 Every way to keep tensors was measured at two batch sizes and at a few shares, each peak by the kernel's own mark,
 above the loaded and warmed-up model, with an allocator that returns freed memory. Between shares `per_image` is
@@ -22,7 +23,7 @@ from typing import Any
 from edgetta.errors import BundleError
 from edgetta.memory.choice import Choice
 
-VERSION = 1
+VERSION = 2
 MAX_POINTS = 4096
 
 Way = tuple[str, str, str]
@@ -39,7 +40,8 @@ class StepPoint:
     slice: int  # images; 0: the whole batch
     batch: int
     forward_bytes: int  # peak of the forward
-    backward_bytes: int  # peak of all behind it
+    backward_bytes: int  # peak of the backward
+    update_bytes: int  # peak of the update
     kept_bytes: int  # between the two, as the contract counts
     seconds: float
 
@@ -66,6 +68,7 @@ class Cost:
 
     forward: int
     backward: int
+    update: int
     kept: int
     images: int
     seconds_per_image: float  # on the machine that measured
@@ -73,13 +76,14 @@ class Cost:
 
     @property
     def peak(self) -> int:
-        return max(self.forward, self.backward) + self.images
+        return max(self.forward, self.backward, self.update) + self.images
 
     def components(self) -> dict[str, int]:
-        """The peak, by what it is made of. What is kept is whole when the forward ends, and shrinks from there on."""
-        largest = max(self.forward, self.backward)
-        kept = min(self.kept, largest)
-        phase = "forward" if self.forward > self.backward else "backward"
+        """The peak, by what it is made of. What is kept is whole when the forward ends, and is gone at the update."""
+        phases = {"backward": self.backward, "forward": self.forward, "update": self.update}
+        phase = max(phases, key=lambda name: phases[name])
+        largest = phases[phase]
+        kept = 0 if phase == "update" else min(self.kept, largest)
         return {
             "kept between forward and backward": kept,
             f"working memory of the {phase}": largest - kept,
@@ -123,12 +127,13 @@ class CostModel:
         inference = self._seconds.get((choice.engine, "source"))
         if not choice.adapts:
             peak, seconds = self._lines[choice.engine, "adapted"].at(count), self._seconds[choice.engine, "adapted"]
-            return Cost(round(peak), 0, 0, images, seconds, _ratio(seconds, inference))
+            return Cost(round(peak), 0, 0, 0, images, seconds, _ratio(seconds, inference))
         way = self._ways[choice.engine, choice.gradient, choice.storage]
         share = share_of(choice.slice, count)
         return Cost(
             round(way.forward.at(count)),
             round(way.backward_at(count, share)),
+            way.update,
             round(way.kept.at(count)),
             images,
             way.seconds_at(share),
@@ -222,6 +227,7 @@ class _Way:
     kept: _Line
     fixed: float  # of the backward
     per_image: tuple[tuple[float, float], ...]  # of the backward: share, bytes; by share
+    update: int
     seconds: tuple[tuple[float, float], ...]  # per image: share, seconds; by share
 
     def backward_at(self, batch: int, share: float) -> float:
@@ -244,7 +250,7 @@ class _Way:
             fixed = sum(line.fixed for line in lines) / len(lines)
         per_image = tuple((share, (p.backward_bytes - fixed) / largest) for share, p in sorted(shares.items()))
         seconds = tuple((share, p.seconds / largest) for share, p in sorted(shares.items()))
-        return _Way(forward, kept, fixed, per_image, seconds)
+        return _Way(forward, kept, fixed, per_image, max(point.update_bytes for point in points), seconds)
 
 
 def share_of(images: int, batch: int) -> float:

@@ -15,6 +15,10 @@ KEPT = {"full": 1.2, "half": 0.66, "int8": 0.4, "recompute": 0.53, "recompute-in
 """Bytes kept per image by storage, in MB."""
 
 
+UPDATE = 40_000
+"""Bytes of every update."""
+
+
 @dataclass(frozen=True)
 class Formula:
     """Peaks of one engine: linear in the batch, and in the images of a slice."""
@@ -47,6 +51,7 @@ class Formula:
                 batch,
                 self.forward_bytes(storage, batch),
                 self.backward_bytes(gradient, storage, batch, images),
+                UPDATE,
                 round(MB * batch * KEPT[storage]),
                 self.step_seconds(gradient, storage, batch, images),
             )

@@ -9,7 +9,7 @@ import pytest
 from edgetta.bundle import processor_engines, read_bundle
 from edgetta.cli import main
 from edgetta.memory import calibration
-from edgetta.memory.calibration import WAYS, measure_cost_model, points_here
+from edgetta.memory.calibration import WAYS, _Sizes, measure_cost_model, points_here
 from edgetta.memory.choice import Choice
 from edgetta.memory.cost_model import CostModel
 from edgetta.memory.fresh_process import MeasurementError
@@ -36,11 +36,19 @@ def test_every_way_is_measured_at_two_batch_sizes(measured: CostModel, engine: s
         points = [p for p in measured.steps if (p.engine, p.gradient, p.storage) == (engine, gradient, storage)]
         assert shares[gradient, storage] == pytest.approx(list(expected))
         assert {point.batch for point in points} == {24, 48}, "sizes that thirds and twelfths divide"
+        assert all(0 < point.update_bytes < 5_000_000 for point in points), "few weights, whatever the batch"
         assert all(point.forward_bytes and point.backward_bytes and point.seconds for point in points)
     assert {(p.network, p.batch) for p in measured.predictions if p.engine == engine} == {
         (network, batch) for network in ("adapted", "source") for batch in (24, 48)
     }
     assert measured.measured_on["threads"] == 1 and measured.measured_on["versions"]["torch"]
+
+
+def test_few_images_are_measured_whole_and_in_slices_of_two_sizes() -> None:
+    assert list(_Sizes(24, 48).points((1 / 3, 1 / 12))) == [(24, 8), (48, 16), (48, 4)]
+    assert list(_Sizes(3, 6).points((1 / 3,))) == [(3, 0), (6, 0), (6, 2), (6, 1)]
+    assert list(_Sizes(6, 12).points((1 / 3, 1 / 12))) == [(6, 0), (12, 0), (12, 4), (12, 1)]
+    assert list(_Sizes(3, 6).points((1.0,))) == [(3, 0), (6, 0)]
 
 
 @linux

@@ -51,6 +51,19 @@ def test_smaller_batches_of_the_same_choice() -> None:
     assert model.cost(choice, 48, held=10).peak == costs[-1] + 10 * IMAGE
 
 
+def test_an_update_takes_the_same_whatever_the_batch() -> None:
+    points = tuple(replace(point, update_bytes=20 * MB) for point in cost_model(LEAN).steps)
+    model = replace(cost_model(LEAN), steps=points)
+    few, many = (model.cost(Choice("torch", batch, "ema", "auto", "recompute-int8", 1)) for batch in (1, 64))
+    assert few.update == many.update == 20 * MB and few.peak == 20 * MB + IMAGE
+    assert few.components() == {
+        "kept between forward and backward": 0,
+        "working memory of the update": 20 * MB,
+        "images": IMAGE,
+    }
+    assert many.peak > 20 * MB + many.images and "working memory of the forward" in many.components()
+
+
 def test_prediction_alone() -> None:
     cost = cost_model().cost(Choice("onnxruntime", 10, adapts=False))
     assert cost.forward == 10 * 0.9 * MB and cost.backward == cost.kept == 0
@@ -67,7 +80,7 @@ def test_times_are_those_of_plain_inference() -> None:
 
 def test_noise_of_a_measurement_does_not_make_a_peak_fall_with_the_batch() -> None:
     points = [
-        StepPoint("torch", "auto", "full", 0, batch, size, size, 0, 1.0) for batch, size in ((24, 5000), (48, 4000))
+        StepPoint("torch", "auto", "full", 0, batch, size, size, 0, 0, 1.0) for batch, size in ((24, 5000), (48, 4000))
     ]
     model = replace(cost_model(), steps=tuple(points))
     assert [model.cost(Choice("torch", batch)).forward for batch in (1, 30, 100)] == [5000] * 3
@@ -101,7 +114,7 @@ def _set(*path: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_set("version", 2), "memory model has version 2, and this edgetta reads 1"),
+        (_set("version", 1), "memory model has version 1, and this edgetta reads 2"),
         (_set("steps", []), "no list of points"),
         (_set("steps", {}), "no list of points"),
         (_set("steps", [None]), "other fields"),
