@@ -6,7 +6,7 @@ kept apart; test images are touched once per variant, at the end. Everything is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from edgetta.bench.datasets import Images as Arrays
     from edgetta.offline.attack.evaluation import Images
+    from edgetta.offline.rift import RiftReport
 
 
 @click.command(epilog="Example: edgetta bench rift --networks adv_resnet4b_at --seeds 0,1,2 --json rift.json")
@@ -53,8 +56,14 @@ def command(networks: str, seeds: str, work: Path, path: Path | None, **sizes: i
         click.echo(f"wrote {path}")
 
 
-def measure(name: str, seed: int, work: Path, sizes: dict[str, int]) -> list[dict[str, Any]]:
+def measure(name: str, seed: int, work: Path, sizes: Mapping[str, int]) -> list[dict[str, Any]]:
     """The rows of one network and seed."""
+    _, report = run(name, seed, work, sizes)
+    return [{"seed": seed, "model": name, **asdict(row), "modules": list(row.modules)} for row in report.rows]
+
+
+def run(name: str, seed: int, work: Path, sizes: Mapping[str, int]) -> tuple[nn.Module, RiftReport]:
+    """One network, trained against attacks and then fine-tuned, and what was found; taken from `work` where it is."""
     from edgetta.bench import robust_networks
     from edgetta.cli.progress import progress_bar
     from edgetta.offline.attack import PGD, Threat
@@ -84,11 +93,7 @@ def measure(name: str, seed: int, work: Path, sizes: dict[str, int]) -> list[dic
             description={"network": name, "severity": sizes["severity"]},
             progress=lambda stage, done, total, note: update(done, total, f"{stage} {note}"),
         )
-    rows = []
-    for row in report.rows:
-        fields = asdict(row)
-        rows.append({"seed": seed, "model": name, **fields, "modules": list(row.modules)})
-    return rows
+    return model, report
 
 
 def _corrupted(test: Arrays, severity: int) -> dict[str, Images]:

@@ -12,14 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from edgetta.bench.datasets import Images, cifar10_jpeg, data_folder
 from edgetta.errors import UsageError
 from edgetta.models import load_model
-from edgetta.offline.attack import AdversarialTraining, Threat, adversarial_training
+from edgetta.offline.attack import AdversarialTraining, Threat, adversarial_training, classified_right
 from edgetta.offline.attack.evaluation import Images as Tensors
-from edgetta.offline.training import Schedule
+from edgetta.offline.training import Batch, Schedule
+from edgetta.offline.training import train as fit
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class RobustNetwork:
         """The network with its weights, before adversarial training."""
         weights = None if self.weights is None else data_folder() / "weights" / self.weights
         torch.manual_seed(0)
-        return load_model(self.model, weights=weights, width=self.width).module
+        module = load_model(self.model, weights=weights, width=self.width).module
+        return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def training(self, seed: int) -> AdversarialTraining:
         decay = (max(1, round(0.6 * self.epochs)), max(1, round(0.85 * self.epochs)))
@@ -54,7 +57,8 @@ class RobustNetwork:
 NETWORKS = {
     "adv_resnet2b": RobustNetwork("adv_resnet2b", "adv_resnet2b.npz", 2 / 255, 0),
     "adv_resnet4b": RobustNetwork("adv_resnet4b", "adv_resnet4b.npz", 2 / 255, 0),
-    "adv_resnet4b_at": RobustNetwork("adv_resnet4b", "adv_resnet4b.npz", 4 / 255, 5),
+    "adv_resnet4b_at": RobustNetwork("adv_resnet4b", "adv_resnet4b.npz", 4 / 255, 16),
+    "resnet8_at": RobustNetwork("resnet8_mlperf", "mlperf_tiny_resnet8.npz", 4 / 255, 8),
     "resnet20_at": RobustNetwork("resnet20", "resnet20_jpegft.npz", 4 / 255, 4),
     "resnet18_narrow_at": RobustNetwork("resnet18", None, 4 / 255, 8, width=0.25, learning_rate=0.1),
     "wrn40_2_narrow_at": RobustNetwork("wrn40_2", None, 4 / 255, 8, width=0.25, learning_rate=0.1),
@@ -89,6 +93,28 @@ def robust_network(
             checkpoint=work / f"{name}-{seed}.safetensors",
             progress=progress,
         )
+    return model.eval()
+
+
+def standard_network(
+    name: str,
+    seed: int,
+    train: Tensors,
+    validation: Tensors,
+    work: Path,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> nn.Module:
+    """The same network from the same weights on the same schedule, trained on clean images alone."""
+
+    def loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+        return F.cross_entropy(model(batch.images), batch.labels)
+
+    network = NETWORKS[name]
+    model = network.load()
+    work.mkdir(parents=True, exist_ok=True)
+    checkpoint = work / f"{name}-{seed}-standard.safetensors"
+    schedule = network.training(seed).schedule
+    fit(model, train, validation, loss, classified_right, schedule, checkpoint=checkpoint, progress=progress)
     return model.eval()
 
 

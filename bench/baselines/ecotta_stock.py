@@ -33,6 +33,8 @@ class EcottaStock:
     cuts    module names after which it is cut, the stem's end first
     metas   one meta-network per part, copied, with weights and initialisation as they are; they use batch statistics
     config  learning rate, momentum, regulariser and entropy margin count; schedule and window do not
+    constant_statistics  False: the gradient of a frozen BatchNorm passes through the batch's statistics, too, as an
+            attack on the images wants it; outputs are the same
     Raises `UsageError` when cuts and metas do not fit the model.
     """
 
@@ -42,11 +44,13 @@ class EcottaStock:
         cuts: Sequence[str],
         metas: Sequence[MetaNetwork],
         config: AdaptConfig | None = None,
+        *,
+        constant_statistics: bool = True,
     ) -> None:
         if len(cuts) != len(metas) + 1:
             raise UsageError(f"{len(cuts)} cuts make {len(cuts) - 1} parts, but there are {len(metas)} meta-networks")
         self.config = config or AdaptConfig()
-        self.backbone = _with_constant_statistics(copy.deepcopy(model)).eval().requires_grad_(False)
+        self.backbone = _with_batch_statistics(copy.deepcopy(model), constant_statistics).eval().requires_grad_(False)
         self.metas = nn.ModuleList(_StockMeta(meta) for meta in metas)
         self._pass = _Pass(list(cuts))
         modules = dict(self.backbone.named_modules())
@@ -97,6 +101,14 @@ class EcottaStock:
     def _losses(self, images: Tensor, regulariser: bool) -> Tensor:
         logits, distances = self.forward(images, regulariser)
         return torch.stack([self.objective(logits), *distances]).sum()
+
+    def follow(self, metas: Sequence[MetaNetwork]) -> None:
+        """Take over the weights of meta-networks that adapt elsewhere."""
+        for own, meta in zip(self.metas, metas, strict=True):
+            weights = dict(meta.named_parameters())
+            with torch.no_grad():
+                for name, parameter in own.named_parameters():
+                    parameter.copy_(weights[name])
 
     def reset(self) -> None:
         """Back to the meta-networks that were given, with a fresh optimizer."""
@@ -172,24 +184,27 @@ class _StockMeta(nn.Module):
         return _normalise(x_frozen, self.norm_weight, self.norm_bias) + self.scale.view(1, -1, 1, 1) * branch
 
 
-class _ConstantStatistics(nn.Module):
-    """A frozen BatchNorm with the batch's statistics, constants in the backward."""
+class _FrozenNorm(nn.Module):
+    """A frozen BatchNorm with the batch's statistics; in the backward they are constants, or not."""
 
-    def __init__(self, norm: _BatchNorm) -> None:
+    def __init__(self, norm: _BatchNorm, constant: bool) -> None:
         super().__init__()
         self.norm = norm
+        self.constant = constant
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.constant:
+            return F.batch_norm(x, None, None, self.norm.weight, self.norm.bias, True, 0.0, self.norm.eps)
         axes = [axis for axis in range(x.dim()) if axis != 1]
         variance, mean = torch.var_mean(x.detach(), axes, correction=0)
         return F.batch_norm(x, mean, variance, self.norm.weight, self.norm.bias, False, 0.0, self.norm.eps)
 
 
-def _with_constant_statistics(module: nn.Module) -> nn.Module:
+def _with_batch_statistics(module: nn.Module, constant: bool) -> nn.Module:
     """`module` with every BatchNorm in it replaced; names of other modules stay."""
     for name, child in module.named_children():
-        setattr(module, name, _ConstantStatistics(child) if isinstance(child, _BatchNorm) else child)
-        _with_constant_statistics(child)
+        setattr(module, name, _FrozenNorm(child, constant) if isinstance(child, _BatchNorm) else child)
+        _with_batch_statistics(child, constant)
     return module
 
 

@@ -14,6 +14,7 @@ BENCHES: dict[str, tuple[str, str]] = {
     "device": ("edgetta.bench.device", "What a device does with a bundle: time, memory, energy, error."),
     "criticality": ("edgetta.bench.criticality", "Compare module robust criticality with the published algorithm."),
     "rift": ("edgetta.bench.rift", "Measure what RiFT gains on real images, beside its controls."),
+    "rift-tta": ("edgetta.bench.rift_tta", "Attack robust networks before and through adaptation."),
     "exactness": ("edgetta.bench.exactness.command", "Compare derived gradients with autograd, network by network."),
     "memory": ("edgetta.bench.memory.command", "What each method takes, a fresh process for every row."),
     "plan": ("edgetta.bench.plan", "Compare planned with measured memory, budget by budget."),

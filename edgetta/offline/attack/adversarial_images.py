@@ -40,6 +40,7 @@ def adversarial_images(
     labels: Tensor,
     attack: Attack,
     *,
+    only: Tensor | None = None,
     batch: int = 250,
     seed: int = 0,
     progress: Progress | None = None,
@@ -50,6 +51,7 @@ def adversarial_images(
         model: any module or function of torch; where it computes is where the attack runs.
         images: uint8, or floats in [0, 1].
         labels: (N,), from 0 to classes - 1.
+        only: mask (N,) of the images to attack, such as those that are right so far; the others come back as they are.
         batch: images at a time; each batch has its own random numbers, from `seed` and its place.
 
     Raises:
@@ -58,6 +60,13 @@ def adversarial_images(
     """
     device = device_of(model)
     check_labels(model, images, labels)
+    if only is not None:
+        points = as_floats(images).clone()
+        if bool(only.any()):
+            points[only] = adversarial_images(
+                model, images[only], labels[only], attack, batch=batch, seed=seed, progress=progress
+            )
+        return points
 
     def attacked(start: int) -> Tensor:
         rows = slice(start, start + batch)

@@ -89,7 +89,9 @@ def evaluate(
     clean = classified_right(model, images, labels, batch)
     robust = None
     if attack is not None:
-        found = adversarial_images(model, images, labels, attack, batch=batch, seed=seed, progress=progress)
+        found = adversarial_images(
+            model, images, labels, attack, only=clean, batch=batch, seed=seed, progress=progress
+        )
         robust = clean & classified_right(model, found, labels, batch)
     others = {name: classified_right(model, *pairs, batch) for name, pairs in (corrupted or {}).items()}
     return Evaluation(clean, robust, others)

@@ -114,7 +114,8 @@ def interpolate(
     A coarse grid, then points near the constraint, are judged on fixed adversarial images: those against the trained
     and those against the fine-tuned weights. Robustness need not fall evenly along the way, so the whole grid is
     looked at. The best allowed point is then attacked itself, and given up for the next best where it no longer
-    meets the constraint.
+    meets the constraint. Images that weights have wrong already are not attacked for them: the trained weights are
+    then not tried on such points either, so that the loss comes out too high rather than too low.
 
     Args:
         model: of which `start` and `end` are state dictionaries.
@@ -133,9 +134,9 @@ def interpolate(
     images, labels = validation
     constraint.check(len(labels))
 
-    def attacked(weights: Mapping[str, Tensor]) -> Tensor:
-        model.load_state_dict(weights)
-        return adversarial_images(model, images, labels, attack, batch=batch, seed=seed)
+    def attacked(weights: Mapping[str, Tensor], sets: list[Tensor]) -> Tensor:
+        standing = all_right(right(weights, sets))
+        return adversarial_images(model, images, labels, attack, only=standing, batch=batch, seed=seed)
 
     def right(weights: Mapping[str, Tensor], sets: list[Tensor]) -> list[Tensor]:
         model.load_state_dict(weights)
@@ -148,7 +149,8 @@ def interpolate(
         clean, robust = (float(mask.float().mean()) for mask in (masks[0], all_right(masks)))
         return Point(alpha, clean, robust, loss.value, loss.upper(), own)
 
-    sets = [attacked(start) if start_points is None else start_points, attacked(end)]
+    sets = [attacked(start, []) if start_points is None else start_points]
+    sets.append(attacked(end, sets))
     points = {0.0: judged(0.0, sets, False)}
     for grid in (COARSE, None):
         for alpha in _near_the_constraint(points, constraint) if grid is None else grid:
@@ -158,7 +160,7 @@ def interpolate(
     candidates = [point for point in points.values() if point.alpha > 0 and _allowed(point, points[0.0], constraint)]
     chosen = 0.0
     for point in sorted(candidates, key=lambda point: (-point.clean, point.alpha))[:TRIALS]:
-        own = attacked(between(start, end, point.alpha))
+        own = attacked(between(start, end, point.alpha), sets)
         points[point.alpha] = judged(point.alpha, [*sets, own], True)
         if _allowed(points[point.alpha], points[0.0], constraint):
             chosen = point.alpha

@@ -304,7 +304,7 @@ class _Job:
     def _interpolated(self, tuned: Mapping[str, Tensor]) -> Interpolation:
         if "validation" not in self._points:
             self._load(self.start)
-            self._points["validation"] = self._attacked(self.validation, "attacking validation images")
+            self._points["validation"] = self._attacked(self.validation, [], "attacking validation images")
         return interpolate(
             self.model,
             self.start,
@@ -324,11 +324,12 @@ class _Job:
         source.load_state_dict(self.start)
         self._load(self.start)
         if "test" not in self._points:
-            self._points["test"] = self._attacked(self.test, "attacking test images")
-        sets = [images, self._points["test"]]
+            self._points["test"] = self._attacked(self.test, [], "attacking test images")
+        sets = [self._points["test"]]
         self._load(state)
         if variant != "source":
-            sets.append(self._attacked(self.test, f"attacking {variant}"))
+            sets.append(self._attacked(self.test, sets, f"attacking {variant}"))
+        sets.insert(0, images)
         masks, reference = (
             [classified_right(network, some, labels, self.config.batch) for some in sets]
             for network in (self.model, source)
@@ -346,11 +347,16 @@ class _Job:
         )
         return asdict(row)
 
-    def _attacked(self, data: Images, stage: str) -> Tensor:
+    def _attacked(self, data: Images, sets: list[Tensor], stage: str) -> Tensor:
+        """Points against the model as it is, for images that it has right so far, on all of `sets`, too."""
+        images, labels = data
+        right = [classified_right(self.model, some, labels, self.config.batch) for some in (images, *sets)]
         return adversarial_images(
             self.model,
-            *data,
+            images,
+            labels,
             self.config.attack,
+            only=all_right(right),
             batch=self.config.batch,
             seed=self.config.seed,
             progress=lambda done, total: self._tell(stage, done, total, ""),
