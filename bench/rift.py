@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 @click.option("--networks", default="adv_resnet4b_at", show_default=True, help="Comma-separated.")
 @click.option("--seeds", default="0,1,2", show_default=True, help="Comma-separated.")
 @click.option("--training-images", default=20_000, show_default=True, type=click.IntRange(1000))
-@click.option("--validation-images", default=3000, show_default=True, type=click.IntRange(300))
-@click.option("--test-images", default=2000, show_default=True, type=click.IntRange(100), help="A multiple of 10.")
+@click.option("--validation-images", default=5000, show_default=True, type=click.IntRange(300))
+@click.option("--test-images", default=4000, show_default=True, type=click.IntRange(100), help="A multiple of 10.")
 @click.option("--epochs", default=10, show_default=True, type=click.IntRange(1), help="Of fine-tuning.")
 @click.option("--steps", default=20, show_default=True, type=click.IntRange(1), help="Of PGD, to measure.")
 @click.option("--severity", default=3, show_default=True, type=click.IntRange(1, 5), help="Of the 15 corruptions.")
@@ -96,12 +96,17 @@ def run(name: str, seed: int, work: Path, sizes: Mapping[str, int]) -> tuple[nn.
     return model, report
 
 
+CORRUPTED_IMAGES = 1000
+"""Test images that are corrupted, at most, in each of 15 ways."""
+
+
 def _corrupted(test: Arrays, severity: int) -> dict[str, Images]:
     from edgetta.bench.corruption import CORRUPTIONS, corrupt
     from edgetta.bench.datasets import Images as Arrays
     from edgetta.bench.robust_networks import tensors
 
-    return {name: tensors(Arrays(corrupt(test.images, name, severity), test.labels, name)) for name in CORRUPTIONS}
+    images, labels = test.images[:CORRUPTED_IMAGES], test.labels[:CORRUPTED_IMAGES]
+    return {name: tensors(Arrays(corrupt(images, name, severity), labels, name)) for name in CORRUPTIONS}
 
 
 def _print(rows: Sequence[dict[str, Any]]) -> None:

@@ -67,8 +67,8 @@ class Settings:
 @click.option("--warm-up-epochs", default=3, show_default=True, type=click.IntRange(1))
 @click.option("--steps", default=20, show_default=True, type=click.IntRange(1), help="Of PGD.")
 @click.option("--training-images", default=20_000, show_default=True, type=click.IntRange(1000), help="As bench rift.")
-@click.option("--validation-images", default=3000, show_default=True, type=click.IntRange(300), help="As bench rift.")
-@click.option("--test-images", default=2000, show_default=True, type=click.IntRange(100), help="As bench rift.")
+@click.option("--validation-images", default=5000, show_default=True, type=click.IntRange(300), help="As bench rift.")
+@click.option("--test-images", default=4000, show_default=True, type=click.IntRange(100), help="As bench rift.")
 @click.option("--epochs", default=10, show_default=True, type=click.IntRange(1), help="As bench rift.")
 @click.option("--rift-severity", default=3, show_default=True, type=click.IntRange(1, 5), help="As bench rift.")
 @click.option(

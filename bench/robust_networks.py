@@ -57,7 +57,7 @@ class RobustNetwork:
 NETWORKS = {
     "adv_resnet2b": RobustNetwork("adv_resnet2b", "adv_resnet2b.npz", 2 / 255, 0),
     "adv_resnet4b": RobustNetwork("adv_resnet4b", "adv_resnet4b.npz", 2 / 255, 0),
-    "adv_resnet4b_at": RobustNetwork("adv_resnet4b", "adv_resnet4b.npz", 4 / 255, 16),
+    "adv_resnet4b_at": RobustNetwork("adv_resnet4b", "adv_resnet4b.npz", 4 / 255, 10),
     "resnet8_at": RobustNetwork("resnet8_mlperf", "mlperf_tiny_resnet8.npz", 4 / 255, 8),
     "resnet20_at": RobustNetwork("resnet20", "resnet20_jpegft.npz", 4 / 255, 4),
     "resnet18_narrow_at": RobustNetwork("resnet18", None, 4 / 255, 8, width=0.25, learning_rate=0.1),

@@ -28,6 +28,7 @@ def normalised_ascent(
     steps: int,
     base: tuple[float, float],
     start: Mapping[str, Tensor] | None = None,
+    gradient: Mapping[str, Tensor | None] | None = None,
 ) -> Rise:
     """Projected gradient ascent in steps of twice the ball's radius, over one batch after another.
 
@@ -41,17 +42,25 @@ def normalised_ascent(
         steps: of the ascent.
         base: loss and accuracy at the trained weights.
         start: where to begin; by default the trained weights.
+        gradient: at the trained weights, where it is known: of many images, it decides which maximum the few images
+            of each step then climb. Counts as a first step where no `start` is given.
     """
     radii = {name: epsilon * float(value.norm()) for name, value in robust.start.items()}
-    weights = dict(robust.start if start is None else start)
-    for step in range(steps):
-        loss, gradient = robust.gradient(weights, [step % len(robust.labels)])
-        if not _finite(loss, gradient):
-            return Rise(math.inf, base[1], weights, diverged=True)
-        weights = {
-            name: _into_ball(value + 2 * radii[name] * _unit(gradient[name]), robust.start[name], radii[name])
+
+    def moved(weights: Mapping[str, Tensor], uphill: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+        return {
+            name: _into_ball(value + 2 * radii[name] * _unit(uphill[name], value), robust.start[name], radii[name])
             for name, value in weights.items()
         }
+
+    weights = dict(robust.start if start is None else start)
+    if start is None and gradient is not None:
+        weights = moved(weights, gradient)
+    for step in range(steps):
+        loss, uphill = robust.gradient(weights, [step % len(robust.labels)])
+        if not _finite(loss, uphill):
+            return Rise(math.inf, base[1], weights, diverged=True)
+        weights = moved(weights, uphill)
     loss, accuracy = robust.at(weights)
     if not math.isfinite(loss):
         return Rise(math.inf, base[1], weights, diverged=True)
@@ -98,9 +107,9 @@ def _finite(loss: float, gradient: Mapping[str, Tensor]) -> bool:
     return math.isfinite(loss) and all(bool(torch.isfinite(part).all()) for part in gradient.values())
 
 
-def _unit(gradient: Tensor) -> Tensor:
-    length = gradient.norm()
-    return gradient / length if float(length) > 0 else torch.zeros_like(gradient)
+def _unit(gradient: Tensor | None, like: Tensor) -> Tensor:
+    length = 0.0 if gradient is None else float(gradient.norm())
+    return torch.zeros_like(like) if gradient is None or not length > 0 else gradient / length
 
 
 def _into_ball(weights: Tensor, centre: Tensor, radius: float) -> Tensor:

@@ -1,21 +1,21 @@
 """Module robust criticality (Zhu et al. 2023, Definition 3.1): what a model's robustness loses when one module moves.
 
 Two schedules by name. "published" is the released code's: plain SGD ascent on all images, for every module. "fast"
-takes few large steps on few images, and looks closely only at the modules that may be least critical, in rounds of
-ever fewer modules on ever more images. Networks with very many modules may be screened first, by gradient and
-curvature.
+begins with one gradient of all modules on all images, takes few large steps on few images from there, and looks
+closely only at the modules that may be least critical, in rounds of ever fewer modules on ever more images. Networks
+with very many modules may be screened first, by gradient and curvature.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from edgetta.errors import EdgettaError, UsageError
 from edgetta.offline.attack import Attack, adversarial_images, evaluation_mode
@@ -42,8 +42,8 @@ class CriticalityConfig:
 
     schedule: Schedule = "fast"
     epsilon: float = 0.1  # radius of a tensor's ball, as a share of its norm
-    steps: int = 6  # of the ascent, in each round
-    step_images: int = 128  # for each step of the ascent, and for the screening; the first round has four times these
+    steps: int = 6  # of the ascent in the first round, behind the step that all modules share; half in the last
+    step_images: int = 64  # for each step of the ascent, and for the screening; the first round has four times these
     screening: float = 1.0  # share of the modules that a screening lets through; 1: no screening, which pays below 0.5
     products: int = 1  # with the block of the Hessian, in the screening; 0: by the gradient alone
     finalists: int = 3  # modules that are measured on all images
@@ -155,8 +155,7 @@ def measure_criticality(
     begun = time.perf_counter()
     limit = free_bytes(next(model.parameters()).device) // 2
     with evaluation_mode(model):
-        first = data if config.schedule == "published" else data.first(config.step_images)
-        loss, accuracy, gradient = whole_gradient(model, groups, first, config.batch)
+        loss, accuracy, gradient = whole_gradient(model, groups, data, config.batch)
         live = [group for group in groups if any(gradient[name] is not None for name in group.parameters)]
         skipped = tuple(group.name for group in groups if group not in live)
         measurement = _Measurement(model, data, config, limit, progress)
@@ -171,7 +170,7 @@ def measure_criticality(
                         model,
                         group,
                         gradient,
-                        first,
+                        data.first(config.step_images),
                         config.epsilon,
                         products=config.products,
                         limit=limit,
@@ -179,8 +178,7 @@ def measure_criticality(
                     for group in live
                 }
             )
-            scores = measurement.halving(live, screened)
-            loss, accuracy = measurement.base(data)
+            scores = measurement.halving(live, screened, gradient, (loss, accuracy))
         if config.re_attack:
             assert attack is not None
             scores = measurement.re_attacked(scores, attack, (loss, accuracy))
@@ -214,8 +212,19 @@ class _Measurement:
             self._tell(number + 1, len(groups), group.name)
         return scores
 
-    def halving(self, groups: Sequence[WeightGroup], screened: dict[str, float]) -> list[Score]:
-        """Rounds of ever fewer modules on ever more images; the last one takes all images."""
+    def halving(
+        self,
+        groups: Sequence[WeightGroup],
+        screened: dict[str, float],
+        gradient: Mapping[str, Tensor | None],
+        base: tuple[float, float],
+    ) -> list[Score]:
+        """Rounds of ever fewer modules on ever more images; the last one takes all images.
+
+        Args:
+            screened: rises by the quadratic model, where they were asked for.
+            gradient, base: on all images, at the trained weights.
+        """
         few = min(self.config.step_images, len(self.data))
         scores = {
             group.name: Score(
@@ -229,13 +238,15 @@ class _Measurement:
         remaining = sorted(groups, key=lambda group: screened.get(group.name, 0.0))
         for count, images, final in rounds:
             some = self.data.first(images)
-            base = self.base(some)
+            reference = base if final else self.base(some)
             remaining = remaining[:count]
             for group in remaining:
-                robust = RobustLoss(self.model, group, some, self.config.step_images, self.limit)
                 earlier = self.found.get(group.name)
                 start = None if earlier is None or earlier.diverged else earlier.weights
-                rise = normalised_ascent(robust, self.config.epsilon, self.config.steps, base, start)
+                # Few steps among many batches: keeping activations of all would cost more than it saves.
+                steps, limit = (self.config.steps, self.limit) if start is None else (-(-self.config.steps // 2), 0)
+                robust = RobustLoss(self.model, group, some, self.config.step_images, limit)
+                rise = normalised_ascent(robust, self.config.epsilon, steps, reference, start, gradient)
                 self.found[group.name] = rise
                 scores[group.name] = _score(group, rise, len(some), screened.get(group.name), final)
                 done += 1

@@ -142,10 +142,14 @@ def interpolate(
         model.load_state_dict(weights)
         return [classified_right(model, some, labels, batch) for some in (images, *sets)]
 
+    references: list[Tensor] = []  # what the trained weights have right: on the images, then on each set
+
     def judged(alpha: float, sets: list[Tensor], own: bool) -> Point:
         weights = between(start, end, alpha)
-        reference, masks = all_right(right(start, sets)), right(weights, sets)
-        loss = PairedLoss.of(reference, all_right(masks))
+        if len(references) <= len(sets):
+            references[:] = right(start, sets)
+        masks = right(weights, sets)
+        loss = PairedLoss.of(all_right(references[: len(sets) + 1]), all_right(masks))
         clean, robust = (float(mask.float().mean()) for mask in (masks[0], all_right(masks)))
         return Point(alpha, clean, robust, loss.value, loss.upper(), own)
 
@@ -161,6 +165,7 @@ def interpolate(
     chosen = 0.0
     for point in sorted(candidates, key=lambda point: (-point.clean, point.alpha))[:TRIALS]:
         own = attacked(between(start, end, point.alpha), sets)
+        del references[len(sets) + 1 :]  # another point's own set
         points[point.alpha] = judged(point.alpha, [*sets, own], True)
         if _allowed(points[point.alpha], points[0.0], constraint):
             chosen = point.alpha

@@ -113,9 +113,27 @@ def test_the_fast_schedule_finds_what_the_published_one_finds() -> None:
     fast = measure_criticality(model, groups, data, CriticalityConfig(step_images=60))
     published = measure_criticality(model, groups, data, CriticalityConfig("published"))
     assert [s.name for s in fast.scores] == [s.name for s in published.scores]
-    for score in fast.scores:
-        other = next(s for s in published.scores if s.name == score.name)
-        assert score.rise > 0.5 * other.rise
+    for score, other in zip(fast.scores[:-1], published.scores[:-1], strict=True):
+        assert score.rise > 0.95 * other.rise
+    # The loss of the most critical one has several maxima in its ball: any of them is far above the others.
+    assert fast.most.rise > 4 * fast.scores[-2].rise
+
+
+def test_the_shared_first_step_is_along_the_gradient_on_all_images() -> None:
+    from edgetta.offline.rift.ascent import normalised_ascent
+
+    model, data = model_and_data()
+    group = WeightGroup("3", ("3.weight",))
+    with evaluation_mode(model):
+        robust = RobustLoss(model, group, data, 40, LARGE)
+        gradient = whole_gradient(model, [group], data, 50)[2]
+        found = normalised_ascent(robust, 0.1, 0, robust.at({}), gradient=gradient)
+        moved = found.weights["3.weight"] - model[3].weight
+        uphill = gradient["3.weight"]
+        assert uphill is not None
+        torch.testing.assert_close(moved / moved.norm(), uphill / uphill.norm(), rtol=1e-3, atol=1e-4)
+        assert float(moved.norm()) == pytest.approx(0.1 * float(model[3].weight.norm()), rel=1e-4)
+        assert found.loss > 0
 
 
 def test_the_rise_of_a_linear_layer_is_that_of_brute_force() -> None:
