@@ -115,18 +115,23 @@ class StreamStatistics:
 
 
 def image_signals(images: Tensor) -> Tensor:
-    """What an image looks like, (N, 4 * C): per channel its mean, and the logarithms of its deviation, of the steps
+    """What an image looks like, (N, 2 * C + 2): per channel its mean and the logarithm of its deviation; of its
 
-    from pixel to pixel, and of what stands out from its neighbours. Noise, blur, light and contrast each move one.
+    middle channel, the logarithms of the steps from pixel to pixel and of what stands out from its neighbours. Noise,
+    blur, light and contrast each move one.
     """
     x = images.float()
-    left, middle = x[:, :, 1:-1, :-2], x[:, :, 1:-1, 1:-1]
-    around = left + x[:, :, 1:-1, 2:] + x[:, :, :-2, 1:-1] + x[:, :, 2:, 1:-1]
+    pixels = x.flatten(2)
+    mean = pixels.mean(2)
+    deviation = (pixels.square().mean(2) - mean.square()).clamp_min_(1e-8).sqrt_()
+    if min(x.shape[2:]) < 3:  # there are no neighbours
+        return torch.cat([mean, deviation.log()], 1)
+    one = x[:, x.shape[1] // 2]
+    left, middle = one[:, 1:-1, :-2], one[:, 1:-1, 1:-1]
+    around = left + one[:, 1:-1, 2:] + one[:, :-2, 1:-1] + one[:, 2:, 1:-1]
     steps, outstanding = (middle - left).abs_(), (around - 4 * middle).abs_()
-    logarithms = [
-        value.clamp_min(1e-4).log() for value in (x.std((2, 3)), steps.mean((2, 3)), outstanding.mean((2, 3)))
-    ]
-    return torch.cat([x.mean((2, 3)), *logarithms], 1)
+    local = torch.stack([steps.mean((1, 2)), outstanding.mean((1, 2))], 1).clamp_min_(1e-4)
+    return torch.cat([mean, deviation.log(), local.log()], 1)
 
 
 def _moments(signals: Tensor) -> tuple[Tensor, Tensor]:

@@ -66,11 +66,25 @@ def test_the_signals_of_a_domain_are_those_of_its_images() -> None:
 
 def test_signals_tell_noise_blur_light_and_contrast_apart() -> None:
     images = photographs(32, 4)
-    mean, deviation, _, outstanding = image_signals(images).mean(0).view(4, 3).mean(1)
-    noise = image_signals(noisy(images, 0)).mean(0).view(4, 3).mean(1)
-    dark = image_signals(images * 0.5).mean(0).view(4, 3).mean(1)
-    assert noise[3] > outstanding + 1 and abs(noise[0] - mean) < 0.05
-    assert dark[0] < 0.6 * mean and dark[1] == pytest.approx(float(deviation) + math.log(0.5), abs=1e-3)
+
+    def of(images: Tensor) -> tuple[float, float, float, float]:
+        """Light, contrast, steps, what stands out."""
+        mean = image_signals(images).mean(0)
+        return float(mean[:3].mean()), float(mean[3:6].mean()), float(mean[6]), float(mean[7])
+
+    plain, noise, dark = of(images), of(noisy(images, 0)), of(images * 0.5)
+    assert noise[3] > plain[3] + 1 and noise[2] > plain[2] + 0.3 and abs(noise[0] - plain[0]) < 0.05
+    assert dark[0] < 0.6 * plain[0] and dark[1] == pytest.approx(plain[1] + math.log(0.5), abs=1e-3)
+    blurred = torch.nn.functional.avg_pool2d(noisy(images, 0), 3, 1, 1)
+    assert of(blurred)[3] < noise[3] - 1
+
+
+def test_deviations_are_those_of_each_channel_and_images_may_be_tiny() -> None:
+    images = photographs(8, 4).double()
+    expected = images.std((2, 3), correction=0).log().float()
+    assert torch.allclose(image_signals(images)[:, 3:6], expected, atol=1e-3)
+    tiny = image_signals(torch.rand(8, 3, 1, 1))
+    assert tiny.shape == (8, 6) and bool(torch.isfinite(tiny).all())
 
 
 def test_a_network_normalises_with_the_average_over_the_stream() -> None:
