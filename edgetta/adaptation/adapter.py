@@ -40,7 +40,7 @@ class AdaptConfig:
     watched: int = 4  # first updates whose effect on the predictions may damp a rate of the law; 0: none
     statistics: Literal["stream", "batch"] = "stream"  # BatchNorm: of all images since a change, or of each batch
     statistics_images: int = 512  # "stream": images that the average reaches back, at most
-    change: float = 0.6  # "stream": deviations by which images differ where the stream changed; see stream_statistics
+    change: float = 1.0  # "stream": deviations by which images differ where the stream changed; see stream_statistics
 
     def __post_init__(self) -> None:
         checks = {

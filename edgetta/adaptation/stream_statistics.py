@@ -42,7 +42,7 @@ class StreamStatistics:
             changed. `inf`: never.
     """
 
-    def __init__(self, limit: int = 512, change: float = 0.6) -> None:
+    def __init__(self, limit: int = 512, change: float = 1.0) -> None:
         self.limit, self.change = limit, change
         self.domain: Domain | None = None
         self.changes = 0
