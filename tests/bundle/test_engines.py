@@ -21,28 +21,9 @@ from edgetta.segments.onnxruntime_engine import OnnxRuntimeSegment
 from edgetta.segments.torch_engine import Program, TorchSegment
 from tests.adaptation.backbones import small_model
 from tests.export.small_networks import SMALL
-from tests.small_bundle import (
-    ENGINES,
-    NAMES,
-    copy_of_it,
-    small_network,
-    whole_bundle,
-    write_small,
-)
+from tests.small_bundle import ENGINES, NAMES, small_network, write_small
 
 IMAGES = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(5))
-
-
-@pytest.fixture(scope="module")
-def whole() -> Path:
-    """A bundle that no test changes."""
-    return whole_bundle()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A bundle to damage."""
-    return copy_of_it(tmp_path / "copy")
 
 
 @pytest.mark.parametrize("options", [{}, {"initialisation": "published", "adapt_bias": True}, {"form": "source"}])

@@ -15,27 +15,7 @@ import pytest
 from edgetta.bundle import Bundle, build_network, read_bundle, self_test
 from edgetta.bundle import files as bundle_files
 from edgetta.errors import BundleError, EdgettaError
-from tests.small_bundle import (
-    copy_of_it,
-    edit_manifest,
-    names,
-    refused,
-    replace_file,
-    whole_bundle,
-    zipped,
-)
-
-
-@pytest.fixture(scope="module")
-def whole() -> Path:
-    """A bundle that no test changes."""
-    return whole_bundle()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A bundle to damage."""
-    return copy_of_it(tmp_path / "copy")
+from tests.small_bundle import edit_manifest, names, refused, replace_file, zipped
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])

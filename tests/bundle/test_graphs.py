@@ -17,27 +17,7 @@ from safetensors.torch import load, save
 
 from edgetta.bundle import build_network, read_bundle, self_test
 from edgetta.errors import BundleError
-from tests.small_bundle import (
-    copy_of_it,
-    edit_graphs,
-    edit_manifest,
-    names,
-    refused,
-    replace_file,
-    whole_bundle,
-)
-
-
-@pytest.fixture(scope="module")
-def whole() -> Path:
-    """A bundle that no test changes."""
-    return whole_bundle()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A bundle to damage."""
-    return copy_of_it(tmp_path / "copy")
+from tests.small_bundle import edit_graphs, edit_manifest, names, refused, replace_file
 
 
 class Evil:

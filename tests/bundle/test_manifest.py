@@ -12,25 +12,7 @@ import pytest
 from edgetta.bundle import manifest as bundle_manifest
 from edgetta.bundle import read_bundle
 from edgetta.errors import BundleError
-from tests.small_bundle import (
-    copy_of_it,
-    edit_manifest,
-    refused,
-    whole_bundle,
-    zipped,
-)
-
-
-@pytest.fixture(scope="module")
-def whole() -> Path:
-    """A bundle that no test changes."""
-    return whole_bundle()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A bundle to damage."""
-    return copy_of_it(tmp_path / "copy")
+from tests.small_bundle import edit_manifest, refused, zipped
 
 
 def test_manifests_that_are_not(folder: Path) -> None:

@@ -13,19 +13,7 @@ import pytest
 from edgetta.bundle import build_network, read_bundle, self_test
 from edgetta.bundle.onnx_files import check_onnx
 from edgetta.errors import BundleError
-from tests.small_bundle import (
-    copy_of_it,
-    refused,
-    replace_file,
-    whole_bundle,
-)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A bundle to damage."""
-    return copy_of_it(tmp_path / "copy")
-
+from tests.small_bundle import refused, replace_file, whole_bundle
 
 NAME = "segments/02.forward.onnx"
 

@@ -13,25 +13,7 @@ from edgetta.adaptation.adapter import AdaptConfig, Adapter
 from edgetta.bundle import build_network, read_bundle, self_test
 from edgetta.errors import BundleError
 from tests.adaptation.backbones import small_model
-from tests.small_bundle import (
-    ENGINES,
-    copy_of_it,
-    replace_file,
-    whole_bundle,
-    write_small,
-)
-
-
-@pytest.fixture(scope="module")
-def whole() -> Path:
-    """A bundle that no test changes."""
-    return whole_bundle()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A bundle to damage."""
-    return copy_of_it(tmp_path / "copy")
+from tests.small_bundle import ENGINES, replace_file, write_small
 
 
 @pytest.mark.parametrize("gradient", ["exact", "recompute", "local"])

@@ -278,3 +278,22 @@ def test_shell_completion_needs_no_verb() -> None:
     environment = {**os.environ, "_EDGETTA_COMPLETE": "bash_complete", "COMP_WORDS": "edgetta do", "COMP_CWORD": "1"}
     done = edgetta_process(env=environment)
     assert done.stdout.split() == ["plain,doctor"]
+
+
+def test_help_is_quick_and_teaches() -> None:
+    program = (
+        "import sys\n"
+        "from edgetta.cli import main\n"
+        "for verb in (['run'], ['export'], ['prepare'], ['bench']):\n"
+        "    assert main([*verb, '--help']) == 0\n"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for example in (
+        "edgetta run bundle/ camera:0 --state learnt.safetensors",
+        "edgetta export prepared/ -o bundle/",
+        "edgetta prepare wrn40_2 --weights wrn.pt --data cifar10-jpeg -o prepared/",
+        "edgetta bench latency --model wrn40_2",
+    ):
+        assert example in done.stdout

@@ -1,0 +1,163 @@
+"""`edgetta run`: predictions, summary and state, and how options and settings reach the runtime."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgetta.bundle import read_bundle
+from edgetta.cli.adaptation_options import OPTIONS
+from edgetta.runtime import Runtime
+from tests.cli.run.verb import Captured, rows_of, run
+from tests.small_bundle import NAMES, whole_bundle
+
+
+def test_predictions_summary_and_state(array: Path, tmp_path: Path, capsys: Captured) -> None:
+    out, state, summary = tmp_path / "out.jsonl", tmp_path / "state", tmp_path / "summary.json"
+    assert run(array, "-o", out, "--state", state, "--json", summary, "--batch", 16, "--entropy-margin", 1) == 0
+    printed = capsys.readouterr()
+    rows = rows_of(out)
+    assert [row["index"] for row in rows] == list(range(40)) and {row["class"] for row in rows} <= set(NAMES)
+    wrong = sum(row["class"] != NAMES[row["index"] % 5] for row in rows)
+    told = json.loads(summary.read_text())
+    assert (told["frames"], told["steps"], told["errors"], told["labelled"]) == (40, 3, wrong, 40)
+    assert told["ended"] == "done" and told["engine"] == "torch" and told["gradient"] == ["exact"]
+    assert sum(told["classes"].values()) == 40 and told["kept_bytes"] > 0
+    assert told["adapted"] == 1, "every 2, as the bundle says; the last batch is small and waits"
+    for words in ("40 predicted", f"({wrong} of 40 labelled frames)", "1 update in 3 steps (every 2", "exact (auto"):
+        assert words in printed.out
+    assert "stream (auto: averaged over all images since" in printed.out and str(state) in printed.out
+    assert "small <- 40 frames of 16 x 16" in printed.err
+
+
+def test_the_state_is_continued(array: Path, tmp_path: Path, capsys: Captured) -> None:
+    frames = np.load(array)["images"]
+    np.save(tmp_path / "first.npy", frames[:16])
+    np.save(tmp_path / "second.npy", frames[16:32])
+    np.save(tmp_path / "both.npy", frames[:32])
+    options = ("--batch", 16, "--when", "always", "--entropy-margin", 1, "--quiet")
+    assert run(tmp_path / "both.npy", "--state", tmp_path / "straight", *options) == 0
+    assert run(tmp_path / "first.npy", "--state", tmp_path / "stopped", *options) == 0
+    assert run(tmp_path / "second.npy", "--state", tmp_path / "stopped", *options[:-1]) == 0
+    assert "continuing from" in capsys.readouterr().err
+    assert (tmp_path / "straight").read_bytes() == (tmp_path / "stopped").read_bytes()
+
+
+def test_csv_and_standard_output(photos: Path, tmp_path: Path, capsys: Captured) -> None:
+    assert run(photos, "-o", tmp_path / "out.csv") == 0
+    with (tmp_path / "out.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["frame"] for row in rows] == [f"{number}.png" for number in range(10)]
+    capsys.readouterr()
+    assert run(photos, "-o", "-", "--batch", 10) == 0
+    printed = capsys.readouterr()
+    lines = [json.loads(line) for line in printed.out.splitlines()]
+    assert [line["class"] for line in lines] == [row["class"] for row in rows]
+    assert "10 predicted" in printed.err, "the summary does not mix with the rows"
+
+
+def test_quiet_is_quiet(photos: Path, tmp_path: Path, capsys: Captured) -> None:
+    assert run(photos, "-o", tmp_path / "out.csv", "--state", tmp_path / "state", "--quiet") == 0
+    assert run(photos, "--state", tmp_path / "state", "--quiet") == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_options_reach_the_runtime_by_their_own_names(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Runtime] = []
+    initialise = Runtime.__init__
+    monkeypatch.setattr(Runtime, "__init__", lambda self, *a, **k: (made.append(self), initialise(self, *a, **k))[1])
+    values = {
+        "learning_rate": 0.25,
+        "momentum": 0.5,
+        "regulariser": 0.75,
+        "anchor": 0.125,
+        "entropy_margin": 0.625,
+        "passes": 2,
+        "when": "every 3",
+        "window": 7,
+        "small_batch": 2,
+        "watched": 5,
+        "statistics": "batch",
+        "statistics_images": 300,
+        "change": 0.75,
+        "mirrored": True,
+    }
+    assert set(values) == set(OPTIONS)
+    flags = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", value)]
+    assert run(photos, *flags, "--gradient", "recompute", "--bn", "ema", "--quiet") == 0
+    (tmp_path / "settings.toml").write_text(
+        "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items())
+        + '[run]\ngradient = "recompute"\nbn = "ema"\nquiet = true\n'
+    )
+    assert run(photos, "--config", tmp_path / "settings.toml") == 0
+    for runtime in made:
+        assert {name: getattr(runtime.config, name) for name in values} == values
+        assert runtime.network.batch_norm == "ema"
+        assert {part.gradient for part in runtime.network.parts} == {"recompute"}
+
+
+def test_the_default_batch_depends_on_the_source(photos: Path, tmp_path: Path, capsys: Captured) -> None:
+    assert run(photos) == 0
+    assert "64 (all frames are there already; --batch for another)" in capsys.readouterr().out
+    assert run(photos, "--batch", 5) == 0
+    out = capsys.readouterr().out
+    assert "\nbatch       5\n" in out and "stream (auto: averaged over all images since" in out
+
+
+def test_a_live_source_is_predicted_frame_by_frame(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    from edgetta import sources
+    from edgetta.sources import open_source
+
+    def live(spec: str, **options: Any) -> Any:
+        assert spec == "camera:0"
+        source = open_source(photos, **options)
+        source.length = None
+        return source
+
+    monkeypatch.setattr(sources, "open_source", live)
+    assert run("camera:0", "--limit", 3, "--json", tmp_path / "summary.json") == 0
+    assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 3
+    assert "1 (a live source: every frame is predicted at once" in capsys.readouterr().out
+
+
+def test_adaptation_off_and_local_gradients_are_told(array: Path, tmp_path: Path, capsys: Captured) -> None:
+    summary = tmp_path / "summary.json"
+    assert run(array, "--when", "off", "--json", summary) == 0
+    assert "adaptation  off" in capsys.readouterr().out
+    assert json.loads(summary.read_text())["kept_bytes"] == json.loads(summary.read_text())["adapted"] == 0
+    assert run(array, "--gradient", "local", "--bn", "batch", "--json", summary) == 0
+    out = capsys.readouterr().out
+    assert "local (as asked)" in out and "batch (as asked)" in out
+    local = json.loads(summary.read_text())["kept_bytes"]
+    memory = read_bundle(whole_bundle()).manifest["memory"]
+    assert local == pytest.approx(40 * memory["local"]["per_image"] + memory["local"]["fixed"], rel=0.03)
+    assert local < 40 * memory["exact"]["per_image"]
+    assert run(array, "--storage", "recompute-int8", "--json", summary) == 0
+    assert json.loads(summary.read_text())["kept_bytes"] < 0.4 * local
+
+
+def test_sub_folders_named_like_classes_are_labels(photos: Path, tmp_path: Path) -> None:
+    for number, name in enumerate(("one", "four", "elsewhere")):
+        (photos / name).mkdir()
+        (photos / f"{number}.png").rename(photos / name / "x.png")
+    assert run(photos, "--json", tmp_path / "summary.json", "-o", tmp_path / "out.jsonl", "--quiet") == 0
+    told = json.loads((tmp_path / "summary.json").read_text())
+    guesses = {row["frame"]: row["class"] for row in rows_of(tmp_path / "out.jsonl")}
+    wrong = (guesses["one/x.png"] != "one") + (guesses["four/x.png"] != "four")
+    assert (told["frames"], told["labelled"], told["errors"]) == (10, 2, wrong)
+
+
+def test_the_state_is_saved_on_the_way(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[int] = []
+    monkeypatch.setattr(Runtime, "save_state", lambda self, path: saved.append(self.adapter.steps))
+    assert run(photos, "--batch", 1, "--state", tmp_path / "state", "--save-every", 4, "--quiet") == 0
+    assert saved == [4, 8, 10]
