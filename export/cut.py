@@ -47,7 +47,7 @@ def cut(trace: Trace, names: Sequence[str] | None = None, parts: int = 4) -> Cut
     for name in chosen:
         value = trace.module_outputs.get(name, "")
         if value not in legal:
-            raise UsageError(_explain(trace, name, order))
+            raise UsageError(_explain(trace, name, order, chosen))
         points.append(value)
     positions = [legal.index(value) for value in points]
     for i in range(1, len(positions)):
@@ -194,16 +194,28 @@ def _between(graph: Graph, source: str, target: str) -> Graph:
     return Graph(("x",), (target,), tuple(reversed(nodes)), values, graph.constants).pruned()
 
 
-def _explain(trace: Trace, name: str, order: dict[str, str]) -> str:
-    legal = list(order)
-    if not legal:
+def _explain(trace: Trace, name: str, order: dict[str, str], chosen: Sequence[str]) -> str:
+    """What to write instead of `name`: the nearest legal cut between those named before and after it."""
+    if not order:
         return f"the model cannot be cut after {name!r}, nor anywhere else: shortcuts cross every place"
-    if name not in trace.module_outputs:
-        close = difflib.get_close_matches(name, legal, 1, 0.0)
-        return f"the model has no module {name!r}; the nearest legal cut is {close[0]!r}"
-    place = {node.output: i for i, node in enumerate(trace.graph.nodes)}
-    nearest = min(legal, key=lambda other: abs(place[order[other]] - place[trace.module_outputs[name]]))
-    return (
-        f"the model cannot be cut after {name!r}: another value (a shortcut, say) crosses there; "
-        f"the nearest legal cut is {nearest!r}"
+    values, here = list(order.values()), chosen.index(name)
+    before, after = (
+        [values.index(value) for other in side if (value := trace.module_outputs.get(other)) in values]
+        for side in (chosen[:here], chosen[here + 1 :])
     )
+    legal = list(order)[max(before, default=-1) + 1 : min(after, default=len(values))]
+    unknown = name not in trace.module_outputs
+    reason = (
+        f"the model has no module {name!r}"
+        if unknown
+        else f"the model cannot be cut after {name!r}: another value (a shortcut, say) crosses there"
+    )
+    if not legal:
+        return f"{reason}; there is no legal cut between its neighbours in the list: leave it out"
+    place = {node.output: i for i, node in enumerate(trace.graph.nodes)}
+    nearest = (
+        difflib.get_close_matches(name, legal, 1, 0.0)[0]
+        if unknown
+        else min(legal, key=lambda other: abs(place[order[other]] - place[trace.module_outputs[name]]))
+    )
+    return f"{reason}; the nearest legal cut is {nearest!r}"

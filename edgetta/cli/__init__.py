@@ -28,7 +28,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "plan": ("edgetta.cli.plan", "Find what a memory budget allows."),
     "run": ("edgetta.cli.run", "Predict on a stream of frames and adapt to it."),
     "deploy": ("edgetta.cli.deploy", "Bring a bundle to a device over ssh and run it there."),
-    "inspect": ("edgetta.cli.inspect", "Show what a bundle or a model consists of."),
+    "inspect": ("edgetta.cli.inspect", "Show what a bundle consists of, every file checked."),
     "doctor": ("edgetta.cli.doctor", "Examine this machine, and say what is missing."),
     "bench": ("edgetta.cli.bench", "Measure latency, memory and accuracy."),
     "curvature": ("edgetta.cli.curvature", "Estimate the Hessian spectrum of a model's loss."),

@@ -33,11 +33,14 @@ def progress_bar(title: str, total: int | None = None, *, unit: str = "", show: 
         yield lambda done, total=None, note="": None
         return
     from rich import progress as bars
+    from rich.table import Column
 
-    columns = [bars.TextColumn("{task.description}"), bars.BarColumn(bar_width=24), bars.MofNCompleteColumn()]
-    columns += [bars.TextColumn(unit), bars.TextColumn("{task.fields[note]}"), bars.TimeElapsedColumn()]
-    columns += [bars.TimeRemainingColumn(), bars.TextColumn("left")]
-    with bars.Progress(*columns, console=console, transient=True) as progress:
+    # The bar has the room that numbers and note leave. On a narrow terminal the note wraps; no number is cut short.
+    bar = bars.BarColumn(bar_width=None, table_column=Column(ratio=1))
+    note = bars.TextColumn("{task.fields[note]}", table_column=Column(no_wrap=False))
+    columns = [bars.TextColumn("{task.description}"), bar, bars.MofNCompleteColumn(), bars.TextColumn(unit)]
+    columns += [note, bars.TimeRemainingColumn(compact=True), bars.TextColumn("left")]
+    with bars.Progress(*columns, console=console, transient=True, expand=True) as progress:
         task = progress.add_task(title, total=total, note="")
 
         def update(done: int, total: int | None = None, note: str = "") -> None:

@@ -26,6 +26,9 @@ MAX_PIXELS = 89_478_485
 MAX_FILE_BYTES = 256 * 2**20
 """Largest image file that is opened; some decoders read a file whole."""
 
+OTHER_PICTURES = (".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".dng")
+"""Pictures of kinds that are not read. Beside images they are frames that are skipped and named, not left out."""
+
 # By content, not by name, and no others: further formats of Pillow start programs (EPS) or hold no photograph.
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM")
 _ORIENTATION = 0x0112
@@ -97,10 +100,10 @@ def open_folder(folder: Path, *, size: tuple[int, int], resize: bool = True, loo
         for name in names:
             path = Path(parent) / name
             if not name.startswith("."):
-                (found if path.suffix.lower() in IMAGE_SUFFIXES and _is_file(path) else others).append(path)
-    if not found:
+                (found if _is_picture(path) else others).append(path)
+    if not _readable(found):
         raise SourceError(
-            f"{folder} holds no images{_instead(others)}; "
+            f"{folder} holds no images{_instead([*found, *others])}; "
             f"put files that end in {', '.join(IMAGE_SUFFIXES)} in it or its subfolders"
         )
     found.sort(key=lambda path: path.relative_to(folder).parts)
@@ -116,8 +119,8 @@ def open_glob(pattern: str, *, size: tuple[int, int], resize: bool = True, loop:
     """
     # Path.glob would need the pattern's fixed part split off, which is what glob.glob does.
     matches = [Path(match) for match in glob.glob(pattern, recursive=True)]  # noqa: PTH207
-    found = sorted(path for path in matches if path.suffix.lower() in IMAGE_SUFFIXES and _is_file(path))
-    if not found:
+    found = sorted(path for path in matches if _is_picture(path))
+    if not _readable(found):
         what = f"matches no images{_instead(matches)}" if matches else "matches nothing"
         raise SourceError(f"the pattern {pattern} {what}; images end in {', '.join(IMAGE_SUFFIXES)}")
     files = [(printable(path.as_posix()), path) for path in found]
@@ -259,6 +262,16 @@ def _to_rgb(picture: Image) -> Image:
     elif picture.mode == "P" and "transparency" in picture.info:
         picture = picture.convert("RGBA")
     return picture.convert("RGB")
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether a frame is expected in a file, to judge by its name."""
+    return path.suffix.lower() in (*IMAGE_SUFFIXES, *OTHER_PICTURES) and _is_file(path)
+
+
+def _readable(found: Sequence[Path]) -> bool:
+    """Whether one of the pictures is of a kind that is read."""
+    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in found)
 
 
 def _is_file(path: Path) -> bool:

@@ -33,3 +33,16 @@ def test_a_terminal_shows_how_far_things_are(monkeypatch: pytest.MonkeyPatch, ca
     assert out == ""
     for words in ("warming up", "2/4", "steps", "loss 0.125", "left"):
         assert words in err
+
+
+@pytest.mark.parametrize("width", [64, 80, 160])
+def test_no_number_is_cut_short(width: int, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(width))
+    with progress_bar("running", unit="frames") as update:
+        update(1216, 3000, note="119.3/s  entropy 0.883  adapted 19  skipped 3")
+    err = capsys.readouterr().err
+    assert "1216/3000 frames" in err and "adapted 19" in err and "…" not in err
+    bar = max(line.count("━") for line in err.splitlines() if "1216/3000" in line)
+    assert (bar > 10) == (width == 160), "the bar has what room there is"

@@ -126,7 +126,10 @@ def test_one_value_may_have_several_names() -> None:
     ("names", "reason"),
     [
         (["relu"], "at least two cuts"),
-        (["relu", "layer1.0.conv1"], "cannot be cut after 'layer1.0.conv1'.*the nearest legal cut is 'relu'"),
+        (["relu", "layer1.0.conv1"], "cannot be cut after 'layer1.0.conv1'.*the nearest legal cut is 'layer1.0'"),
+        (["conv1", "layer1.0.conv1"], "cannot be cut after 'layer1.0.conv1'.*the nearest legal cut is 'relu'"),
+        (["layer1.0.conv1", "layer1"], "cannot be cut after 'layer1.0.conv1'.*the nearest legal cut is 'relu'"),
+        (["relu", "layer1.0.conv1", "layer1.0"], "cannot be cut after 'layer1.0.conv1'.*no legal cut.*leave it out"),
         (["relu", "layer2.1.bn2"], "cannot be cut after 'layer2.1.bn2'.*the nearest legal cut is 'layer2.1'"),
         (["relu", "layer2.5"], "no module 'layer2.5'; the nearest legal cut is 'layer2"),
         (["relu", "linear"], "the nearest legal cut is 'layer3'"),

@@ -324,6 +324,21 @@ def test_pattern(tmp_path: Path) -> None:
         open_source(f"{tmp_path}/a/*.txt", size=SIZE)
 
 
+def test_pictures_of_other_kinds_are_skipped_and_named(tmp_path: Path) -> None:
+    save(tmp_path / "1.png", picture())
+    save(tmp_path / "2.tif", picture())
+    save(tmp_path / "3.GIF", picture())
+    for spec in (tmp_path, f"{tmp_path}/*"):
+        source = open_source(spec, size=SIZE)
+        assert [Path(frame.name).name for frame in source] == ["1.png"] and source.length == 3
+        assert [Path(skipped.name).name for skipped in source.skipped] == ["2.tif", "3.GIF"]
+        assert all("of a kind that is not read (JPEG, PNG," in skipped.reason for skipped in source.skipped)
+    (tmp_path / "1.png").unlink()
+    for spec in (tmp_path, f"{tmp_path}/*"):
+        with pytest.raises(SourceError, match=r"no images \(2 other files\)"):
+            open_source(spec, size=SIZE)
+
+
 def test_a_name_with_brackets_is_itself_before_it_is_a_pattern(tmp_path: Path) -> None:
     save(tmp_path / "frame[1].png", picture())
     assert [frame.name for frame in frames(tmp_path / "frame[1].png")] == ["frame[1].png"]
