@@ -122,6 +122,8 @@ def _stream(path: Path | None, over: Until, work: Path) -> None:
             for (batch, window), own in _grouped(stream.rows(), ("batch_size", "window"))
         ],
     )
+    for name, value in stream.verdict().items():
+        click.echo(f"{name}: {value:+.2f} points")
 
 
 def _threshold(path: Path | None, over: Until, work: Path) -> None:

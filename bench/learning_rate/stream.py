@@ -2,11 +2,13 @@
 
 The law is made as `edgetta prepare --curvature` makes it: on training images under four corruptions that are not in
 the stream. One rate is tuned there, at batch size 64, and every rule starts from it; what differs is how each carries
-it to other batch sizes. Only the oracle sees labels of the stream.
+it to other batch sizes. "law" is what a device does by default: it also gathers batches below 16 into updates of 64
+images. Every other rule updates on each batch, as scaling rules have it. Only the oracle sees labels of the stream.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
@@ -45,42 +47,50 @@ class StreamConfig:
     ladder: tuple[int, ...] = (4, 8, 16, 32, 64, 128)  # batch sizes at which curvature is measured
     source_images: int = 600  # per corruption of the source, for tuning and curvature
     statistics_images: int = 1024  # clean, for the source statistics of the meta-networks
-    batches: int = 8  # of eigenvalues, per size
+    batches: int = 4  # of eigenvalues, per size
     probes: int = 24  # of divergence, per size
-    grid: tuple[float, ...] = (
-        1 / 16,
-        1 / 4,
-        1.0,
-    )  # times the tuned rate: tried for the oracle beside the rules' rates
+    grid: tuple[float, ...] = (0.25, 1.0, 4.0)  # times the tuned rate: tried for the oracle beside the rules' rates
+    # Rates are rounded to steps of this factor from the tuned one, so that rules that agree share a run.
+    rounding: float = 2**0.5
     source_seed: int = 100
     adaptation: AdaptConfig = field(default_factory=AdaptConfig)
 
 
-RULES = ("law", "eigenvalue", "fixed", "linear", "sqrt", "sar")
-"""Columns of the result beside "oracle" and "no_adaptation"; "law" is what ships."""
+RULES = ("law", "ungathered", "eigenvalue", "fixed", "linear", "sqrt", "sar")
+"""Columns of the result beside "oracle" and "no_adaptation". "law" is what ships; "ungathered" is the same law with an
+update on every batch, and "eigenvalue" the one in inverse proportion to the batch's largest |eigenvalue|."""
 
 
-def rule_rates(
-    law: RateLaw, eigenvalue: RateLaw, rate: float, tuned_at: int, batch: int, images: int
-) -> dict[str, float]:
-    """The rate that each rule takes.
+def rule_rates(law: RateLaw, eigenvalue: RateLaw, rate: float, config: StreamConfig, batch: int) -> dict[str, float]:
+    """The rate that each rule takes for a stream of batches of this size.
 
     Args:
         law, eigenvalue: the law that ships, and the one of the other bound.
-        rate: tuned at `tuned_at`.
-        batch: images that the stream brings at a time; what scaling rules know.
-        images: that an update sees: more, where small batches are gathered.
+        rate: tuned at `config.tuned_at`.
     """
-    share = batch / tuned_at
-    return {
-        "law": law.rate(images),
-        "eigenvalue": eigenvalue.rate(images),
+    share = batch / config.tuned_at
+    exact = {
+        "law": law.rate(gathered(config, batch) or batch),
+        "ungathered": law.rate(batch),
+        "eigenvalue": eigenvalue.rate(batch),
         "fixed": rate,
         "linear": rate * share,
         "sqrt": rate * share**0.5,
         # SAR's code for ResNets: (rate / 64) * batch * 2 below a batch of 32, else the rate itself.
         "sar": rate * share * 2 if batch < 32 else rate,
     }
+    return {rule: rounded(value, rate, config.rounding) for rule, value in exact.items()}
+
+
+def rounded(value: float, rate: float, step: float) -> float:
+    """The power of `step`, times `rate`, that is nearest to a value."""
+    return rate * step ** round(math.log(value / rate) / math.log(step))
+
+
+def gathered(config: StreamConfig, batch: int) -> int:
+    """Images to which a device gathers batches of this size before an update; 0: none, each batch is an update."""
+    adaptation = config.adaptation
+    return adaptation.window if batch < adaptation.small_batch else 0
 
 
 class Stream:
@@ -107,23 +117,21 @@ class Stream:
         return self._network
 
     def planned(self) -> list[dict[str, Any]]:
-        """Every run that the result needs: batch size, window, seed, rate."""
-        law, eigenvalue, rate = self._laws()
-        config, plans = self.config, []
-        for batch, window in self.cases():
-            rates = set(rule_rates(law, eigenvalue, rate, config.tuned_at, batch, window or batch).values())
-            rates |= {rate * share for share in config.grid}
-            for seed in config.seeds:
-                plans += [
-                    {"batch_size": batch, "window": window, "seed": seed, "rate": r} for r in (0.0, *sorted(rates))
-                ]
-        return sorted(plans, key=lambda plan: plan["seed"])
+        """Every run that the result needs: batch size, window (0: each batch is an update), seed, rate."""
+        plans = []
+        for seed in self.config.seeds:
+            for batch in self.config.batch_sizes:
+                rates, tried = self._tried(batch)
+                keys = {(0, 0.0), (gathered(self.config, batch), rates["law"]), *((0, rate) for rate in tried)}
+                plans += [{"batch_size": batch, "window": w, "seed": seed, "rate": r} for w, r in sorted(keys)]
+        return plans
 
-    def cases(self) -> list[tuple[int, int]]:
-        """Batch sizes with every batch an update (window 0), and small ones gathered as a device does by default."""
-        adaptation = self.config.adaptation
-        gathered = [size for size in self.config.batch_sizes if size < adaptation.small_batch]
-        return [(size, 0) for size in self.config.batch_sizes] + [(size, adaptation.window) for size in gathered]
+    def _tried(self, batch: int) -> tuple[dict[str, float], list[float]]:
+        """The rates of the rules, and all rates at which each batch is an update."""
+        law, eigenvalue, rate = self._laws()
+        rates = rule_rates(law, eigenvalue, rate, self.config, batch)
+        grid = {rounded(rate * share, rate, self.config.rounding) for share in self.config.grid}
+        return rates, sorted(grid | {value for rule, value in rates.items() if rule != "law"})
 
     def advance(self) -> Iterator[tuple[int, int, dict[str, Any]]]:
         """Do what is missing; yields (runs done, runs in all, the run) after each."""
@@ -137,36 +145,61 @@ class Stream:
             yield number, len(plans), run
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row for each batch size, window and seed whose runs are all there; errors in percent."""
-        law, eigenvalue, rate = self._laws()
+        """A row for each batch size and seed whose runs are all there; errors in percent."""
         config, rows = self.config, []
-        for batch, window in self.cases():
-            rates = rule_rates(law, eigenvalue, rate, config.tuned_at, batch, window or batch)
-            tried = sorted({*rates.values(), *(rate * share for share in config.grid)})
-            errors = {(seed, r): self._error(batch, window, seed, r) for seed in config.seeds for r in (0.0, *tried)}
-            seeds = [seed for seed in config.seeds if all(errors[seed, r] is not None for r in (0.0, *tried))]
+        for batch in config.batch_sizes:
+            window = gathered(config, batch)
+            rates, tried = self._tried(batch)
+            # The oracle may also gather, at the law's rate.
+            options = sorted({*((0, rate) for rate in tried), (window, rates["law"])})
+            errors = {
+                (seed, each): self._error(batch, each, seed) for seed in config.seeds for each in ((0, 0.0), *options)
+            }
+            seeds = [seed for seed in config.seeds if all(errors[seed, each] is not None for each in options)]
+            seeds = [seed for seed in seeds if errors[seed, (0, 0.0)] is not None]
             if not seeds:
                 continue
-            # One rate for all seeds: choosing per seed would reward luck.
-            best = min(tried, key=lambda r: (fmean(errors[seed, r] for seed in seeds), r))  # type: ignore[misc]
+            # One choice for all seeds: choosing per seed would reward luck.
+            best = min(options, key=lambda each: (fmean(errors[seed, each] for seed in seeds), each))  # type: ignore[misc]
             for seed in seeds:
+                found = {f"{rule}_error": errors[seed, (0, r)] for rule, r in rates.items() if rule != "law"}
                 rows.append(
                     {
                         "batch_size": batch,
                         "window": window,
                         "seed": seed,
-                        **{f"{rule}_error": errors[seed, r] for rule, r in rates.items()},
+                        "law_error": errors[seed, (window, rates["law"])],
+                        **found,
                         "oracle_error": errors[seed, best],
-                        "no_adaptation_error": errors[seed, 0.0],
+                        "no_adaptation_error": errors[seed, (0, 0.0)],
                         **{f"{rule}_rate": r for rule, r in rates.items()},
-                        "oracle_rate": best,
+                        "oracle_rate": best[1],
+                        "oracle_window": best[0],
                     }
                 )
         return rows
 
+    def verdict(self) -> dict[str, float]:
+        """How far the law is above (+) or below (-) others: means over seeds, then the worst or mean over sizes."""
+        rows = self.rows()
+        sizes = sorted({row["batch_size"] for row in rows})
+
+        def gaps(name: str) -> list[float]:
+            own = [[row["law_error"] - row[f"{name}_error"] for row in rows if row["batch_size"] == b] for b in sizes]
+            return [fmean(each) for each in own]
+
+        if not sizes:
+            return {}
+        others = ("ungathered", "eigenvalue", "fixed", "linear", "sqrt", "sar", "no_adaptation")
+        return {
+            "law against the oracle, worst batch size": max(gaps("oracle")),
+            "law against no adaptation, worst batch size": max(gaps("no_adaptation")),
+            **{f"law against {name}, mean over batch sizes": fmean(gaps(name)) for name in others},
+        }
+
     def facts(self) -> dict[str, Any]:
         """What stands in the result file beside the rows."""
-        return {"law": self.laws, "runs": self.runs}
+        return {"law": self.laws, "verdict": self.verdict(), "runs": self.runs}
 
     def _laws(self) -> tuple[RateLaw, RateLaw, float]:
         assert self.laws is not None
@@ -195,7 +228,8 @@ class Stream:
             network.load_state_dict(start)
         return errors
 
-    def _error(self, batch: int, window: int, seed: int, rate: float) -> float | None:
+    def _error(self, batch: int, plan: tuple[int, float], seed: int) -> float | None:
+        window, rate = plan
         run = self._done.get(_key({"batch_size": batch, "window": window, "seed": seed, "rate": rate}))
         return None if run is None else fmean(run["errors"])
 

@@ -171,12 +171,14 @@ SPEEDS = {4: 64.0, 16: 4.0, 64: 1.0}
 LARGEST = {4: 17.0, 16: 5.0, 64: 2.0}  # 1 + 64 / batch: multiplicative noise
 
 
-def test_the_divergence_law_gives_every_batch_size_the_same_change_of_predictions() -> None:
+def test_the_divergence_law_lets_every_image_change_predictions_equally_much() -> None:
     law = rate_law(curvature(SPEEDS, LARGEST), 64, 0.03, CONFIG, "divergence")
-    np.testing.assert_allclose([law.rate(size) for size in SPEEDS], [0.03 / 8, 0.03 / 2, 0.03], rtol=1e-12)
+    shares = [(size / 64) ** 0.5 for size in SPEEDS]
+    expected = np.multiply([0.03 / 8, 0.03 / 2, 0.03], shares)
+    np.testing.assert_allclose([law.rate(size) for size in SPEEDS], expected, rtol=1e-12)
     assert law.optimizer == "momentum" and law.momentum == 0.9 and law.source["tuned"] == "0.03 at batch size 64"
-    changes = [0.5 * law.rate(size) ** 2 * speed for size, speed in SPEEDS.items()]
-    np.testing.assert_allclose(changes, changes[0])
+    per_image = [0.5 * law.rate(size) ** 2 * speed / size for size, speed in SPEEDS.items()]
+    np.testing.assert_allclose(per_image, per_image[0])
 
 
 def test_the_eigenvalue_law_is_inverse_to_the_largest_magnitude() -> None:

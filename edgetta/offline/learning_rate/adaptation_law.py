@@ -114,9 +114,10 @@ def rate_law(
 ) -> RateLaw:
     """The law through `rate` at `batch_size`, in the shape that a bound gives.
 
-    "divergence": rates at which one step of a batch changes the predictions of its images equally much, sqrt(2 d / E[
-    g^T F g]), as measured. "eigenvalue": proportional to 2 (1 + momentum) / |lambda|(b), in the form that the
-    eigenvalues support.
+    "divergence": rates at which the stream's images change the predictions equally much, whatever batches they come
+    in: a step of b images may change those of its own by b / `batch_size` of what one at `batch_size` does, so the
+    rate is sqrt(2 d b / E[g^T F g]), as measured. Equal change per step would let small batches, which make more
+    steps, drift further. "eigenvalue": proportional to 2 / |lambda|(b), in the form that the eigenvalues support.
 
     Raises:
         UsageError: `batch_size` was not measured.
@@ -145,13 +146,14 @@ def rate_law(
     if bound != "divergence":
         raise UsageError(f"bound {bound!r} is unknown; choose divergence or eigenvalue")
     speeds = [curvature.speed(size) for size in sizes]
+    budgets = [PROBE * size / batch_size for size in sizes]
     law = RateLaw(
         "momentum" if config.momentum else "sgd",
         "measured",
         sizes,
-        tuple((2 * PROBE / speed.value) ** 0.5 for speed in speeds),
-        tuple((2 * PROBE / speed.high) ** 0.5 for speed in speeds),
-        tuple((2 * PROBE / speed.low) ** 0.5 for speed in speeds),
+        tuple((2 * d / speed.value) ** 0.5 for d, speed in zip(budgets, speeds, strict=True)),
+        tuple((2 * d / speed.high) ** 0.5 for d, speed in zip(budgets, speeds, strict=True)),
+        tuple((2 * d / speed.low) ** 0.5 for d, speed in zip(budgets, speeds, strict=True)),
         momentum=config.momentum,
         source=source,
     )

@@ -30,7 +30,7 @@ def mean_square_rate(limit: float, noise: float, batch_size: float, momentum: fl
     """The rate above which the noise of batches feeds itself under SGD with momentum; infinite without noise (ours).
 
     On a quadratic the gradient noise of a batch grows with the excess loss E: about 2 E H / b for samples whose
-    gradients are nearly Gaussian. Heavy ball turns it into an excess of G E, where, summed over the eigenvalues l of H,
+    gradients are nearly Gaussian. Heavy ball turns it into an excess of G E where, over the eigenvalues l of H,
 
         G = rate (1 + beta) / (1 - beta) / b * sum l / (2 (1 + beta) - rate l),
 

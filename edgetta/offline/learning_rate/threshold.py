@@ -83,8 +83,9 @@ def optimizer_step(
 ) -> Step:
     """Steps of a torch optimizer (one that needs no closure) on the surface's parameters.
 
-    The optimizer first sees the batches `warm` (indices) at rate 0, which moves no parameter: Adam then begins with the
-    squared gradients of training instead of steps of full rate in every coordinate. Averages of gradients begin at 0.
+    The optimizer first sees the batches `warm` (indices) at rate 0, which moves no parameter: Adam then begins with
+    the squared gradients of training, not with steps of full rate in every coordinate. Averages of gradients begin
+    at 0.
     """
     parameters = list(operator.surface.parameters.values())
     optimizer = factory(parameters, rate)
