@@ -46,17 +46,19 @@ Until = Callable[[], bool]
     help="Keeps the trained networks.",
 )
 @click.option("--model", default="preresnet20", show_default=True, help="learner: built-in network.")
-@click.option("--width", default=0.5, show_default=True, help="learner: share of its published channels.")
+@click.option("--width", default=0.25, show_default=True, help="learner: share of its published channels.")
 @click.option("--data", default="cifar10-jpeg", show_default=True, help="learner: a folder of classes, .npz or name.")
 @click.option("--training-images", default=10_000, show_default=True, type=click.IntRange(1), help="learner: at most.")
-@click.option("--test-images", default=2000, show_default=True, type=click.IntRange(1), help="learner: at most.")
+@click.option("--test-images", default=5000, show_default=True, type=click.IntRange(1), help="learner: at most.")
 @click.option("--epochs", default=5, show_default=True, type=click.IntRange(1), help="learner: of training.")
 @click.option("--batch", default=64, show_default=True, type=click.IntRange(1), help="learner: images per step.")
 @click.option(
-    "--momentum", default=0.0, show_default=True, type=click.FloatRange(0, 1, max_open=True), help="learner."
+    "--momentum", default=0.9, show_default=True, type=click.FloatRange(0, 1, max_open=True), help="learner."
 )
 @click.option("--weight-decay", default=0.0, show_default=True, type=click.FloatRange(0), help="learner: of SGD.")
-@click.option("--rules", default="quantile", show_default=True, help="learner: of rates from curvature, by name.")
+@click.option(
+    "--rules", default="quantile,ssgdm-median", show_default=True, help="learner: of rates from curvature, by name."
+)
 @click.option("--grid", default="0.01,0.03,0.1,0.3,1", show_default=True, help="learner: constant rates.")
 @click.option("--device", default="cpu", show_default=True, help="learner: cpu or cuda.")
 @config_option

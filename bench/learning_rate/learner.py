@@ -29,22 +29,22 @@ class LearnerBenchConfig:
     """The protocol; it is written into the result file."""
 
     model: str = "preresnet20"
-    width: float = 0.5
+    width: float = 0.25
     data: str = "cifar10-jpeg"  # as DATA of the command line
     training_images: int = 10_000
-    test_images: int = 2_000
+    test_images: int = 5_000
     held_out: float = 1 / 6  # of DATA without test images of its own
     epochs: int = 5
     batch: int = 64
-    momentum: float = 0.0  # of SGD; the published rules for heavy ball set their own
+    momentum: float = 0.9  # of SGD; the published rules for heavy ball set their own
     weight_decay: float = 0.0
-    rules: tuple[str, ...] = (OURS,)
+    rules: tuple[str, ...] = (OURS, "ssgdm-median")
     grid: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)  # constant rates
     seeds: tuple[int, ...] = (0, 1, 2)  # of weights, order and shifts
     shift: int = 2  # pixels by which training images are moved
     device: str = "cpu"
-    # A young network changes its curvature within an epoch, so ours is refreshed after each.
-    learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(every_epochs=1, iterations=10, batches=4))
+    # Few epochs, so ours is refreshed every second one; the largest eigenvalue needs few iterations.
+    learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(every_epochs=2, iterations=8, batches=2))
 
     def __post_init__(self) -> None:
         for rule in self.rules:

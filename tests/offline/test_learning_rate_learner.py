@@ -178,6 +178,17 @@ def test_refreshes_come_when_due_and_change_by_a_bounded_factor() -> None:
     assert tuned.seconds == sum(refresh.seconds for refresh in tuned.history) > 0
 
 
+@pytest.mark.parametrize("rise", [1.0, 3.0])
+def test_flatness_does_not_raise_the_rate_above_the_first(rise: float) -> None:
+    tuned, _ = learner(LearnerConfig(batches=1, largest_rise=rise))
+    first = tuned.refresh(0).rate
+    tuned.surface.loss = lambda o, t: 2.0 * (o - t).square().sum(dim=1).mean()
+    assert tuned.refresh(1).rate == pytest.approx(first / 4)
+    tuned.surface.loss = lambda o, t: 1e-2 * (o - t).square().sum(dim=1).mean()
+    assert tuned.refresh(2).rate == pytest.approx(min(rise, 2.5) * first), "one refresh changes it tenfold at most"
+    assert PUBLISHED["ssgd"].largest_rise == float("inf")
+
+
 def test_groups_keep_the_ratio_of_their_rates() -> None:
     net = nn.Sequential(nn.Linear(16, 3), nn.Tanh(), nn.Linear(3, 3)).double()
     optimizer = torch.optim.SGD(
@@ -218,7 +229,13 @@ def test_what_cannot_be_learned_is_refused() -> None:
     for wrong in (torch.optim.LBFGS, torch.optim.Rprop):
         with pytest.raises(UsageError, match="has no learning rate that curvature bounds"):
             LearningRateLearner(wrong(shape.model.parameters()), shape, data, batch_size=32)
-    for field, value in (("rule", "best"), ("every_epochs", 0), ("quantile", 1.5), ("largest_change", 1.0)):
+    for field, value in (
+        ("rule", "best"),
+        ("every_epochs", 0),
+        ("quantile", 1.5),
+        ("largest_change", 1.0),
+        ("largest_rise", 0.5),
+    ):
         with pytest.raises(UsageError, match=f"{field} = "):
             LearnerConfig(**{field: value})
     linear = LossSurface(shape.model, lambda o, t: o.mean())

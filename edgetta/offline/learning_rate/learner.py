@@ -44,6 +44,9 @@ class LearnerConfig:
     learn_momentum: bool = False  # also set momentum (or Adam's first beta), in the rule "quantile"
     largest_momentum: float = 0.99  # cap of a learned momentum
     largest_change: float = 10.0  # factor by which a refresh may change the rate, after the first
+    # How far a rate may rise above the first one. A large rate flattens the loss, and flatness asks for a larger rate:
+    # followed upwards, curvature runs away with the training.
+    largest_rise: float = 1.0
     seed: int = 5  # of batches and start vectors
 
     def __post_init__(self) -> None:
@@ -64,6 +67,7 @@ class LearnerConfig:
             "fraction": self.fraction > 0,
             "largest_momentum": 0 <= self.largest_momentum < 1,
             "largest_change": self.largest_change > 1,
+            "largest_rise": self.largest_rise >= 1,
         }
         for name, fine in checks.items():
             if not fine:
@@ -152,7 +156,14 @@ Median and minimum of Ritz values depend on the number of iterations and are no 
 
 PUBLISHED: dict[str, LearnerConfig] = {
     rule: LearnerConfig(
-        rule=rule, every_epochs=20, iterations=20, batches=1, batch_size=1024, largest_change=float("inf"), seed=5
+        rule=rule,
+        every_epochs=20,
+        iterations=20,
+        batches=1,
+        batch_size=1024,
+        largest_change=float("inf"),
+        largest_rise=float("inf"),
+        seed=5,
     )
     for rule in RULES
     if rule != "quantile"
@@ -238,6 +249,7 @@ class LearningRateLearner:
         if self.history:
             previous, factor = self.history[-1].rate, self.config.largest_change
             rate = min(max(rate, previous / factor), previous * factor)
+            rate = min(rate, self.history[0].rate * self.config.largest_rise)
         for group, share in zip(self.optimizer.param_groups, self._shares, strict=True):
             group["lr"] = rate * share
             if choice.momentum is not None and "betas" in group:

@@ -12,7 +12,10 @@ from edgetta.bench.learning_rate.command import command
 from edgetta.bench.learning_rate.learner import against_the_grid
 from edgetta.errors import UsageError
 
-TINY = "--part learner --model resnet20 --width 0.25 --data digits --training-images 128 --test-images 64 --epochs 2"
+TINY = (
+    "--part learner --model resnet20 --width 0.25 --data digits --training-images 128 --test-images 64 --epochs 3 "
+    "--rules quantile"
+)
 
 
 def test_a_learner_trains_beside_the_grid_and_what_is_done_is_kept(tmp_path: Path) -> None:
@@ -27,7 +30,7 @@ def test_a_learner_trains_beside_the_grid_and_what_is_done_is_kept(tmp_path: Pat
     ours = rows[0]
     assert len(ours["rates"]) == 2 and all(0 < rate < 100 for rate in ours["rates"])
     assert 0 < ours["analysis_share"] < 1 and rows[1]["analysis_share"] == 0
-    assert all(0 <= row["final_accuracy"] <= 1 and row["optimizer"] == "sgd" for row in rows)
+    assert all(0 <= row["final_accuracy"] <= 1 and row["optimizer"] == "sgd, momentum 0.9" for row in rows)
     file.write_text(file.read_text().replace(f"{ours['final_accuracy']}", "0.123", 1))
     CliRunner().invoke(command, arguments, catch_exceptions=False)
     assert json.loads(file.read_text())["rows"][0]["final_accuracy"] == 0.123, "it was not measured again"
