@@ -120,9 +120,7 @@ def open_writer(path: str | Path, format: str | None = None, *, overwrite: bool 
     """
     chosen = format or ("jsonl" if str(path) == "-" else SUFFIXES.get(Path(path).suffix.lower()))
     if chosen is None:
-        raise UsageError(
-            f"cannot tell the format of {path} from its suffix; name it .jsonl or .csv"
-        )
+        raise UsageError(f"cannot tell the format of {path} from its suffix; name it .jsonl or .csv")
     if chosen not in FORMATS:
         raise UsageError(f"no format {chosen!r} for predictions; use one of {', '.join(FORMATS)}")
     if str(path) == "-":
