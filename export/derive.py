@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -41,6 +41,12 @@ def derive(
     ranges     makes the backbone int8 (`quantise.measure_ranges` of the float model measures them)
     Raises `TraceError`, `UsageError`, `DifferentiationError` naming what stands in the way.
     """
+    if kernel not in (None, 1, 3):
+        raise UsageError(f"the kernel of the meta-networks must be 1 or 3, not {kernel}")
+    if initialisation not in get_args(Initialisation):
+        raise UsageError(f"unknown initialisation {initialisation!r}; choose {' or '.join(get_args(Initialisation))}")
+    if batch_norm not in ("adaptive", "source"):
+        raise UsageError(f"BatchNorms are derived as adaptive or source, not {batch_norm!r}")
     traced = trace(model, input_shape)
     pieces = cut(traced, cuts, parts)
     policy: Literal["ema", "source"] = "ema" if batch_norm == "adaptive" else "source"
@@ -55,8 +61,6 @@ def derive(
     classifier = differentiate(settled["classifier"])
     weights = sum(tensor.numel() for tensor in traced.graph.constants.values())
     normalised = any(node.op == "BatchNormalization" for node in traced.graph.nodes)
-    if kernel not in (None, 1, 3):
-        raise UsageError(f"the kernel of the meta-networks must be 1 or 3, not {kernel}")
     return AdaptableModel(
         stem,
         tuple(frozen),

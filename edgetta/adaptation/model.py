@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from edgetta.adaptation.meta_network import MetaNetwork, MetaSpec
 from edgetta.adaptation.network import AdaptiveNetwork, BatchNorm
@@ -58,6 +58,14 @@ def gradient_mode(graphs: SegmentGraphs, gradient: Gradient) -> GradientMode:
     if gradient != "auto":
         return gradient
     return "recompute" if any(r.kind == "float" for r in graphs.residuals) else "exact"
+
+
+def check_choices(gradient: str, batch_norm: str) -> None:
+    """Raises `UsageError` for a gradient mode or a BatchNorm policy that is none."""
+    if gradient not in get_args(Gradient):
+        raise UsageError(f"unknown gradient mode {gradient!r}; choose one of {', '.join(get_args(Gradient))}")
+    if batch_norm not in get_args(BatchNorm):
+        raise UsageError(f"unknown BatchNorm policy {batch_norm!r}; choose one of {', '.join(get_args(BatchNorm))}")
 
 
 def build(

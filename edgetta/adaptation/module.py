@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from edgetta.adaptation.adapter import AdaptConfig, Adapter, StepResult
-from edgetta.adaptation.model import Gradient, build
+from edgetta.adaptation.model import Gradient, build, check_choices
 from edgetta.adaptation.network import AdaptiveNetwork, BatchNorm
 from edgetta.adaptation.step_memory import FULL, StepMemory
 from edgetta.errors import UsageError
@@ -35,13 +35,15 @@ class AdaptedModule(nn.Module):
         self._start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Raises `UsageError` for images of another shape than (N, *input_shape)."""
+        """Raises `UsageError` for images of another shape than (N, *input_shape), or that are no floats."""
         if images.dim() != 4 or tuple(images.shape[1:]) != self.input_shape:
             raise UsageError(
                 f"images have shape {tuple(images.shape)}; the model was derived for (N, "
                 f"{', '.join(map(str, self.input_shape))}): give `input_shape` to `adapt`, or resize the images"
             )
-        self.last = self.adapter.step(images)
+        if not images.is_floating_point():
+            raise UsageError(f"images are {images.dtype}; give floats in [0, 1], which bytes become by / 255")
+        self.last = self.adapter.step(images.detach().float())
         return self.last.logits
 
     def get_extra_state(self) -> dict[str, Tensor]:
@@ -88,6 +90,7 @@ def adapt(
     cuts, count = (None, parts) if isinstance(parts, int) else (tuple(parts), 4)
     if count < 1:
         raise UsageError(f"parts must be at least 1, not {count}")
+    check_choices(gradient, batch_norm)
     form: Literal["adaptive", "source"] = "source" if batch_norm == "source" else "adaptive"
     derived = derive(model, input_shape, cuts, count, form, **options)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, get_args
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
-from edgetta.adaptation.model import Gradient, build
+from edgetta.adaptation.model import Gradient, build, check_choices
 from edgetta.adaptation.network import AdaptiveNetwork, BatchNorm
 from edgetta.adaptation.step_memory import FULL, StepMemory
 from edgetta.bundle.reading import Bundle
@@ -167,11 +167,8 @@ def build_network(
     Raises `UsageError` for options that cannot be, `MissingDependencyError` where the engine is not installed,
     `BundleError` where the engine refuses the bundle's files.
     """
-    if gradient not in get_args(Gradient):
-        raise UsageError(f"unknown gradient mode {gradient!r}; choose one of {', '.join(get_args(Gradient))}")
     policy = bundle.batch_norm if batch_norm is None else batch_norm
-    if policy not in get_args(BatchNorm):
-        raise UsageError(f"unknown BatchNorm policy {policy!r}; choose one of {', '.join(get_args(BatchNorm))}")
+    check_choices(gradient, policy)
     opened = open_engine(bundle, engine, threads) if isinstance(engine, str) else engine
     network = build(bundle.model, opened.segment, gradient, policy, memory=memory)
     network.metas.to(opened.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,3 +75,30 @@ def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     module = edgetta.adapt(randomised(SmallNet()), 2, input_shape=(3, 16, 16))
     with pytest.raises(UsageError, match=r"the model was derived for \(N, 3, 16, 16\)"):
         module(torch.rand(shape))
+
+
+def test_images_of_other_types() -> None:
+    """Bytes would be taken for values 255 times too large; other floats are the same images."""
+    module = edgetta.adapt(randomised(SmallNet()), 2, input_shape=(3, 16, 16), config=edgetta.AdaptConfig(when="off"))
+    images = torch.rand(20, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(UsageError, match=r"images are torch\.uint8; give floats in \[0, 1\]"):
+        module((255 * images).to(torch.uint8))
+    expected = module(images)
+    module.reset()
+    found = module(images.double().requires_grad_())
+    assert found.dtype == torch.float32 and not found.requires_grad
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gradient": "exakt"}, "unknown gradient mode 'exakt'; choose one of auto, exact"),
+        ({"batch_norm": "none"}, "unknown BatchNorm policy 'none'; choose one of auto, batch"),
+        ({"initialisation": "zero"}, "unknown initialisation 'zero'; choose identity or published"),
+        ({"kernel": 5}, "must be 1 or 3, not 5"),
+    ],
+)
+def test_choices_that_are_none(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        edgetta.adapt(randomised(SmallNet()), 2, input_shape=(3, 16, 16), **options)
