@@ -20,6 +20,7 @@ JPEG_MODEL = "akamaster_resnet20"  # of lossless images; meets their JPEG copies
 @click.command(
     epilog="\b\nExamples:\n"
     "  edgetta bench accuracy --tune --images 500 --json bench/results/tuning.json\n"
+    "  edgetta bench accuracy --ablate --images 500 --json bench/results/ablation.json\n"
     "  edgetta bench accuracy --images 500 --tuning bench/results/tuning.json --json bench/results/accuracy.json\n"
     "  edgetta bench accuracy --streams correlated --batches 1,64 --methods source,rotta,edgetta --images 500"
 )
@@ -32,6 +33,7 @@ JPEG_MODEL = "akamaster_resnet20"  # of lossless images; meets their JPEG copies
 @click.option("--model", default="resnet20_jpegft", show_default=True, help="Weights in the data folder.")
 @click.option("--clean", default=500, show_default=True, type=click.IntRange(0), help="Images of the clean error.")
 @click.option("--tune", is_flag=True, help="Try every method's settings on the tuning corruptions instead.")
+@click.option("--ablate", is_flag=True, help="Change edgetta one thing at a time, on the tuning corruptions.")
 @click.option("--tuning", type=click.Path(path_type=Path, exists=True), help="What --tune wrote: settings to use.")
 @click.option("--cache", type=click.Path(path_type=Path), help="Keeps corrupted images; default: the cache folder.")
 @click.option("--json", "path", type=click.Path(path_type=Path), help="Write the result file here; continues one.")
@@ -53,6 +55,7 @@ def command(
     model: str,
     clean: int,
     tune: bool,
+    ablate: bool,
     tuning: Path | None,
     cache: Path | None,
     path: Path | None,
@@ -76,8 +79,8 @@ def command(
     end = None if minutes is None else time.monotonic() + 60 * minutes
 
     @functools.cache
-    def source(weights: str) -> SourceModel:
-        return SourceModel.load(weights, store)
+    def source(weights: str, parts: int = 4) -> SourceModel:
+        return SourceModel.load(weights, store, parts)
 
     job: dict[str, Any] = {
         "source": source,
@@ -87,8 +90,11 @@ def command(
         "images": images,
         "model": model,
     }
-    if tune:
-        _tune(names, sizes, **job)
+    if tune or ablate:
+        if tune:
+            _tune(names, sizes, **job)
+        if ablate:
+            _ablate(sizes, **job)
         return
     _run(_chosen("--streams", streams, STREAMS), names, sizes, numbers, rounds, clean, tuning, **job)
     if markdown_path is not None or plot_path is not None:
@@ -99,12 +105,12 @@ def _tune(
     names: list[str], sizes: list[int], *, source: Any, cache: Any, path: Any, end: Any, images: int, model: str
 ) -> None:
     from edgetta.bench.accuracy.tuning import trials
-    from edgetta.bench.result_file import rows_to_continue, write_results
+    from edgetta.bench.result_file import write_results
     from edgetta.cli.progress import progress_bar
     from edgetta.cli.tables import print_table
 
     settings = {"severity": 5, "split": "train"}
-    rows = rows_to_continue(path, settings) if path is not None else []
+    rows = _rows_of(path, settings)
     with progress_bar("trials", unit="trials") as update:
         for done, total, note in trials(lambda: source(model), cache, rows, names, sizes, images, model):
             update(done, total, note)
@@ -114,6 +120,26 @@ def _tune(
                 break
     cells = [(row["method"], row["batch"], f"{row['settings']}", f"{row['error']:.2f}") for row in rows]
     print_table(("method", "batch", "settings", "error %"), cells, left=("method", "settings"))
+
+
+def _ablate(sizes: list[int], *, source: Any, cache: Any, path: Any, end: Any, images: int, model: str) -> None:
+    from edgetta.bench.accuracy.ablation import ablate
+    from edgetta.bench.result_file import write_results
+    from edgetta.cli.progress import progress_bar
+    from edgetta.cli.tables import bytes_text, print_table
+
+    settings = {"severity": 5, "split": "train", "ablation": True}
+    rows = _rows_of(path, settings)
+    with progress_bar("ablation", unit="runs") as update:
+        for batch in sizes:
+            for done, total, note in ablate(source, cache, rows, images, batch, model):
+                update(done, total, note)
+                if path is not None:
+                    write_results(path, rows, settings)
+                if end is not None and time.monotonic() > end:
+                    break
+    cells = [(row["variant"], row["batch"], f"{row['error']:.2f}", bytes_text(row["kept_bytes"])) for row in rows]
+    print_table(("variant", "batch", "error %", "kept"), cells, left=("variant",))
 
 
 def _run(
@@ -139,13 +165,13 @@ def _run(
     from edgetta.bench.accuracy.streams import StreamSpec
     from edgetta.bench.accuracy.summary import table, with_gaps
     from edgetta.bench.accuracy.tuning import chosen
-    from edgetta.bench.result_file import rows_to_continue, write_results
+    from edgetta.bench.result_file import write_results
     from edgetta.cli.progress import progress_bar
     from edgetta.cli.tables import print_table
 
     tried = json.loads(tuning.read_text())["rows"] if tuning is not None else []
     settings = {"severity": 5, "clean": clean, "tuned": tuning is not None}
-    rows: list[dict[str, Any]] = rows_to_continue(path, settings) if path is not None else []
+    rows = _rows_of(path, settings)
     planned = [(s, b, seed, n) for seed in seeds for s in streams for b in sizes for n in names]
     with progress_bar("streams", len(planned), unit="runs") as update:
         for position, (stream, batch, seed, name) in enumerate(planned):
@@ -165,6 +191,18 @@ def _run(
                 write_results(path, rows, settings)
     wanted = [row for row in rows if row["stream"] in streams and row["batch"] in sizes and row["images"] == images]
     print_table(*table(wanted), left=("stream", "method"))
+
+
+def _rows_of(path: Path | None, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the file holds. Raises `UsageError` where that cannot be added to: it would be lost."""
+    from edgetta.bench.result_file import rows_to_continue
+
+    if path is None:
+        return []
+    rows = rows_to_continue(path, settings)
+    if not rows and path.exists():
+        raise UsageError(f"{path} holds results of other settings or versions; name another file, or move that one")
+    return rows
 
 
 def _write(path: Path | None, markdown_path: Path | None, plot_path: Path | None) -> None:

@@ -88,3 +88,30 @@ def test_the_same_method_twice_gives_the_same(cache: ImageCache) -> None:
     method = Edgetta(small_model(), None, AdaptConfig(learning_rate=1e-2))
     first = score(method, spec(), cache)
     assert score(method, spec(), cache).errors == first.errors, "a score begins with a reset"
+
+
+def test_an_ablation_changes_one_thing_at_a_time_and_goes_on(
+    cache: ImageCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgetta.bench.accuracy import ablation
+    from edgetta.bench.accuracy.methods import SourceModel
+
+    model = small_model()
+    made = SourceModel("small", "small", randomised(SmallNet()), torch.zeros(1), model, {}, cache)
+    object.__setattr__(made, "state", Edgetta(model, None).adapter.network.state_dict())
+    asked: list[int] = []
+
+    def source(weights: str, parts: int) -> SourceModel:
+        asked.append(parts)
+        return made
+
+    monkeypatch.setattr(ablation, "tuning_stream", lambda images, batch: spec())
+    monkeypatch.setattr(ablation, "CHANGES", {"as shipped": {}, "not adapted": {"when": "off"}})
+    monkeypatch.setattr(ablation, "PARTS", {"five parts": 5})
+    rows: list[dict[str, object]] = []
+    steps = ablation.ablate(source, cache, rows, 40, 20, "small")
+    next(steps), next(steps)
+    assert [row["variant"] for row in rows] == ["as shipped", "not adapted"]
+    assert [row["adapted_share"] for row in rows] == [1.0, 0.0]
+    assert len(list(ablation.ablate(source, cache, rows, 40, 20, "small"))) == 3
+    assert len(rows) == 3 and asked == [4, 4, 5]

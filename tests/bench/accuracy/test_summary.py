@@ -136,3 +136,14 @@ def test_a_finished_file_is_not_run_again(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert json.loads(path.read_text())["rows"] == [done]
     assert "| source | 40.00 |" in (tmp_path / "t.md").read_text()
+
+
+def test_results_of_other_settings_are_not_overwritten(tmp_path: Path) -> None:
+    from edgetta.bench.result_file import write_results
+
+    path = tmp_path / "accuracy.json"
+    write_results(path, [row("source", 40.0)], {"severity": 5, "clean": 499, "tuned": False})
+    before = path.read_text()
+    result = CliRunner().invoke(command, ["--methods", "source", "--json", str(path)])
+    assert isinstance(result.exception, UsageError) and "other settings" in str(result.exception)
+    assert path.read_text() == before
