@@ -40,7 +40,7 @@ class AdaptConfig:
     watched: int = 4  # first updates whose effect on the predictions may damp a rate of the law; 0: none
     statistics: Literal["stream", "batch"] = "stream"  # BatchNorm: of all images since a change, or of each batch
     statistics_images: int = 512  # "stream": images that the average reaches back, at most
-    change: float = 1.0  # "stream": deviations by which images differ where the stream changed; see stream_statistics
+    change: float = 4.0  # "stream": so many times the usual departure from the average is a change
 
     def __post_init__(self) -> None:
         checks = {
@@ -258,7 +258,7 @@ class Adapter:
     def _predict(self, images: Tensor, reason: Reason, track: bool = True) -> tuple[StepResult, bool]:
         """The prediction, and whether everything in it was finite; otherwise statistics are as before."""
         snapshot = self._statistics()
-        logits, _ = self.network.forward(images, keep=False, track=track, share=self._share(images, track))
+        logits, _ = self._forward(images, keep=False, track=track)
         sound = bool(torch.isfinite(logits).all()) and self.network.statistics_finite()
         if not sound:
             self._restore_statistics(snapshot)
@@ -292,7 +292,7 @@ class Adapter:
 
     def _try_update(self, images: Tensor, track: bool) -> tuple[Tensor, Objective | None, float]:
         """As `_update`, but where the objective is None, statistics and the first of two passes may have moved."""
-        predicted, tape = self.network.forward(images, track=track, share=self._share(images, track))
+        predicted, tape = self._forward(images, track=track)
         self.kept_bytes = max(self.kept_bytes, sum(tape.kept_bytes().values()))
         logits, regulariser = predicted, self.config.regulariser
         if self.config.passes == 2:
@@ -320,15 +320,28 @@ class Adapter:
         other = self.again(images.flip(3), keep=False)[0]
         return torch.logaddexp(logits.log_softmax(1), other.log_softmax(1)).sub_(math.log(2))
 
-    def _share(self, images: Tensor, track: bool) -> float | None:
-        """What the images count in the running statistics; nothing where those stay."""
+    def _forward(self, images: Tensor, keep: bool = True, track: bool = True) -> tuple[Tensor, Tape]:
+        """The first forward of images; where their statistics depart from the average, once more with their own."""
         if self.config.statistics == "batch" or (self.stream.domain is None and not track):
-            return None
-        return self.stream.share(images) if track else 0.0
+            return self.network.forward(images, keep=keep, track=track)
+        if not track:
+            return self.again(images, keep)
+        segments = [segment for _, segment in self.network.segments()]
+        follows = self.network.batch_norm == "auto"
+        has_statistics = follows and any(name.endswith("running_mean") for s in segments for name in s.state)
+        share = self.stream.share(images, signals_tell=not has_statistics)
+        before = self.network.statistics_snapshot()
+        logits, tape = self.network.forward(images, keep=keep, share=share)
+        if has_statistics and self.stream.departs(images, share, before[: len(segments)], [s.state for s in segments]):
+            del logits, tape  # before another takes their place
+            self.network.restore_statistics(before)
+            logits, tape = self.network.forward(images, keep=keep, share=1.0)
+        return logits, tape
 
     def again(self, images: Tensor, keep: bool = True) -> tuple[Tensor, Tape]:
         """A further forward of images that were taken in already."""
-        return self.network.forward(images, keep=keep, track=False, share=self._share(images, False))
+        averaged = self.config.statistics == "stream" and self.stream.domain is not None
+        return self.network.forward(images, keep=keep, track=False, share=0.0 if averaged else None)
 
     def _statistics(self) -> tuple[list[dict[str, Tensor]], Domain | None, int]:
         """Everything that moves without learning, for `_restore_statistics`."""

@@ -170,12 +170,12 @@ class AdaptiveNetwork:
 
     def statistics_snapshot(self) -> list[dict[str, Tensor]]:
         """Running statistics as they are, for `restore_statistics`: a few numbers per channel."""
-        segments = [dict(segment.state) for _, segment in self._segments()]  # replaced, never written in place
+        segments = [dict(segment.state) for _, segment in self.segments()]  # replaced, never written in place
         return [*segments, *({name: b.clone() for name, b in meta.named_buffers()} for meta in self.metas)]
 
     def restore_statistics(self, snapshot: list[dict[str, Tensor]]) -> None:
         """Put running statistics back, as after a batch that was not finite."""
-        owners = self._segments()
+        owners = self.segments()
         for (_, segment), state in zip(owners, snapshot, strict=False):
             segment.state.update(state)
         for meta, buffers in zip(self.metas, snapshot[len(owners) :], strict=True):
@@ -184,7 +184,7 @@ class AdaptiveNetwork:
 
     def statistics_finite(self) -> bool:
         """Whether all running statistics are numbers: an overflow need not show in the logits."""
-        statistics = [tensor for _, segment in self._segments() for tensor in segment.state.values()]
+        statistics = [tensor for _, segment in self.segments() for tensor in segment.state.values()]
         flat = torch.cat([tensor.flatten() for tensor in (*statistics, *self.metas.buffers())])
         return bool(torch.isfinite(flat).all())
 
@@ -198,7 +198,7 @@ class AdaptiveNetwork:
     def state_dict(self) -> dict[str, Tensor]:
         """Every tensor that changes on the device: meta-networks, running statistics, adapted biases."""
         tensors = {f"metas.{name}": tensor for name, tensor in self.metas.state_dict().items()}
-        for name, segment in self._segments():
+        for name, segment in self.segments():
             tensors |= {f"{name}.{key}": tensor for key, tensor in {**segment.state, **segment.biases}.items()}
         return {name: tensor.detach() for name, tensor in tensors.items()}
 
@@ -214,14 +214,15 @@ class AdaptiveNetwork:
                 raise ValueError(f"tensor {name!r} has shape {tuple(tensor.shape)}, not {tuple(current[name].shape)}")
         for name, tensor in self.metas.state_dict().items():
             tensor.copy_(tensors[f"metas.{name}"])
-        for prefix, segment in self._segments():
+        for prefix, segment in self.segments():
             for key in segment.state:
                 segment.state[key] = tensors[f"{prefix}.{key}"].to(segment.state[key]).clone()
             for key, bias in segment.biases.items():
                 bias.copy_(tensors[f"{prefix}.{key}"])
         self._dither.restart()
 
-    def _segments(self) -> list[tuple[str, Segment]]:
+    def segments(self) -> list[tuple[str, Segment]]:
+        """The frozen segments by name, from input to output."""
         parts = [(f"part{k}", part) for k, part in enumerate(self.parts, 1)]
         return [("stem", self.stem), *parts, ("classifier", self.classifier)]
 

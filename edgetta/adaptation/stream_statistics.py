@@ -1,23 +1,32 @@
 """How much each batch counts in the running statistics: an average over all images since the stream last changed.
 
 The statistics of one batch are noisy, and their noise costs accuracy; an average over many batches has little of it,
-but lags behind when another corruption begins. So images are averaged as long as they look alike, and a change begins
-a new average. What a change is, a test on signals of the images themselves tells: cheap, the same for every engine,
-and blind to what the network makes of them.
+but lags behind when another corruption begins. So batches are averaged as long as they are alike, and a change begins
+a new average. What a change is, the statistics tell themselves: those of a batch depart from the average by several
+times what is usual in this stream. Batches too small for that are compared by signals of the images.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 LEAST = 16
-"""A first batch of fewer images is averaged with what was there before, as if that were the rest of so many."""
-NOISE = 2.0
-"""Images that are alike differ by chance: by so many standard errors more than `change` before it counts."""
+"""Fewer images are too few for statistics of their own: a first batch is averaged with what was there before, as if
+
+that were the rest of so many, and changes are seen in signals of the images.
+"""
+DEVIATIONS, NOISE = 1.0, 2.0
+"""By how many deviations from image to image the mean of a signal moves where the stream changed, and by how many
+
+standard errors more, for images that are alike differ by chance.
+"""
+FOLLOWS = 0.15
+"""How fast the usual departure follows those of batches that were no change."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,7 @@ class Domain:
     mean: Tensor  # (S,) of the signals
     variance: Tensor  # (S,) from image to image
     recent: Tensor  # (R, S) signals of the latest images, fewer than `LEAST`, not yet compared
+    usual: float = 0.0  # departure of batches that were no change; 0 before the first
 
 
 _TENSORS = ("mean", "variance", "recent")
@@ -38,34 +48,64 @@ class StreamStatistics:
 
     Args:
         limit: images that an average reaches back, at most; a slow drift is followed at this pace.
-        change: how far, in standard deviations from image to image, the mean of any signal moves where the stream
-            changed. `inf`: never.
+        change: so many times the usual departure is a change. `inf`: nothing is.
     """
 
-    def __init__(self, limit: int = 512, change: float = 1.0) -> None:
+    def __init__(self, limit: int = 512, change: float = 4.0) -> None:
         self.limit, self.change = limit, change
         self.domain: Domain | None = None
         self.changes = 0
 
-    def share(self, images: Tensor) -> float:
-        """The share, above 0 and at most 1, of images (N, C, H, W) in [0, 1], N at least 1; takes them in."""
+    def share(self, images: Tensor, signals_tell: bool = False) -> float:
+        """The share, above 0 and at most 1, of images (N, C, H, W) in [0, 1], N at least 1; takes them in.
+
+        signals_tell   look for a change in signals of the images, as for fewer than `LEAST`
+        """
         signals = image_signals(images)
         count = len(signals)
         if self.domain is None:
             self.domain = Domain(0, *_moments(signals), signals[:0])
         elif self.domain.mean.device != signals.device:  # restored from a file
             moved = {name: getattr(self.domain, name).to(signals.device) for name in _TENSORS}
-            self.domain = Domain(self.domain.count, **moved)
+            self.domain = replace(self.domain, **moved)
         recent = torch.cat([self.domain.recent, signals])
         if len(recent) >= LEAST:
-            if self._changed(recent):
-                self.changes += 1
-                self.domain = Domain(len(recent) - count, *_moments(recent), recent[:0])
+            if (signals_tell or count < LEAST) and self._unlike(recent):
+                self._restart(recent, len(recent) - count)
             recent = recent[:0]
         before = min(self.domain.count, self.limit)
         self._join(signals, before)
         self.domain = replace(self.domain, recent=recent)
         return count / max(before + count, LEAST)
+
+    def departs(
+        self,
+        images: Tensor,
+        share: float,
+        before: Iterable[Mapping[str, Tensor]],
+        after: Iterable[Mapping[str, Tensor]],
+    ) -> bool:
+        """Whether the statistics of these images, the latest that were taken in, depart from the average: a change.
+
+        They then begin a new average, and must be normalised anew, with a share of 1.
+
+        share           that they had
+        before, after   running statistics (`*.running_mean`, `*.running_var`) without and with them
+        """
+        domain, count = self.domain, len(images)
+        if domain is None or count < LEAST or share >= 1:
+            return False
+        departure = _departure(before, after, share)
+        if departure is None:
+            return False
+        departure /= 1 / count + 1 / (count / share - count)  # what chance alone makes of it is then always the same
+        if domain.usual and departure > self.change * domain.usual and math.isfinite(self.change):
+            self._restart(image_signals(images), count)
+            return True
+        if math.isfinite(departure):
+            usual = domain.usual or departure
+            self.domain = replace(domain, usual=usual + FOLLOWS * (departure - usual))
+        return False
 
     @property
     def settled(self) -> bool:
@@ -76,31 +116,38 @@ class StreamStatistics:
         """The average so far, by name; nothing before the first batch."""
         if self.domain is None:
             return {}
-        count = torch.tensor(self.domain.count)
-        return {name: getattr(self.domain, name) for name in _TENSORS} | {"count": count}
+        numbers = torch.tensor([self.domain.count, self.domain.usual], dtype=torch.float64)
+        return {name: getattr(self.domain, name) for name in _TENSORS} | {"numbers": numbers}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Continue where `tensors` were taken. Raises `ValueError` where they are of another kind."""
         if not tensors:
             self.domain = None
             return
-        if set(tensors) != {"count", *_TENSORS} or not len(tensors["mean"]) == len(tensors["variance"]):
+        if set(tensors) != {"numbers", *_TENSORS} or tensors["numbers"].shape != (2,):
             raise ValueError("the statistics of the stream are not whole")
         mean, variance, recent = (tensors[name].clone() for name in _TENSORS)
-        if mean.dim() != 1 or recent.shape[1:] != mean.shape:
+        if mean.dim() != 1 or variance.shape != mean.shape or recent.shape[1:] != mean.shape:
             raise ValueError("the statistics of the stream have other shapes than these")
-        self.domain = Domain(int(tensors["count"]), mean, variance, recent)
+        count, usual = tensors["numbers"].tolist()
+        self.domain = Domain(int(count), mean, variance, recent, usual)
 
-    def _changed(self, signals: Tensor) -> bool:
-        """Whether these images (R, S) are unlike those of the domain. Not finite is not a change."""
+    def _unlike(self, signals: Tensor) -> bool:
+        """Whether these images (R, S) are unlike those of the domain. What is not finite is like anything."""
         domain = self.domain
         assert domain is not None
-        if domain.count < LEAST:
+        if domain.count < LEAST or not math.isfinite(self.change):
             return False
         mean, variance = _moments(signals)
         deviation = (0.5 * (variance + domain.variance)).sqrt().clamp_min(1e-6)
         distance = float(((mean - domain.mean).abs() / deviation).max())
-        return distance > self.change + NOISE * math.sqrt(1 / len(signals) + 1 / domain.count)
+        return distance > DEVIATIONS + NOISE * math.sqrt(1 / len(signals) + 1 / domain.count)
+
+    def _restart(self, signals: Tensor, count: int) -> None:
+        """A new average begins, of `count` images that look like this (R, S)."""
+        self.changes += 1
+        usual = 0.0 if self.domain is None else self.domain.usual
+        self.domain = Domain(count, *_moments(signals), signals[:0], usual)
 
     def _join(self, signals: Tensor, before: int) -> None:
         """Average the signals (N, S) with those of `before` images."""
@@ -111,7 +158,21 @@ class StreamStatistics:
         spread = (signals - mean).square().mean(0)
         between = (mean - domain.mean).square() * (share * (1 - share))
         variance = torch.lerp(domain.variance, spread, share) + between
-        self.domain = Domain(before + len(signals), torch.lerp(domain.mean, mean, share), variance, domain.recent)
+        mean = torch.lerp(domain.mean, mean, share)
+        self.domain = replace(domain, count=before + len(signals), mean=mean, variance=variance)
+
+
+def _departure(
+    before: Iterable[Mapping[str, Tensor]], after: Iterable[Mapping[str, Tensor]], share: float
+) -> float | None:
+    """How far the means of a batch lie from the running ones, squared, in variances; None where there are none."""
+    distances = [
+        ((now[name] - mean) / share).square() / (was[name.replace("running_mean", "running_var")] + 1e-5)
+        for was, now in zip(before, after, strict=True)
+        for name, mean in was.items()
+        if name.endswith("running_mean")
+    ]
+    return float(torch.stack([distance.mean() for distance in distances]).mean()) if distances else None
 
 
 def image_signals(images: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ OPTIONS: dict[str, tuple[Any, str, str]] = {
     "small_batch": (click.IntRange(1), "IMAGES", "Batches below this size are small."),
     "statistics": (click.Choice(("stream", "batch")), "stream|batch", STATISTICS),
     "statistics_images": (click.IntRange(1), "IMAGES", "Statistics of the stream reach back so many images at most."),
-    "change": (float, "DEVIATIONS", "Images that differ so much from those before begin new statistics."),
+    "change": (float, "TIMES", "Statistics that depart so many times more than usual begin a new average."),
     "mirrored": (
         bool,
         "true|false",

@@ -23,6 +23,11 @@ def photographs(count: int, seed: int) -> Tensor:
     return torch.nn.functional.interpolate(coarse, 16, mode="bilinear") * light
 
 
+def grain(count: int, seed: int) -> Tensor:
+    """Images that differ in nothing that a mean over them shows."""
+    return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
 def noisy(images: Tensor, seed: int) -> Tensor:
     return (images + 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))).clamp(0, 1)
 
@@ -39,13 +44,13 @@ def test_images_that_are_alike_all_count_the_same_up_to_the_limit() -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 4, 16, 64])
-def test_another_corruption_begins_a_new_average(batch: int) -> None:
+def test_signals_tell_another_corruption(batch: int) -> None:
     stream = StreamStatistics()
     for start in range(0, 256, batch):
-        stream.share(photographs(256, 0)[start : start + batch])
+        stream.share(photographs(256, 0)[start : start + batch], signals_tell=True)
     assert stream.changes == 0
     after = noisy(photographs(64, 1), 2)
-    shares = [stream.share(after[start : start + batch]) for start in range(0, 64, batch)]
+    shares = [stream.share(after[start : start + batch], signals_tell=True) for start in range(0, 64, batch)]
     assert stream.changes == 1
     seen = math.ceil(LEAST / batch)  # batches until there are enough images to compare
     assert shares[seen - 1] == pytest.approx(batch / (seen * batch))
@@ -102,6 +107,41 @@ def test_a_network_normalises_with_the_average_over_the_stream() -> None:
     assert not torch.allclose(plain.step(images[32:]).logits, first, atol=1e-4)
 
 
+def test_statistics_that_depart_begin_a_new_average_at_once() -> None:
+    """The batch with which another corruption begins is already predicted with its own statistics."""
+    adapter = Adapter(network(), AdaptConfig(when="off"))
+    for seed in range(6):
+        adapter.step(grain(32, seed))
+    assert adapter.stream.changes == 0
+    other = grain(32, 8) * 0.3 + 0.6
+    logits = adapter.step(other).logits
+    assert adapter.stream.changes == 1 and adapter.stream.domain is not None and adapter.stream.domain.count == 32
+    fresh = network()
+    assert torch.allclose(logits, fresh.forward(other, share=1.0)[0], atol=1e-5)
+    again = grain(32, 9) * 0.3 + 0.6
+    assert torch.allclose(adapter.step(again).logits, fresh.forward(again, share=0.5)[0], atol=1e-5)
+    assert adapter.stream.changes == 1
+
+
+def test_a_departure_is_measured_against_chance() -> None:
+    """The means of n images against those of m: what chance makes of it is divided out, in variances."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for count in (16, 64, 256):
+        stream = StreamStatistics(limit=10_000)
+        mean, seen = torch.zeros(400), 0
+        for _ in range(40):
+            share = stream.share(torch.rand(count, 1, 1, 1))
+            batch = torch.randn(count, 400, generator=generator).mean(0)
+            was = {"a.running_mean": mean, "a.running_var": torch.ones(400)}
+            mean = torch.lerp(mean, batch, share)
+            stream.departs(torch.rand(count, 1, 1, 1), share, [was], [{**was, "a.running_mean": mean}])
+            seen += count
+        assert stream.domain is not None and stream.changes == 0
+        found.append(stream.domain.usual)
+    assert all(0.7 < usual < 1.1 for usual in found), found
+
+
 def test_a_policy_that_was_chosen_stays() -> None:
     chosen = network()
     chosen.batch_norm = "batch"
@@ -147,9 +187,9 @@ def test_settings_out_of_range_are_named(setting: dict[str, object]) -> None:
 def test_on_drift_adapts_until_the_average_is_full_and_again_after_a_change() -> None:
     config = AdaptConfig(when="on-drift", statistics_images=64)
     adapter = Adapter(network(), config)
-    adapted = [adapter.step(photographs(32, seed)).adapted for seed in range(5)]
+    adapted = [adapter.step(grain(32, seed)).adapted for seed in range(5)]
     assert adapted == [True, True, False, False, False]
-    changed = [adapter.step(noisy(photographs(32, seed), seed)).adapted for seed in range(5)]
+    changed = [adapter.step(grain(32, seed) * 0.3 + 0.6).adapted for seed in range(5)]
     assert changed == [False, True, False, False, False], "a change is noticed with the first batch, and acted on next"
     assert adapter.updates == 3 and adapter.stream.changes == 1
 
