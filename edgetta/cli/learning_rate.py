@@ -69,8 +69,9 @@ def command(**values: Any) -> None:
     """Find the learning rate that each batch size bears.
 
     The largest eigenvalue of real batches is measured for a ladder of batch sizes; the largest stable rates of SGD and
-    of SGD with momentum follow, and a law over the batch size that travels in a bundle. A rate to train with is a
-    fraction of these, such as a half.
+    of SGD with momentum follow, and a law over the batch size that travels in a bundle. With momentum the noise of
+    small batches is the limit long before that eigenvalue is, and the table has the smaller of the two. A rate to
+    train with is a fraction of these, such as a half.
 
     MODEL is a built-in network (resnet20, wrn40_2, ...), timm:NAME, torchvision:NAME, path/file.py:function (this
     runs the file: only name files that you trust), a program path/model.pt2; with --parameters meta also a folder
@@ -116,6 +117,7 @@ def command(**values: Any) -> None:
                 batches=values["batches"],
                 iterations=values["iterations"],
                 tolerance=values["tolerance"],
+                sharpness=curvature == "largest",
                 seed=values["seed"],
                 progress=tell,
             )
@@ -151,7 +153,7 @@ def _adam(operator: DataOperator, values: dict[str, Any], tell: ProgressCallback
         values["adam_reference"],
         lambda parameters, rate: torch.optim.Adam(parameters, lr=rate),
         start=1e-2,
-        trial=Trial(steps=values["trial_steps"], seed=values["seed"]),
+        trial=Trial(values["trial_steps"], check_every=2, warm_batches=20, seed=values["seed"]),
     )
     return AdamReference(values["adam_reference"], found)
 
@@ -194,6 +196,10 @@ def _show(analysis: LearningRateAnalysis, out: Path, drawn: bool) -> None:
         ("time", seconds_text(analysis.seconds)),
         ("results", f"{out}" + ("" if drawn else " (no pictures: pip install 'edgetta[offline]')")),
     ]
+    along = [(each.batch_size, each.value.value) for each in analysis.sharpness if each.value.value > 0]
+    if along:
+        text = ", ".join(f"{2 / value:.3g} at {size}" for size, value in along)
+        facts.insert(1, ("sharpness", f"SGD's rate from the curvature along each batch's own gradient: {text}"))
     if unconverged:
         facts.insert(1, ("caution", f"{unconverged} batches above the tolerance: give more --iterations"))
     print_facts(facts)

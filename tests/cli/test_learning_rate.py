@@ -60,6 +60,10 @@ def test_the_table_is_printed_and_saved(folder: Path, tmp_path: Path) -> None:
         assert 0 < row["lr_momentum"] <= 1.9 * row["lr_sgd"], "noise may limit it first"
         assert row["lr_adam"] is None
         assert f"{row['lr_sgd']:.3g}" in result.output and row["regime"] in result.output
+    table = {row["batch_size"]: row["lr_sgd"] for row in rows}
+    assert found["sharpness"] and "sharpness" in result.output, "some sizes curve upwards along the gradient"
+    for each in found["sharpness"]:
+        assert each["lr_sgd"] > table[each["batch_size"]], "curvature along the gradient is not the largest"
     law = RateLaw.from_json(found["laws"]["momentum"])
     assert law.rate(10) == pytest.approx(rows[1]["lr_momentum"]) and law.momentum == 0.9
     assert found["description"]["objective"] == "cross-entropy"

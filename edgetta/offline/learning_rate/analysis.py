@@ -24,6 +24,7 @@ from edgetta.offline.learning_rate.rates import (
     mean_square_rate,
     square_root_rate,
 )
+from edgetta.offline.learning_rate.sharpness import BatchSharpness, batch_sharpness
 from edgetta.offline.learning_rate.threshold import Threshold
 from edgetta.rate_law import RateLaw
 from edgetta.storage import atomic_write_json
@@ -70,6 +71,7 @@ class LearningRateAnalysis:
     adam: AdamReference | None
     seconds: float  # that the measurement took
     description: dict[str, Any] = field(default_factory=dict)
+    sharpness: tuple[BatchSharpness, ...] = ()  # a cheaper second opinion, where it was asked for
 
     def with_adam(self, reference: AdamReference) -> LearningRateAnalysis:
         """The same with a measured reference for Adam."""
@@ -174,6 +176,11 @@ class LearningRateAnalysis:
                 "fits": {name: _fit_facts(fit) for name, fit in self.support.fits.items()},
             },
             "measured": [asdict(rung) for rung in self.ladder.rungs],
+            "sharpness": [
+                {"batch_size": each.batch_size, **asdict(each.value), "lr_sgd": 2 / each.value.value}
+                for each in self.sharpness
+                if each.value.value > 0
+            ],
             "adam_reference": None if self.adam is None else asdict(self.adam),
             "samples": self.ladder.samples,
             "sample_products": self.ladder.sample_products,
@@ -246,6 +253,7 @@ def analyse_learning_rate(
     iterations: int = 30,
     tolerance: float = 0.02,
     smallest: bool = True,
+    sharpness: bool = False,
     seed: int = 0,
     progress: ProgressCallback | None = None,
 ) -> LearningRateAnalysis:
@@ -259,6 +267,7 @@ def analyse_learning_rate(
         curvature: "magnitude" for an indefinite objective such as entropy.
         momentum: for the momentum column.
         adam: a reference measured with `stable_rate`, where Adam's column is wanted.
+        sharpness: also measure `batch_sharpness`, at one product per batch.
         batches, iterations, tolerance, smallest, seed: see `measure_ladder`.
 
     Raises:
@@ -291,6 +300,7 @@ def analyse_learning_rate(
         adam,
         time.perf_counter() - begun,
         describe(operator),
+        tuple(batch_sharpness(operator, batch_sizes, batches=batches, seed=seed)) if sharpness else (),
     )
 
 
