@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgetta.errors import UsageError
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -31,10 +33,16 @@ if TYPE_CHECKING:
 @click.option("--steps", default=20, show_default=True, type=click.IntRange(1), help="Of PGD, to measure.")
 @click.option("--severity", default=3, show_default=True, type=click.IntRange(1, 5), help="Of the 15 corruptions.")
 @click.option(
+    "--controls",
+    default="bn_only,most_critical,last_layer,all_layers,joint",
+    show_default=True,
+    help="What RiFT is compared with; comma-separated, or nothing.",
+)
+@click.option(
     "--work", default="build/robust", show_default=True, type=click.Path(path_type=Path), help="Keeps every stage."
 )
 @click.option("--json", "path", type=click.Path(path_type=Path), help="Result file; what is in it is not redone.")
-def command(networks: str, seeds: str, work: Path, path: Path | None, **sizes: int) -> None:
+def command(networks: str, seeds: str, work: Path, path: Path | None, **sizes: Any) -> None:
     """RiFT and its controls: clean, corrupted and robust accuracy, and the bound on what is lost.
 
     The default takes about 25 minutes on two cores. Networks: adv_resnet4b_at (no BatchNorm), resnet20_at (with
@@ -44,6 +52,8 @@ def command(networks: str, seeds: str, work: Path, path: Path | None, **sizes: i
 
     settings = {**sizes, "max_loss": 0.01, "confidence": 0.95, "data": "CIFAR-10 (JPEG-75 copy)"}
     rows = [] if path is None else rows_to_continue(path, settings)
+    if not all(seed.strip().isdecimal() for seed in seeds.split(",")):
+        raise UsageError(f"--seeds {seeds}: give whole numbers from 0, separated by commas")
     for name in networks.split(","):
         for seed in (int(seed) for seed in seeds.split(",")):
             if any(row["model"] == name and row["seed"] == seed for row in rows):
@@ -56,18 +66,18 @@ def command(networks: str, seeds: str, work: Path, path: Path | None, **sizes: i
         click.echo(f"wrote {path}")
 
 
-def measure(name: str, seed: int, work: Path, sizes: Mapping[str, int]) -> list[dict[str, Any]]:
+def measure(name: str, seed: int, work: Path, sizes: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows of one network and seed."""
     _, report = run(name, seed, work, sizes)
     return [{"seed": seed, "model": name, **asdict(row), "modules": list(row.modules)} for row in report.rows]
 
 
-def run(name: str, seed: int, work: Path, sizes: Mapping[str, int]) -> tuple[nn.Module, RiftReport]:
+def run(name: str, seed: int, work: Path, sizes: Mapping[str, Any]) -> tuple[nn.Module, RiftReport]:
     """One network, trained against attacks and then fine-tuned, and what was found; taken from `work` where it is."""
     from edgetta.bench import robust_networks
     from edgetta.cli.progress import progress_bar
     from edgetta.offline.attack import PGD, Threat
-    from edgetta.offline.rift import CONTROLS, CriticalityConfig, RiftConfig, fine_tuning, run_rift
+    from edgetta.offline.rift import CriticalityConfig, RiftConfig, fine_tuning, run_rift
 
     train, validation = robust_networks.training_images(sizes["training_images"], sizes["validation_images"])
     test = robust_networks.test_images(sizes["test_images"])
@@ -78,7 +88,7 @@ def run(name: str, seed: int, work: Path, sizes: Mapping[str, int]) -> tuple[nn.
         attack=PGD(Threat("linf", robust_networks.NETWORKS[name].epsilon), sizes["steps"]),
         criticality=CriticalityConfig(seed=seed),
         schedule=fine_tuning(sizes["epochs"], seed),
-        controls=CONTROLS,
+        controls=tuple(name.strip() for name in sizes["controls"].split(",") if name.strip()),
         seed=seed,
     )
     with progress_bar(f"RiFT, {name}, seed {seed}") as update:

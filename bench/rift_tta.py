@@ -48,7 +48,7 @@ class Settings:
     warm_up_images: int
     warm_up_epochs: int
     steps: int  # of the attack
-    sizes: Mapping[str, int]  # of `edgetta bench rift`, from which the networks are taken
+    sizes: Mapping[str, Any]  # of `edgetta bench rift`, from which the networks are taken
     data: str = "CIFAR-10 (JPEG-75 copy)"
 
 
@@ -70,6 +70,7 @@ class Settings:
 @click.option("--validation-images", default=5000, show_default=True, type=click.IntRange(300), help="As bench rift.")
 @click.option("--test-images", default=4000, show_default=True, type=click.IntRange(100), help="As bench rift.")
 @click.option("--epochs", default=10, show_default=True, type=click.IntRange(1), help="As bench rift.")
+@click.option("--controls", default="bn_only,most_critical,last_layer,all_layers,joint", help="As bench rift.")
 @click.option("--rift-severity", default=3, show_default=True, type=click.IntRange(1, 5), help="As bench rift.")
 @click.option(
     "--work", default="build/robust", show_default=True, type=click.Path(path_type=Path), help="Keeps every training."
@@ -80,11 +81,14 @@ def command(work: Path, path: Path | None, **values: Any) -> None:
 
     Networks are those of `edgetta bench rift`, trained here where --work does not have them.
     """
+    from edgetta.bench.baselines.batch_norm_statistics import batch_norms
     from edgetta.bench.result_file import rows_to_continue, write_results
+    from edgetta.bench.robust_networks import described
 
-    names = ("training_images", "validation_images", "test_images", "epochs")
+    names = ("training_images", "validation_images", "test_images", "epochs", "controls")
     sizes = {**{name: values.pop(name) for name in names}, "steps": 20, "severity": values.pop("rift_severity")}
     settings = Settings(**values, sizes=sizes)
+    batch_norms(described(settings.network).load())
     rows = [] if path is None else rows_to_continue(path, asdict(settings))
     for model in MODELS:
         missing = [
@@ -283,10 +287,10 @@ def _warmed_up(
     from edgetta.offline.warm_up import WarmUpConfig
     from edgetta.sources.labelled import Labelled
 
-    described = robust_networks.NETWORKS[settings.network]
-    loaded = load_model(described.model, width=described.width)
+    own = robust_networks.described(settings.network)
+    loaded = load_model(own.model, width=own.width)
     loaded.module.load_state_dict(network.state_dict())
-    derived = derive_recipe(Recipe(described.model, width=described.width), loaded)
+    derived = derive_recipe(Recipe(own.model, width=own.width), loaded)
     train, validation = robust_networks.training_images(settings.warm_up_images, settings.sizes["validation_images"])
     source, held_out = (Labelled(*pair, None, settings.data) for pair in (train, validation))
     config = WarmUpConfig(settings.warm_up_epochs, seed=settings.seed)

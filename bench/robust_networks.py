@@ -66,6 +66,17 @@ NETWORKS = {
 """By the names that result files have. Those without training are robust at 2/255 as their authors left them."""
 
 
+def described(name: str) -> RobustNetwork:
+    """A network of the table.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if name not in NETWORKS:
+        raise UsageError(f"no network {name!r}; there are {', '.join(NETWORKS)}")
+    return NETWORKS[name]
+
+
 def robust_network(
     name: str,
     seed: int,
@@ -79,9 +90,7 @@ def robust_network(
     Raises:
         UsageError: no such network.
     """
-    if name not in NETWORKS:
-        raise UsageError(f"no network {name!r}; there are {', '.join(NETWORKS)}")
-    network = NETWORKS[name]
+    network = described(name)
     model = network.load()
     if network.epochs:
         work.mkdir(parents=True, exist_ok=True)
@@ -109,7 +118,7 @@ def standard_network(
     def loss(model: nn.Module, batch: Batch) -> torch.Tensor:
         return F.cross_entropy(model(batch.images), batch.labels)
 
-    network = NETWORKS[name]
+    network = described(name)
     model = network.load()
     work.mkdir(parents=True, exist_ok=True)
     checkpoint = work / f"{name}-{seed}-standard.safetensors"

@@ -192,7 +192,7 @@ def _prepare(values: dict[str, Any], first: bool) -> None:
         model.module.to("cpu")
         # The segments hold weights: they are derived anew, cut where they were.
         again = replace(derived.recipe, parts=None, cuts=derived.adaptable.cuts, ranges=None)
-        derived = derive_recipe(again, model, calibration(train))
+        derived = replace(derive_recipe(again, model, calibration(train)), origin=derived.origin)
         if first:
             prepared.replace_weights(folder, model.module)
     with progress_bar("warming up", unit="steps", show=loud) as update:

@@ -16,6 +16,7 @@ from edgetta.bench.baselines.batch_norm_statistics import with_batch_statistics
 from edgetta.bench.batch_attack import batch_attack
 from edgetta.bench.rift_tta import Fixed, Meta, attacked_accuracy, stream_accuracy
 from edgetta.bench.robust_networks import RobustNetwork
+from edgetta.errors import UsageError
 from edgetta.export.recipe import Derived, Recipe
 from edgetta.models.model import Model
 from edgetta.offline.attack import PGD, Threat
@@ -127,3 +128,19 @@ def test_rows_are_complete_and_not_done_again(
     assert CliRunner().invoke(rift_tta.command, options).exit_code == 0
     again = json.loads(path.read_text())["rows"]
     assert again == rows
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "message"),
+    [
+        (rift_tta.command, ["--network", "adv_resnet4b_at"], "has no BatchNorm, which this method adapts"),
+        (rift_tta.command, ["--network", "nope"], "no network 'nope'"),
+        (rift.command, ["--seeds", "a"], "--seeds a: give whole numbers"),
+        (rift.command, ["--networks", "nope"], "no network 'nope'"),
+    ],
+)
+def test_mistakes_are_told_before_anything_long(
+    data_folder: Path, command: Any, options: list[str], message: str
+) -> None:
+    result = CliRunner().invoke(command, options)
+    assert isinstance(result.exception, UsageError) and message in str(result.exception)
