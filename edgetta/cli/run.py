@@ -71,7 +71,8 @@ Examples:
 @click.option(
     "--bn",
     type=click.Choice(["auto", "batch", "ema", "source"]),
-    help="Statistics of the BatchNorms; default the bundle's. auto: of the batch from 16 images up, else running.",
+    help="Statistics of the BatchNorms; default the bundle's. auto: as --statistics says (of each batch alone means "
+    "running ones below 16 images).",
 )
 @click.option(
     "--storage",
