@@ -2,7 +2,7 @@
 
 Random numbers belong to a seed, an epoch and a step, and are drawn for whole batches; processes take their share of
 each batch. So an interrupted training goes on as if nothing had happened, and many processes do what one does, up to
-rounding (and up to BatchNorm: with statistics of batches each process has those of its share).
+rounding: BatchNorm sees the statistics of whole batches (see `shared_statistics`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from edgetta.errors import EdgettaError, UsageError
 from edgetta.offline.crop_and_flip import CropAndFlip, crop_and_flip
 from edgetta.offline.curvature import Processes
 from edgetta.offline.pixels import as_floats
+from edgetta.offline.shared_statistics import shared_statistics
 from edgetta.offline.training_checkpoint import read_checkpoint, write_checkpoint
 
 Progress = Callable[[int, int, str], None]  # steps done, steps in all, a note
@@ -121,8 +122,8 @@ def train(
         EdgettaError: a loss or gradient that is not finite; the last checkpoint stays.
         BundleError: a damaged checkpoint.
     """
-    _check(data, validation, schedule)
     processes = Processes()
+    _check(data, validation, schedule, processes)
     names = [name for name, _ in model.named_parameters()] if parameters is None else list(parameters)
     steps = len(data[1]) // schedule.batch
     settings = {
@@ -132,7 +133,7 @@ def train(
         "parameters": names,
         "frozen_statistics": frozen_statistics,
     }
-    with _training(model, names, frozen_statistics) as trained:
+    with shared_statistics(model, processes), _training(model, names, frozen_statistics) as trained:
         optimizer = torch.optim.SGD(
             trained, schedule.learning_rate, momentum=schedule.momentum, weight_decay=schedule.weight_decay
         )
@@ -154,7 +155,6 @@ def train(
                     progress(done, schedule.epochs * steps, note)
             if not _all_finite(trained):
                 raise _diverged((epoch, steps - 1))
-            _share_statistics(model, processes)
             right = float(score(model, *validation).float().mean())
             if not history or right > max(entry.score for entry in history):
                 best = {name: value.detach().clone() for name, value in model.state_dict().items()}
@@ -166,7 +166,11 @@ def train(
     return history
 
 
-def _check(data: tuple[Tensor, Tensor], validation: tuple[Tensor, Tensor], schedule: Schedule) -> None:
+def _check(
+    data: tuple[Tensor, Tensor], validation: tuple[Tensor, Tensor], schedule: Schedule, processes: Processes
+) -> None:
+    if schedule.batch < processes.count:
+        raise UsageError(f"a batch of {schedule.batch} images cannot be shared by {processes.count} processes")
     if len(validation[1]) == 0:
         raise UsageError("there is no validation part to choose the epoch by; keep some of the training images apart")
     if len(data[1]) < schedule.batch:
@@ -271,12 +275,3 @@ def _diverged(place: tuple[int, int]) -> EdgettaError:
         f"the loss or its gradient is NaN or infinite in epoch {place[0] + 1}, step {place[1] + 1}; lower the "
         "learning rate, and check the weights and images"
     )
-
-
-def _share_statistics(model: nn.Module, processes: Processes) -> None:
-    """The mean of the processes' BatchNorm statistics, so that all go on with the same model."""
-    if not processes.together:
-        return
-    for buffer in model.buffers():
-        if buffer.is_floating_point():
-            buffer.copy_(processes.sum(buffer.detach().clone()) / processes.count)

@@ -183,7 +183,7 @@ def worker(rank: int, folder: str, command: list[str]) -> None:
 @pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")
 def test_two_processes_give_what_one_gives(inputs: Path, tmp_path: Path) -> None:
     (tmp_path / "port").write_text(str(free_port()))
-    command = arguments(inputs, tmp_path / "two", "--rift", "--rift-rate", 0.01, "--epsilon", "2/255", "--quiet")
+    command = arguments(inputs, tmp_path / "two", *ALL, "--quiet")
     torch.multiprocessing.spawn(worker, args=(str(tmp_path), command), nprocs=2)
     assert [(tmp_path / f"code-{rank}").read_text() for rank in (0, 1)] == ["0", "0"]
     command[command.index(str(tmp_path / "two"))] = str(tmp_path / "one")

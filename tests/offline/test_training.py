@@ -154,13 +154,22 @@ def test_mixed_precision_on_cuda_trains_what_the_cpu_trains() -> None:
     assert abs(scores[0] - scores[1]) < 0.15
 
 
+def with_batch_norm() -> nn.Module:
+    """Two steps of training of a network with BatchNorm, in float64: what rounding leaves is tiny."""
+    net = network().double()
+    schedule = Schedule(epochs=1, batch=21, learning_rate=0.05, decay_at=())
+    x, y = images(42)
+    train(net, (x.double(), y), (x.double(), y), loss, classified_right, schedule)
+    return net
+
+
 def worker(rank: int, folder: str, count: int) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": (Path(folder) / "port").read_text()}
     with launched_processes():
         net, scores = at("pgd")
-        torch.save((net.state_dict(), scores), Path(folder) / f"{rank}.pt")
+        torch.save((net.state_dict(), scores, with_batch_norm().state_dict()), Path(folder) / f"{rank}.pt")
         leave()
 
 
@@ -169,8 +178,11 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
     (tmp_path / "port").write_text(str(free_port()))
     torch.multiprocessing.spawn(worker, args=(str(tmp_path), 2), nprocs=2)
     net, scores = at("pgd")
+    normalised = with_batch_norm()
     for rank in (0, 1):
-        state, theirs = torch.load(tmp_path / f"{rank}.pt")
+        state, theirs, batch_norm = torch.load(tmp_path / f"{rank}.pt")
         assert theirs == scores
+        for name, value in normalised.state_dict().items():
+            torch.testing.assert_close(batch_norm[name], value, atol=1e-9, rtol=1e-9, msg=name)
         for name, value in net.state_dict().items():
             torch.testing.assert_close(state[name], value, atol=1e-4, rtol=1e-4)
