@@ -46,7 +46,7 @@ class ThresholdConfig:
     bisection: float = 0.1  # the unstable rate is at most this much above the stable one
     steps: int = 100
     factor: float = 2.0  # diverged: the loss is above this times the loss at the start
-    check_every: int = 2  # rare checks miss a loss that explodes and comes back down at a flatter place
+    check_every: int = 2
     evaluation_samples: int = 128
     warm_batches: int = 30  # for the squared gradients of Adam
     sweep_rates: int = 8  # of the sweep that the analysis is compared with

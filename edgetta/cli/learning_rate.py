@@ -153,7 +153,7 @@ def _adam(operator: DataOperator, values: dict[str, Any], tell: ProgressCallback
         values["adam_reference"],
         lambda parameters, rate: torch.optim.Adam(parameters, lr=rate),
         start=1e-2,
-        trial=Trial(values["trial_steps"], check_every=2, warm_batches=20, seed=values["seed"]),
+        trial=Trial(values["trial_steps"], warm_batches=30, seed=values["seed"]),
     )
     return AdamReference(values["adam_reference"], found)
 

@@ -23,8 +23,8 @@ class Trial:
 
     steps: int = 100  # of the optimizer
     factor: float = 2.0  # diverged where the loss exceeds this times the loss at the start, or is not finite
-    check_every: int = 10  # steps between evaluations of the loss
-    evaluation_samples: int = 512  # on which the loss is evaluated: the first ones of the data set
+    check_every: int = 2  # steps between evaluations; rare ones miss a loss that explodes and settles where it is flat
+    evaluation_samples: int = 128  # on which the loss is evaluated: the first ones of the data set
     warm_batches: int = 0  # that the optimizer sees before: what it divides by is then what it is in training
     seed: int = 0  # of the batches
 
