@@ -88,7 +88,7 @@ def inference_here(**arguments: Any) -> dict[str, Any]:
     return asdict(Measured(**measure_calls(lambda: program(images))))
 
 
-def measure_calls(run: Callable[[], object], *, warm_up: int = 2, repetitions: int = 2) -> dict[str, Any]:
+def measure_calls(run: Callable[[], object], *, warm_up: int = 1, repetitions: int = 2) -> dict[str, Any]:
     """The fields of a `Measured` for calls of `run` in this process, of which the first `warm_up` do not count."""
     from edgetta.memory.peak import measure_peak
 
