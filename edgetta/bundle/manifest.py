@@ -19,6 +19,7 @@ from edgetta.adaptation.adapter import AdaptConfig
 from edgetta.adaptation.meta_network import Initialisation, MetaSpec
 from edgetta.adaptation.model import Gradient
 from edgetta.adaptation.network import BatchNorm
+from edgetta.adaptation.step_memory import STORAGES, Storage
 from edgetta.errors import BundleError, EdgettaError
 from edgetta.memory.accuracy_costs import AccuracyCosts
 from edgetta.memory.cost_model import CostModel
@@ -71,13 +72,14 @@ class SegmentEntry:
 class KeptBytes:
     """Bytes kept between forward and backward in one gradient mode: `per_image` times the batch, and `fixed`."""
 
-    per_image: int  # meta-networks and frozen segments
+    per_image: int  # meta-networks and frozen segments, at storage full
     frozen_per_image: int  # of it the frozen segments
     fixed: int
+    by_storage: Mapping[str, int]  # per image, of everything
 
-    def at(self, batch: int) -> int:
+    def at(self, batch: int, storage: Storage = "full") -> int:
         """Bytes for a batch."""
-        return self.per_image * batch + self.fixed
+        return self.by_storage[storage] * batch + self.fixed
 
 
 @dataclass(frozen=True)
@@ -268,8 +270,16 @@ def _segment(entry: Any, files: Mapping[str, FileEntry]) -> SegmentEntry:
 
 
 def _kept(entry: dict[str, Any]) -> KeptBytes:
-    fields = ("per_image", "frozen_per_image", "fixed")
-    return KeptBytes(*(_integer(entry[name], f"memory.{name}", 0, 1 << 62) for name in fields))
+    storages = _get(entry, "by_storage", dict)
+    per_image, frozen, fixed = (
+        _integer(entry[name], f"memory.{name}", 0, 1 << 62) for name in ("per_image", "frozen_per_image", "fixed")
+    )
+    return KeptBytes(
+        per_image,
+        frozen,
+        fixed,
+        {name: _integer(storages[name], f"memory.by_storage.{name}", 0, 1 << 62) for name in STORAGES},
+    )
 
 
 def _meta(entry: Any) -> MetaSpec:

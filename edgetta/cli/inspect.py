@@ -63,6 +63,7 @@ def _self_tests(bundle: Bundle) -> dict[str, SelfTest]:
 
 
 def _show(bundle: Bundle, results: dict[str, SelfTest]) -> None:
+    from edgetta.adaptation.step_memory import STORAGES
     from edgetta.cli.tables import bytes_text, print_facts, print_line, print_table
 
     print_facts(_facts(bundle))
@@ -78,6 +79,14 @@ def _show(bundle: Bundle, results: dict[str, SelfTest]) -> None:
             for mode, kept in bundle.memory.items()
         ],
         left=("kept between forward and backward",),
+    )
+    print_table(
+        ("kept per image, by storage", *STORAGES),
+        [
+            (mode, *(bytes_text(kept.by_storage[storage]) for storage in STORAGES))
+            for mode, kept in bundle.memory.items()
+        ],
+        left=("kept per image, by storage",),
     )
     files = bundle.files.manifest.files
     print_table(("file", "size"), [(name, bytes_text(entry.size)) for name, entry in files.items()], left=("file",))

@@ -137,12 +137,18 @@ def test_the_reference_is_that_of_float64() -> None:
 @pytest.mark.parametrize("adapt_bias", [False, True])
 def test_kept_bytes_are_those_of_the_tape(form: str, adapt_bias: bool, gradient: str) -> None:
     from edgetta.adaptation.model import build
+    from edgetta.adaptation.step_memory import STORAGES, StepMemory
     from edgetta.export.kept_bytes import kept_bytes
     from edgetta.segments.torch_engine import TorchSegment
 
     model = small_model(form=form, adapt_bias=adapt_bias)
     network = build(model, lambda _, graphs, mode: TorchSegment(graphs, mode), gradient)  # type: ignore[arg-type]
     said = kept_bytes(model)[gradient]
+    for storage in STORAGES:
+        network.memory = StepMemory(storage)
+        total = sum(network.forward(torch.rand(16, 3, 16, 16))[1].kept_bytes().values())
+        assert said["by_storage"][storage] * 16 + said["fixed"] == pytest.approx(total, rel=1e-3), storage
+    network.memory = StepMemory()
     for batch in (8, 32):
         _, tape = network.forward(torch.rand(batch, 3, 16, 16))
         kept = tape.kept_bytes()
