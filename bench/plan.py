@@ -34,6 +34,7 @@ ABOVE, BELOW = 0.10, 0.05
 @click.option("--model", "models", default=",".join(NETWORKS), show_default=True, help="Networks, comma-separated.")
 @click.option("--batch", metavar="N", type=click.IntRange(1), help="Images per step; default 64, 8 and 16 for these.")
 @click.option("--budgets", default=8, show_default=True, type=click.IntRange(1), help="So many for each network.")
+@click.option("--engine", "engines", help="Engines to plan with, comma-separated; default those of the processor.")
 @click.option(
     "--work",
     metavar="DIR",
@@ -41,13 +42,16 @@ ABOVE, BELOW = 0.10, 0.05
     help="Keep the bundles here, and use those that are here.",
 )
 @click.option("--json", "path", metavar="FILE", type=click.Path(path_type=Path), help="Write the result file here.")
-def command(models: str, batch: int | None, budgets: int, work: Path | None, path: Path | None) -> None:
+def command(
+    models: str, batch: int | None, budgets: int, engines: str | None, work: Path | None, path: Path | None
+) -> None:
     """Plan budgets of three networks, run each plan in a process of its own, and compare.
 
     Exits with 1 where a plan does not hold. Needs Linux.
     """
     names = [name.strip() for name in models.split(",")]
-    rows = run(names, batch, budgets, work, path)
+    chosen = _engines(engines)
+    rows = run(names, batch, budgets, chosen, work, path)
     _print(rows)
     if path is not None:
         click.echo(f"wrote {path}")
@@ -57,19 +61,24 @@ def command(models: str, batch: int | None, budgets: int, work: Path | None, pat
 
 
 def run(
-    names: Sequence[str], batch: int | None, budgets: int, work: Path | None = None, path: Path | None = None
+    names: Sequence[str],
+    batch: int | None,
+    budgets: int,
+    engines: Sequence[str],
+    work: Path | None = None,
+    path: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of the result file; with `path` they are written one by one, and those that are there are not redone."""
     from edgetta.bench.result_file import rows_to_continue, write_results
     from edgetta.cli.progress import progress_bar
 
-    settings = {"batch": batch, "budgets": budgets, "entropy_margin": 1.0}
+    settings = {"batch": batch, "budgets": budgets, "engines": list(engines), "entropy_margin": 1.0}
     rows = [] if path is None else rows_to_continue(path, settings)
     with progress_bar("planning", total=budgets * len(names), unit="plans") as update, _folder(work) as folder:
         for number, name in enumerate(names):
             done = [row for row in rows if row["model"] == name]
             if len(done) < budgets:
-                bundle = exported(name, folder)
+                bundle = exported(name, folder, engines)
                 images = batch or NETWORKS.get(name, 16)
                 for budget in budgets_for(bundle, images, budgets)[len(done) :]:
                     rows.append(measured_plan(bundle, budget, images))
@@ -161,10 +170,10 @@ def trouble_of(row: dict[str, Any]) -> str:
     return ""
 
 
-def exported(name: str, folder: Path, *, costs: bool = True) -> Bundle:
-    """The bundle of a network with random weights, written where it is not there; with its cost model where asked."""
+def exported(name: str, folder: Path, engines: Sequence[str] = ()) -> Bundle:
+    """The bundle of a network with random weights, written where it is not there, with the costs on some engines."""
     from edgetta.adaptation.adapter import AdaptConfig
-    from edgetta.bundle import processor_engines, read_bundle
+    from edgetta.bundle import read_bundle
     from edgetta.export.bundle_writer import write_bundle
     from edgetta.export.recipe import Recipe, derive_recipe, load
     from edgetta.memory.calibration import measure_cost_model
@@ -182,12 +191,26 @@ def exported(name: str, folder: Path, *, costs: bool = True) -> Bundle:
             network,
             name=name,
             config=AdaptConfig(),
-            measure=(lambda written: measure_cost_model(str(written), processor_engines())) if costs else None,
+            measure=(lambda written: measure_cost_model(str(written), engines)) if engines else None,
         )
     bundle = read_bundle(path)
-    if costs and bundle.cost_model is None:
-        raise UsageError(f"bundle {path} has no cost model; remove it, so that it is made anew")
+    measured = bundle.cost_model.engines() if bundle.cost_model is not None else []
+    if engines and set(measured) != set(engines):
+        raise UsageError(f"bundle {path} was not measured on {', '.join(engines)}; remove it, so that it is made anew")
     return bundle
+
+
+def _engines(text: str | None) -> list[str]:
+    """The engines in an option. Raises `UsageError` for one that is not of this processor."""
+    from edgetta.bundle import processor_engines
+
+    names = [name.strip() for name in text.split(",")] if text is not None else list(processor_engines())
+    for name in names:
+        if name not in processor_engines():
+            raise UsageError(
+                f"--engine {name!r} is none of this processor; choose from {', '.join(processor_engines())}"
+            )
+    return names
 
 
 @contextmanager

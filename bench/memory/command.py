@@ -107,7 +107,7 @@ def run(wanted: Sequence[Case], threads: int = 0, work: Path | None = None, path
             update(number, note=f"{case.model}, {case.method} {case.storage.strip('-')}")
             if case in rows:
                 continue
-            bundle = exported(case.model, folder, costs=False).path
+            bundle = exported(case.model, folder).path
             rows[case] = measure(case, str(bundle), rows.get(case.inference), threads)
             if path is not None:
                 write_results(path, _in_order(rows, wanted), settings)

@@ -58,7 +58,7 @@ def test_rows_are_measured_once_and_stand_beside_inference(work: Path, tmp_path:
 @linux
 @pytest.mark.parametrize("method", STOCK)
 def test_every_stock_method_takes_a_step(method: str, work: Path) -> None:
-    bundle = str(exported("resnet20", work, costs=False).path)
+    bundle = str(exported("resnet20", work).path)
     found = stock_here(bundle, 0, Case(method, "resnet20", 4, "torch").to_json())
     assert found["seconds"] > 0
     assert (found["kept_bytes"] > 0) == (found["analytic_bytes"] is not None) == (method != "bn")
