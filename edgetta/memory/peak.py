@@ -21,7 +21,7 @@ from typing import Literal
 
 from edgetta.errors import EdgettaError
 
-Source = Literal["high-water mark", "sampled"]
+Source = Literal["high-water mark", "sampled", "device"]
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _SAMPLE_SECONDS = 0.0005
@@ -35,7 +35,7 @@ class Peak:
     held    what is still resident behind the call, above `level`, before anything is given back
     level   before the call: model loaded and warmed up, free memory given back
     source  "high-water mark": the kernel's own; "sampled": read every half millisecond, so a lower bound, where the
-            kernel does not let its mark be reset
+            kernel does not let its mark be reset; "device": of a GPU, see `device_peak.py`
     """
 
     peak: int

@@ -30,7 +30,10 @@ class StepCase:
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one call above the loaded, warmed-up model, in bytes; see `Peak`. Kept bytes are 0 for inference."""
+    """Of one call above the loaded, warmed-up model, in bytes; see `Peak`, and `DevicePeak` for an engine on a GPU.
+
+    Kept bytes are 0 for inference; what is held, and the level, are not told of a GPU.
+    """
 
     peak_bytes: int
     held_bytes: int
@@ -66,9 +69,9 @@ def step_here(**arguments: Any) -> dict[str, Any]:
     bundle = read_bundle(Path(case.bundle))
     memory = StepMemory(case.storage, case.slice, case.local)  # type: ignore[arg-type]
     network = build_network(bundle, case.engine, case.gradient, case.batch_norm, case.threads, memory)  # type: ignore[arg-type]
-    images = _images(case, bundle.model.input_shape)
+    images = _images(case, bundle.model.input_shape).to(network.device)
     adapter = Adapter(network, AdaptConfig(entropy_margin=1.0, small_batch=1))
-    measured = measure_calls(lambda: adapter.step(images))
+    measured = measure_calls(lambda: adapter.step(images), gpu=network.device.type == "cuda")
     kept = measure_kept(network, images)
     return asdict(Measured(**(measured | {"kept_bytes": kept.contract, "alive_bytes": kept.alive})))
 
@@ -77,20 +80,26 @@ def inference_here(**arguments: Any) -> dict[str, Any]:
     """`measure_inference` in this process."""
     import torch
 
-    from edgetta.bundle import read_bundle, source_program
+    from edgetta.bundle import open_engine, read_bundle
 
     case = _case(arguments)
     if case.threads:
         torch.set_num_threads(case.threads)
     bundle = read_bundle(Path(case.bundle))
-    program = source_program(bundle, case.engine, case.threads)
-    images = _images(case, bundle.model.input_shape)
-    return asdict(Measured(**measure_calls(lambda: program(images))))
+    engine = open_engine(bundle, case.engine, case.threads)
+    program, images = engine.source(), _images(case, bundle.model.input_shape).to(engine.device)
+    return asdict(Measured(**measure_calls(lambda: program(images), gpu=engine.device.type == "cuda")))
 
 
-def measure_calls(run: Callable[[], object], *, warm_up: int = 1, repetitions: int = 2) -> dict[str, Any]:
-    """The fields of a `Measured` for calls of `run` in this process, of which the first `warm_up` do not count."""
-    from edgetta.memory.peak import measure_peak
+def measure_calls(
+    run: Callable[[], object], *, gpu: bool = False, warm_up: int = 1, repetitions: int = 2
+) -> dict[str, Any]:
+    """The fields of a `Measured` for calls of `run` in this process, of which the first `warm_up` do not count.
+
+    gpu   the memory that counts is that of torch's current CUDA device
+    """
+    from edgetta.memory.device_peak import measure_device_peak
+    from edgetta.memory.peak import Peak, measure_peak
 
     seconds: list[float] = []
 
@@ -100,7 +109,11 @@ def measure_calls(run: Callable[[], object], *, warm_up: int = 1, repetitions: i
         seconds.append(time.perf_counter() - start)
         return result
 
-    peak = measure_peak(timed, warm_up=warm_up, repetitions=repetitions)
+    if gpu:
+        found = measure_device_peak(timed, warm_up=warm_up, repetitions=repetitions)
+        peak = Peak(found.peak, 0, 0, "device")
+    else:
+        peak = measure_peak(timed, warm_up=warm_up, repetitions=repetitions)
     return {
         "peak_bytes": peak.peak,
         "held_bytes": peak.held,

@@ -49,7 +49,7 @@ def test_wide_resnet_keeps_what_was_promised(storage: Storage, engine: str) -> N
 def test_both_counts_agree(engine: str, gradient: str) -> None:
     network = build(small_model(adapt_bias=True), ENGINES[engine], gradient, "batch")  # type: ignore[arg-type]
     counts = {}
-    for storage in ("full", "recompute", "recompute-int8"):
+    for storage in STORAGES:
         network.memory = StepMemory(storage)  # type: ignore[arg-type]
         kept = measure_kept(network, torch.rand(64, 3, 16, 16))
         assert abs(kept.alive - kept.contract) <= 0.1 * kept.contract, (storage, kept)
