@@ -33,6 +33,7 @@ from edgetta.errors import BundleError, UsageError
 from edgetta.memory.allocator import return_freed_memory
 from edgetta.memory.choice import Choice
 from edgetta.memory.keep import Keeper, ladder_without_costs
+from edgetta.memory.kernel_cache import limit_kernel_cache
 from edgetta.memory.plan import Plan, Wishes, plan_step
 from edgetta.memory.room import RoomMeter
 from edgetta.memory.sizes import parse_size
@@ -137,6 +138,7 @@ class Runtime:
             )
             self.plan = plan_step(bundle, parse_size(budget), wishes)
             engine, gradient = self.plan.choice.engine, self.plan.choice.gradient  # type: ignore[assignment]
+            limit_kernel_cache(engine)
             self.config = replace(self.config, window=self.plan.window or self.config.window)
         cache = Path(engine_cache) if engine_cache else None
         self.engine = open_engine(bundle, engine, threads, tensorrt, cache)

@@ -110,3 +110,31 @@ def peaks_of_sizes(sizes: list[int], warm_up: int, repetitions: int) -> tuple[in
         lambda: touch(next(left)), warm_up=warm_up, repetitions=repetitions, release=lambda: released.append(1)
     )
     return found.peak, len(released)
+
+
+def kept_of_convolutions(few: bool) -> int:
+    """Bytes that stay resident of convolutions of sixty batch sizes, after one that does not count."""
+    import torch
+    import torch.nn.functional as F
+
+    from edgetta.memory.kernel_cache import limit_kernel_cache
+    from edgetta.memory.peak import give_back, resident
+
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.pop(name, None)
+    torch.set_num_threads(1)
+    if few:
+        limit_kernel_cache("onnxruntime")
+    weights = [torch.rand(channels, 16, 3, 3) for channels in (16, 24, 32, 40)]
+
+    def run(count: int) -> None:
+        for weight in weights:
+            F.conv2d(torch.rand(count, 16, 8, 8), weight, padding=1)
+
+    run(1)
+    give_back()
+    before = resident()
+    for count in range(2, 62):
+        run(count)
+    give_back()
+    return max(0, resident() - before)
