@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from edgetta.bench.learning_rate import batch_hessian
 from edgetta.bench.learning_rate.batch_hessian import BatchHessianConfig, Operators, measure
+from edgetta.bench.learning_rate.command import command
 from edgetta.bench.learning_rate.networks import Narrow
 from edgetta.offline.curvature import GaussNewtonOperator, HessianOperator
 from edgetta.offline.learning_rate import draw_batches
@@ -73,3 +78,17 @@ def test_every_prediction_grows_as_batches_shrink(rows: list[dict[str, Any]]) ->
 
 def test_networks_that_are_done_are_not_measured_again() -> None:
     assert list(measure(CONFIG, operators, {"one x 1", "two x 1"}, lambda text: None)) == []
+
+
+def test_the_verb_writes_every_network_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_hessian, "BatchHessianConfig", lambda: CONFIG)
+    monkeypatch.setattr(batch_hessian, "checkpoint", lambda config, work: operators)
+    file = tmp_path / "extremes.json"
+    arguments = ["--part", "hessian", "--json", str(file)]
+    assert CliRunner().invoke(command, [*arguments, "--minutes", "1e-6"], catch_exceptions=False).exit_code == 0
+    first = json.loads(file.read_text())["rows"]
+    assert {row["network"] for row in first} == {"one x 1"}, "it stopped after the first"
+    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    rows = json.loads(file.read_text())["rows"]
+    assert rows[:4] == first and [row["network"] for row in rows[4:]] == ["two x 1"] * 4
+    assert f"{rows[0]['lambda_max']:.3g}" in result.output

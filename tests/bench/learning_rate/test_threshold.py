@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
+from edgetta.bench.learning_rate import threshold
+from edgetta.bench.learning_rate.command import command
 from edgetta.bench.learning_rate.networks import Narrow
 from edgetta.bench.learning_rate.threshold import OPTIMIZERS, ThresholdConfig, Thresholds, plot
 from edgetta.offline.curvature import DataOperator, HessianOperator, LossSurface
@@ -97,3 +101,23 @@ def test_the_verdict_is_the_worst_factor_without_the_reference_and_the_slopes(pr
 def test_bands_and_points_are_drawn(predicted: Thresholds, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     assert "<svg" in plot(predicted, NETWORK.name, tmp_path / "rates.svg").read_text()
+
+
+def test_the_verb_writes_predictions_measurements_and_pictures(
+    predicted: Thresholds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threshold, "ThresholdConfig", lambda: replace(CONFIG, batch_sizes=(16, 64)))
+    monkeypatch.setattr(threshold, "checkpoint", lambda config, work: regression)
+    file = tmp_path / "rates.json"
+    arguments = ["--part", "threshold", "--json", str(file)]
+    stopped = CliRunner().invoke(command, [*arguments, "--minutes", "1e-6"], catch_exceptions=False)
+    first = json.loads(file.read_text())
+    assert stopped.exit_code == 0 and sum(row["measured_lr"] is None for row in first["rows"]) == 5
+    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    found = json.loads(file.read_text())
+    assert result.exit_code == 0 and "off by a factor of" in result.output
+    for before, after in zip(first["rows"], found["rows"], strict=True):
+        assert after["measured_lr"] > 0 and after["predicted_lr"] == before["predicted_lr"], "predicted once"
+    assert found["analyses"][NETWORK.name]["predicted_at"] <= found["analyses"][NETWORK.name]["measured_at"]
+    assert found["analysis_seconds"] > 0 and found["sweep_seconds"] > 0
+    assert (tmp_path / "rates.linear-1.svg").is_file()
