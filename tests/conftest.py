@@ -1,4 +1,4 @@
-"""Set-up for all tests: torchvision and timm importable beside a CPU-only torch, and the folder of measured data."""
+"""Set-up for all tests: seeded randomness, timm importable beside a CPU-only torch, the folder of measured data."""
 
 from __future__ import annotations
 
@@ -6,10 +6,17 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from edgetta.models.torchvision_operators import define_missing_operators
 
 define_missing_operators()
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Networks are built from torch's generator: without this their weights depend on the tests that ran before."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

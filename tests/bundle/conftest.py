@@ -1,19 +1,12 @@
-"""The bundle of these tests, whole and to be damaged, and the same random numbers in whatever order they run."""
+"""The bundle of these tests, whole and to be damaged."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.small_bundle import copy_of_it, whole_bundle
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    """Networks are built from torch's generator: without this their weights depend on the tests that ran before."""
-    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="module")

@@ -177,7 +177,8 @@ def test_forward_and_gradient(name: str) -> None:
 
 def test_every_gradient_rule_is_tested() -> None:
     used = {node.op for name in MODULES for node in made(name)[1].nodes}
-    assert set(GRADIENT_RULES) - used == {"HardSigmoid"}  # `test_hard_sigmoid`: torch rounds its gradient
+    # `test_hard_sigmoid`: torch rounds its gradient; `FakeQuantize` is no operator of a network: test_quantise.py
+    assert set(GRADIENT_RULES) - used == {"HardSigmoid", "FakeQuantize"}
 
 
 def test_hard_sigmoid() -> None:
