@@ -153,8 +153,8 @@ METHODS: dict[str, Entry] = {
         _edgetta,
         (
             {"learning_rate": 1e-3},
-            *_rates(5e-4, 1e-3, entropy_margin=1.0, regulariser=0.0, anchor=0.01),
-            *_rates(2e-3, entropy_margin=1.0, regulariser=0.0, anchor=0.02),
+            *_rates(2e-3, 5e-3, entropy_margin=1.0, regulariser=0.0, anchor=0.02),
+            *_rates(1e-2, entropy_margin=1.0, regulariser=0.0, anchor=0.05),
         ),
     ),
 }
