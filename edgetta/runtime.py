@@ -203,7 +203,7 @@ class Runtime:
         batches. Raises `StorageError`.
         """
         tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
-        tensors |= {f"momentum.{i}": buffer for i, buffer in self.adapter.momentum_buffers().items()}
+        tensors |= self.adapter.optimizer_tensors()
         tensors |= {f"stream.{name}": tensor for name, tensor in self.adapter.stream.tensors().items()}
         owned = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         info = {
@@ -226,24 +226,16 @@ class Runtime:
         if not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
             raise BundleError(f"{file} holds values that are not finite; delete it and start from the bundle")
         network = {k.removeprefix("network."): t for k, t in tensors.items() if k.startswith("network.")}
-        parameters = list(self.network.parameters())
-        momentum = {}
         stream = {k.removeprefix("stream."): t for k, t in tensors.items() if k.startswith("stream.")}
-        for name in tensors.keys() - {f"network.{key}" for key in network} - {f"stream.{key}" for key in stream}:
-            number = name.removeprefix("momentum.")
-            if not number.isdecimal() or int(number) >= len(parameters):
-                raise BundleError(f"{file} holds {name!r}, which belongs to no parameter of this network")
-            if tensors[name].shape != parameters[int(number)].shape:
-                raise BundleError(f"{file}: {name!r} has another shape than its parameter")
-            momentum[int(number)] = tensors[name]
+        optimizer = {k: t for k, t in tensors.items() if not k.startswith(("network.", "stream."))}
         adapter = self._adapter()
         try:
             adapter.stream.restore(stream)
+            adapter.restore(optimizer, info["counters"])
             self.network.load_state_dict(network)
         except ValueError as error:
             raise BundleError(f"{file}: {error}") from error
         self._attach(adapter)
-        self.adapter.restore(momentum, info["counters"])
 
     def _keeper(self, gradient: Gradient) -> Keeper:
         plan = self.plan

@@ -36,7 +36,7 @@ def runtime(engine: str = "torch", config: AdaptConfig = ALWAYS, **options: Any)
 def everything(of: Runtime) -> dict[str, Tensor]:
     """All that a runtime has learnt, copied."""
     state = {name: tensor.clone() for name, tensor in of.network.state_dict().items()}
-    momentum = {f"momentum.{i}": buffer.clone() for i, buffer in of.adapter.momentum_buffers().items()}
+    momentum = {name: t.clone() for name, t in of.adapter.optimizer_tensors().items()}
     counters = {f"counter.{name}": torch.tensor(count) for name, count in of.adapter.counters().items()}
     return {**state, **momentum, **counters}
 
@@ -130,6 +130,23 @@ def test_saved_and_loaded_it_goes_on_as_if_nothing_had_happened(engine: str, tmp
     assert same(everything(straight), everything(resumed)), "momentum and statistics went on, too"
 
 
+def test_what_adam_remembers_and_the_anchor_are_saved_too(tmp_path: Path) -> None:
+    config = AdaptConfig(optimizer="adam", learning_rate=1e-2, anchor=0.1, entropy_margin=1.0)
+    straight = runtime(config=config)
+    for seed in range(3):
+        straight(images(16, seed))
+    straight.save_state(tmp_path / "state")
+    resumed = runtime(config=config)
+    resumed.load_state(tmp_path / "state")
+    assert {name.split(".")[0] for name in straight.adapter.optimizer_tensors()} == {"mean", "square", "step"}
+    for seed in range(3, 5):
+        torch.testing.assert_close(straight(images(16, seed)), resumed(images(16, seed)), rtol=0, atol=0)
+    assert same(everything(straight), everything(resumed))
+    plain = runtime()
+    plain.load_state(tmp_path / "state")  # what Adam remembers is no momentum of SGD
+    assert not plain.adapter.optimizer_tensors()
+
+
 def test_reset_goes_back_to_what_was_shipped() -> None:
     fresh, used = runtime(), runtime()
     start = everything(fresh)
@@ -148,7 +165,7 @@ def test_a_state_before_any_update_has_no_momentum(tmp_path: Path) -> None:
     used = runtime()
     used(images(8))
     used.load_state(tmp_path / "state")
-    assert same(everything(untouched), everything(used)) and not used.adapter.momentum_buffers()
+    assert same(everything(untouched), everything(used)) and not used.adapter.optimizer_tensors()
 
 
 def test_a_state_of_another_bundle(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from edgetta.adaptation.model import AdaptableModel, build
 from edgetta.adaptation.network import AdaptiveNetwork
 from edgetta.adaptation.objective import cross_entropy
 from edgetta.adaptation.step_memory import FULL, StepMemory
-from edgetta.adaptation.stream_statistics import StreamStatistics
 from edgetta.bench.baselines.batch_norm_statistics import batch_norms, with_batch_statistics
 from edgetta.segments.torch_engine import TorchSegment
 
@@ -73,7 +72,7 @@ class MetaOracle:
 
     def __call__(self, images: Tensor) -> Tensor:
         assert self.labels is not None
-        logits, tape = self.network.forward(images, share=self._stream.share(images))
+        logits, tape = self._adapter.forward(images)
         self.kept_bytes = sum(tape.kept_bytes().values())
         self.network.backward(tape, cross_entropy(logits, self.labels).gradient)
         self.optimizer.step()
@@ -82,7 +81,7 @@ class MetaOracle:
 
     def reset(self) -> None:
         self.network = network_of(self._model, self._state)
-        self._stream = StreamStatistics()
+        self._adapter = Adapter(self.network)  # for its statistics alone
         self.optimizer = torch.optim.Adam(list(self.network.parameters()), self._rate)
         self.kept_bytes = 0
 

@@ -68,7 +68,7 @@ class SourceModel:
         return warmed_up(self.architecture, self.weights, self.cache)
 
     @staticmethod
-    def load(weights: str, cache: ImageCache, parts: int = 4, adapt_bias: bool = False) -> SourceModel:
+    def load(weights: str, cache: ImageCache, parts: int = 4, adapt_bias: bool = True) -> SourceModel:
         """A network of the data folder, e.g. `resnet20_jpegft`. Raises `EdgettaError` where data is absent."""
         architecture = next((name for name in ("resnet20", "resnet44", "resnet56") if name in weights), None)
         if architecture is None:
@@ -153,8 +153,8 @@ METHODS: dict[str, Entry] = {
         _edgetta,
         (
             {"learning_rate": 1e-3},
-            *_rates(2e-3, 5e-3, entropy_margin=1.0, regulariser=0.0, anchor=0.02),
-            *_rates(1e-2, entropy_margin=1.0, regulariser=0.0, anchor=0.05),
+            *_rates(5e-3, entropy_margin=1.0, regulariser=0.0, anchor=0.02),
+            *_rates(1e-3, 2e-3, optimizer="adam", entropy_margin=1.0, regulariser=0.0, anchor=0.01),
         ),
     ),
 }

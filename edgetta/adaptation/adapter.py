@@ -19,6 +19,11 @@ from edgetta.errors import UsageError
 from edgetta.rate_law import RateLaw
 
 ON_DRIFT = "on-drift"
+_OPTIMIZER_STATE = {
+    "sgd": {"momentum": "momentum_buffer"},
+    "adam": {"mean": "exp_avg", "square": "exp_avg_sq", "step": "step"},
+}
+"""What an optimizer remembers of a parameter: our name and torch's."""
 
 Reason = Literal["adapted", "off", "waiting", "non-finite", "no memory"]
 
@@ -27,8 +32,9 @@ Reason = Literal["adapted", "off", "waiting", "non-finite", "no memory"]
 class AdaptConfig:
     """How the stream is adapted to. The same names stand in TOML files and on the command line."""
 
-    learning_rate: float | None = None  # of SGD; None: by the rate law for the images of an update, else 1e-3
-    momentum: float = 0.9  # of SGD
+    optimizer: Literal["sgd", "adam"] = "sgd"  # the rate law is one of SGD
+    learning_rate: float | None = None  # None: by the rate law for the images of an update, else 1e-3
+    momentum: float = 0.9  # of SGD, and Adam's first beta; the second is 0.999
     regulariser: float = 0.5  # lambda: weight of the self-distilled regularisation
     anchor: float = 0.0  # after each update, weights go back by this share of the way to those that were shipped
     entropy_margin: float = 0.4  # samples with entropy above this share of ln(classes) do not count
@@ -45,6 +51,7 @@ class AdaptConfig:
     def __post_init__(self) -> None:
         checks = {
             "learning_rate": self.learning_rate is None or 0 <= self.learning_rate < math.inf,
+            "optimizer": self.optimizer in _OPTIMIZER_STATE,
             "momentum": 0 <= self.momentum < 1,
             "regulariser": self.regulariser >= 0 and math.isfinite(self.regulariser),
             "anchor": 0 <= self.anchor <= 1,
@@ -59,6 +66,7 @@ class AdaptConfig:
         }
         ranges = {
             "learning_rate": "a number of at least 0",
+            "optimizer": "sgd or adam",
             "momentum": "between 0 and 1 (1 excluded)",
             "regulariser": "a number of at least 0",
             "anchor": "between 0 and 1",
@@ -86,6 +94,11 @@ class AdaptConfig:
         if odd:
             raise UsageError(f"unknown setting {odd[0]!r}; the settings are {', '.join(sorted(known))}")
         return AdaptConfig(**data)
+
+
+def law_for(config: AdaptConfig, law: RateLaw | None) -> RateLaw | None:
+    """The law, where it is one of the optimizer that is configured."""
+    return law if config.optimizer == "sgd" else None
 
 
 @dataclass(frozen=True)
@@ -159,11 +172,12 @@ class Adapter:
     ) -> None:
         self.network = network
         self.config = config or AdaptConfig()
-        self.rate = StepRate(self.config.learning_rate, rate_law, self.config.momentum, self.config.watched)
+        law = law_for(self.config, rate_law)
+        self.rate = StepRate(self.config.learning_rate, law, self.config.momentum, self.config.watched)
         self._parameters = list(network.parameters())
         if self.config.anchor:
             self._shipped = [value.detach().clone() for value in shipped or self._parameters]
-        self.optimizer = torch.optim.SGD(self._parameters, DEFAULT_RATE, self.config.momentum)  # rate: each update's
+        self.optimizer = self._make_optimizer()
         self._due = schedule(self.config.when)
         self.stream = StreamStatistics(self.config.statistics_images, self.config.change)
         self._recent: deque[Tensor] = deque(maxlen=self.config.window)
@@ -219,18 +233,45 @@ class Adapter:
     def counters(self) -> dict[str, int]:
         return {"steps": self.steps, "updates": self.updates, "skipped": self.skipped, "empty": self.empty}
 
-    def momentum_buffers(self) -> dict[int, Tensor]:
-        """SGD's momentum by the number of its parameter."""
-        states = ((i, self.optimizer.state.get(p, {}).get("momentum_buffer")) for i, p in enumerate(self._parameters))
-        return {i: buffer for i, buffer in states if buffer is not None}
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        """What the optimizer remembers, as `kind.number of the parameter`: momentum; of Adam mean, square and step."""
+        return {f"{kind}.{i}": t for i, held in enumerate(self._optimizer_state()) for kind, t in held.items()}
 
-    def restore(self, momentum: dict[int, Tensor], counters: dict[str, int]) -> None:
-        """Continue where `momentum_buffers` and `counters` were taken."""
-        for i, buffer in momentum.items():
-            if i < len(self._parameters) and buffer.shape == self._parameters[i].shape:
-                self.optimizer.state[self._parameters[i]]["momentum_buffer"] = buffer.to(self._parameters[i]).clone()
+    def restore(self, tensors: dict[str, Tensor], counters: dict[str, int]) -> None:
+        """Continue where `optimizer_tensors` and `counters` were taken.
+
+        Raises `ValueError` for a tensor that belongs to no parameter or has another shape; nothing changes then.
+        """
+        found: dict[int, dict[str, Tensor]] = {}
+        keys = _OPTIMIZER_STATE[self.config.optimizer]
+        for name, tensor in tensors.items():
+            kind, _, number = name.partition(".")
+            known = kind in {kind for names in _OPTIMIZER_STATE.values() for kind in names} and number.isdecimal()
+            if not known or int(number) >= len(self._parameters):
+                raise ValueError(f"it holds {name!r}, which belongs to no parameter of this network")
+            if tensor.shape != (self._parameters[int(number)].shape if kind != "step" else ()):
+                raise ValueError(f"{name!r} has another shape than its parameter")
+            if kind in keys:
+                found.setdefault(int(number), {})[keys[kind]] = tensor
+        for i, state in found.items():
+            if len(state) == len(keys):  # those of another optimizer are of no use
+                parameter = self._parameters[i]
+                copies = {key: t.clone() if key == "step" else t.to(parameter).clone() for key, t in state.items()}
+                self.optimizer.state[parameter].update(copies)
         for name in self.counters():
             setattr(self, name, int(counters.get(name, 0)))
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        """Its rate is set at each update."""
+        if self.config.optimizer == "adam":
+            return torch.optim.Adam(self._parameters, DEFAULT_RATE, (self.config.momentum, 0.999))
+        return torch.optim.SGD(self._parameters, DEFAULT_RATE, self.config.momentum)
+
+    def _optimizer_state(self) -> list[dict[str, Tensor]]:
+        """What the optimizer remembers of each parameter, by our names."""
+        keys = _OPTIMIZER_STATE[self.config.optimizer]
+        states = [self.optimizer.state.get(parameter, {}) for parameter in self._parameters]
+        return [{kind: state[key] for kind, key in keys.items() if state.get(key) is not None} for state in states]
 
     def _step(self, images: Tensor, gather: bool) -> StepResult:
         small = gather and images.shape[0] < min(self.config.small_batch, self.window)
@@ -258,7 +299,7 @@ class Adapter:
     def _predict(self, images: Tensor, reason: Reason, track: bool = True) -> tuple[StepResult, bool]:
         """The prediction, and whether everything in it was finite; otherwise statistics are as before."""
         snapshot = self._statistics()
-        logits, _ = self._forward(images, keep=False, track=track)
+        logits, _ = self.forward(images, keep=False, track=track)
         sound = bool(torch.isfinite(logits).all()) and self.network.statistics_finite()
         if not sound:
             self._restore_statistics(snapshot)
@@ -292,7 +333,7 @@ class Adapter:
 
     def _try_update(self, images: Tensor, track: bool) -> tuple[Tensor, Objective | None, float]:
         """As `_update`, but where the objective is None, statistics and the first of two passes may have moved."""
-        predicted, tape = self._forward(images, track=track)
+        predicted, tape = self.forward(images, track=track)
         self.kept_bytes = max(self.kept_bytes, sum(tape.kept_bytes().values()))
         logits, regulariser = predicted, self.config.regulariser
         if self.config.passes == 2:
@@ -320,8 +361,11 @@ class Adapter:
         other = self.again(images.flip(3), keep=False)[0]
         return torch.logaddexp(logits.log_softmax(1), other.log_softmax(1)).sub_(math.log(2))
 
-    def _forward(self, images: Tensor, keep: bool = True, track: bool = True) -> tuple[Tensor, Tape]:
-        """The first forward of images; where their statistics depart from the average, once more with their own."""
+    def forward(self, images: Tensor, keep: bool = True, track: bool = True) -> tuple[Tensor, Tape]:
+        """The first forward of images, which statistics follow unless `track` is False: logits, and the tape.
+
+        Where the statistics of the images depart from the average, it is done once more with their own.
+        """
         if self.config.statistics == "batch" or (self.stream.domain is None and not track):
             return self.network.forward(images, keep=keep, track=track)
         if not track:
@@ -374,19 +418,21 @@ class Adapter:
         self.optimizer.zero_grad(set_to_none=True)
         return True
 
-    def _learnt(self) -> list[tuple[Tensor, Tensor | None]]:
-        """Copies of every parameter and its momentum."""
-        buffers = self.momentum_buffers()
+    def _learnt(self) -> list[tuple[Tensor, dict[str, Tensor]]]:
+        """Copies of every parameter and of what the optimizer remembers of it."""
         return [
-            (parameter.detach().clone(), buffers[i].clone() if i in buffers else None)
-            for i, parameter in enumerate(self._parameters)
+            (parameter.detach().clone(), {kind: tensor.clone() for kind, tensor in state.items()})
+            for parameter, state in zip(self._parameters, self._optimizer_state(), strict=True)
         ]
 
     @torch.no_grad()
-    def _restore_learnt(self, learnt: list[tuple[Tensor, Tensor | None]]) -> None:
-        for parameter, (value, momentum) in zip(self._parameters, learnt, strict=False):
+    def _restore_learnt(self, learnt: list[tuple[Tensor, dict[str, Tensor]]]) -> None:
+        keys = _OPTIMIZER_STATE[self.config.optimizer]
+        for parameter, (value, state) in zip(self._parameters, learnt, strict=False):
             parameter.copy_(value)
-            self.optimizer.state[parameter]["momentum_buffer"] = momentum
+            self.optimizer.state.pop(parameter, None)
+            if state:
+                self.optimizer.state[parameter].update({keys[kind]: tensor for kind, tensor in state.items()})
 
     def _result(self, logits: Tensor, objective: Objective | None, distance: float) -> StepResult:
         if objective is None:

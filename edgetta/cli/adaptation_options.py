@@ -16,6 +16,7 @@ STATISTICS = "BatchNorm's: of all images since the stream last changed (default)
 
 # Field -> (type, what to write, help). Static, so that `--help` does not import torch.
 OPTIONS: dict[str, tuple[Any, str, str]] = {
+    "optimizer": (click.Choice(("sgd", "adam")), "sgd|adam", "The bundle's rate law is one of SGD."),
     "learning_rate": (float, "RATE", "Of SGD; by default from the bundle's rate law, where it has one, else 0.001."),
     "momentum": (float, "M", "Of SGD, below 1."),
     "regulariser": (float, "LAMBDA", "Weight of the self-distilled regularisation."),

@@ -129,6 +129,7 @@ def plan_step(bundle: Bundle, budget: int, wishes: Wishes | None = None) -> Plan
         BudgetError: nothing fits; it names the smallest budget that would do, and what would lower it.
         UsageError: the bundle has no cost model, or not of what was asked for.
     """
+    from edgetta.adaptation.adapter import law_for
     from edgetta.adaptation.step_rate import choose_rate
 
     wishes = wishes or Wishes()
@@ -149,7 +150,7 @@ def plan_step(bundle: Bundle, budget: int, wishes: Wishes | None = None) -> Plan
         choice=choice,
         cost=search.cost(choice),
         batch_norm=search.policy,
-        rate=choose_rate(config.learning_rate, bundle.rate_law, config.momentum, choice.batch),
+        rate=choose_rate(config.learning_rate, law_for(config, bundle.rate_law), config.momentum, choice.batch),
         given_up=tuple(search.given_up(choice)),
         ladder=tuple(search.ladder(choice, candidates)),
         costs=search.costs,

@@ -12,6 +12,7 @@ import torch
 from edgetta.adaptation.adapter import AdaptConfig, Adapter
 from edgetta.adaptation.network import AdaptiveNetwork
 from edgetta.errors import UsageError
+from edgetta.rate_law import RateLaw
 from tests.adaptation.backbones import network_of, small_model
 
 
@@ -28,7 +29,7 @@ def snapshot(of: AdaptiveNetwork) -> dict[str, torch.Tensor]:
 
 
 def learnt(adapter: Adapter) -> dict[str, torch.Tensor]:
-    momentum = {f"momentum.{i}": buffer.clone() for i, buffer in adapter.momentum_buffers().items()}
+    momentum = {name: t.clone() for name, t in adapter.optimizer_tensors().items()}
     return {**snapshot(adapter.network), **momentum}
 
 
@@ -62,6 +63,41 @@ def test_entropy_falls_on_a_repeated_batch() -> None:
     adapter = Adapter(network(), AdaptConfig(entropy_margin=1.0, learning_rate=0.05, regulariser=0.0))
     entropies = [float(adapter.step(stream()).entropy.mean()) for _ in range(8)]
     assert entropies[-1] < entropies[0] - 0.05
+
+
+def test_adam_is_torchs_and_stands_where_it_stood_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three steps against torch's own Adam on the same gradients, with a step in between that fails and is undone."""
+    adapter = Adapter(network(), AdaptConfig(optimizer="adam", learning_rate=1e-2, entropy_margin=1.0))
+    values = [parameter.detach().clone().requires_grad_() for parameter in adapter.network.parameters()]
+    reference = torch.optim.Adam(values, 1e-2)
+    gradients: list[list[torch.Tensor]] = []
+    step = adapter.optimizer.step
+
+    def spy() -> None:
+        gradients.append([parameter.grad.clone() for parameter in adapter.network.parameters()])  # type: ignore[union-attr]
+        step()
+
+    def fail() -> None:
+        step()
+        raise MemoryError
+
+    for seed in range(3):
+        monkeypatch.setattr(adapter.optimizer, "step", fail)
+        with pytest.raises(MemoryError):
+            adapter.step(stream(seed=9))
+        monkeypatch.setattr(adapter.optimizer, "step", spy)
+        adapter.step(stream(seed=seed))
+        for value, gradient in zip(values, gradients[-1], strict=True):
+            value.grad = gradient
+        reference.step()
+    for value, parameter in zip(values, adapter.network.parameters(), strict=True):
+        assert torch.allclose(value, parameter, atol=1e-7)
+
+
+def test_the_rate_law_is_not_one_of_adam() -> None:
+    law = RateLaw("momentum", "measured", (1, 64), (1e-3, 8e-3), (5e-4, 6e-3), (2e-3, 1e-2), momentum=0.9)
+    rates = {name: Adapter(network(), AdaptConfig(optimizer=name), law).rate.choice(64) for name in ("sgd", "adam")}  # type: ignore[arg-type]
+    assert "law" in rates["sgd"].reason and "default" in rates["adam"].reason
 
 
 def test_the_anchor_holds_weights_near_those_that_were_shipped() -> None:
@@ -122,10 +158,10 @@ def test_a_second_pass_that_fails_takes_the_first_back() -> None:
     assert same(before, snapshot(adapter.network))
     calm = Adapter(network("ema"), AdaptConfig(entropy_margin=1.0, passes=2))
     calm.step(stream())
-    momentum = {i: buffer.clone() for i, buffer in calm.momentum_buffers().items()}
+    momentum = {i: buffer.clone() for i, buffer in calm.optimizer_tensors().items()}
     calm.rate.given = 1e37
     assert calm.step(stream()).reason == "non-finite"
-    assert all(torch.equal(momentum[i], buffer) for i, buffer in calm.momentum_buffers().items())
+    assert all(torch.equal(momentum[i], buffer) for i, buffer in calm.optimizer_tensors().items())
 
 
 @pytest.mark.parametrize("policy", ["ema", "batch"])

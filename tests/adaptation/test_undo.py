@@ -27,7 +27,7 @@ def images(count: int, seed: int = 0) -> Tensor:
 def everything(of: Runtime) -> dict[str, Tensor]:
     """All that a step may move, copied."""
     state = {name: tensor.clone() for name, tensor in of.network.state_dict().items()}
-    momentum = {f"momentum.{i}": buffer.clone() for i, buffer in of.adapter.momentum_buffers().items()}
+    momentum = {name: t.clone() for name, t in of.adapter.optimizer_tensors().items()}
     counters = {f"counter.{name}": torch.tensor(count) for name, count in of.adapter.counters().items()}
     return {**state, **momentum, **counters}
 
@@ -143,7 +143,7 @@ def test_the_first_step_of_all_can_be_undone(
     site(runtime, monkeypatch)
     with pytest.raises(MemoryError):
         runtime.adapter.step(images(16))
-    assert_same(before, everything(runtime)) and not runtime.adapter.momentum_buffers()
+    assert_same(before, everything(runtime)) and not runtime.adapter.optimizer_tensors()
 
 
 def test_an_update_of_gathered_frames_that_fails_keeps_the_window(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -216,7 +216,7 @@ def test_other_errors_are_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def everything_of(of: Adapter) -> dict[str, Tensor]:
-    momentum = {f"momentum.{i}": buffer.clone() for i, buffer in of.momentum_buffers().items()}
+    momentum = {name: t.clone() for name, t in of.optimizer_tensors().items()}
     return {**{name: tensor.clone() for name, tensor in of.network.state_dict().items()}, **momentum}
 
 

@@ -74,6 +74,7 @@ def test_options_reach_the_runtime_by_their_own_names(
     initialise = Runtime.__init__
     monkeypatch.setattr(Runtime, "__init__", lambda self, *a, **k: (made.append(self), initialise(self, *a, **k))[1])
     values = {
+        "optimizer": "adam",
         "learning_rate": 0.25,
         "momentum": 0.5,
         "regulariser": 0.75,
