@@ -189,7 +189,7 @@ class RunReport:
         s, config = self.summary, self.runtime.config
         if config.when == "off":
             return "off"
-        count = f"{s.adapted:,} update{'' if s.adapted == 1 else 's'} in {s.steps:,} steps"
+        count = f"{s.adapted:,} update{'' if s.adapted == 1 else 's'} in {s.steps:,} step{'' if s.steps == 1 else 's'}"
         chosen = self._rate()
         words = [f"{count} ({config.when}, learning rate {chosen.rate:.3g}: {chosen.reason})"]
         if s.empty:

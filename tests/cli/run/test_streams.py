@@ -106,7 +106,8 @@ def test_options_reach_the_runtime_by_their_own_names(
 
 def test_the_default_batch_depends_on_the_source(photos: Path, tmp_path: Path, capsys: Captured) -> None:
     assert run(photos) == 0
-    assert "64 (all frames are there already; --batch for another)" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "64 (all frames are there already; --batch for another)" in out and "0 updates in 1 step (" in out
     assert run(photos, "--batch", 5) == 0
     out = capsys.readouterr().out
     assert "\nbatch       5\n" in out and "stream (auto: averaged over all images since" in out
