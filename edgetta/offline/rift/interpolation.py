@@ -62,7 +62,7 @@ class Point:
     robust: float  # right on the image and on every fixed adversarial image of it
     robust_loss: float  # against the trained weights, on the same adversarial images
     robust_loss_upper: float
-    attacked: bool = False  # its own adversarial images are among them
+    attacked: bool = False  # adversarial images against this very point are among them
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,12 @@ def interpolate(
 
     A coarse grid, then points near the constraint, are judged on fixed adversarial images: those against the trained
     and those against the fine-tuned weights. Robustness need not fall evenly along the way, so the whole grid is
-    looked at. The best allowed point is then attacked itself, and given up for the next best where it no longer
-    meets the constraint. Images that weights have wrong already are not attacked for them: the trained weights are
-    then not tried on such points either, so that the loss comes out too high rather than too low.
+    looked at. The best allowed point is then attacked itself; what was found against it counts for all points from
+    there on, and how much more was lost than before is expected of the others, in proportion to alpha. Where no other
+    point is expected to hold, the way between what holds and what does not is halved.
+
+    Images that weights have wrong already are not attacked for them: the trained weights are then not tried on such
+    points either, so that the loss comes out too high rather than too low.
 
     Args:
         model: of which `start` and `end` are state dictionaries.
@@ -131,55 +134,99 @@ def interpolate(
         UsageError: too few validation images for the constraint.
     """
     constraint = constraint or Constraint()
-    images, labels = validation
-    constraint.check(len(labels))
-
-    def attacked(weights: Mapping[str, Tensor], sets: list[Tensor]) -> Tensor:
-        standing = all_right(right(weights, sets))
-        return adversarial_images(model, images, labels, attack, only=standing, batch=batch, seed=seed)
-
-    def right(weights: Mapping[str, Tensor], sets: list[Tensor]) -> list[Tensor]:
-        model.load_state_dict(weights)
-        return [classified_right(model, some, labels, batch) for some in (images, *sets)]
-
-    references: list[Tensor] = []  # what the trained weights have right: on the images, then on each set
-
-    def judged(alpha: float, sets: list[Tensor], own: bool) -> Point:
-        weights = between(start, end, alpha)
-        if len(references) <= len(sets):
-            references[:] = right(start, sets)
-        masks = right(weights, sets)
-        loss = PairedLoss.of(all_right(references[: len(sets) + 1]), all_right(masks))
-        clean, robust = (float(mask.float().mean()) for mask in (masks[0], all_right(masks)))
-        return Point(alpha, clean, robust, loss.value, loss.upper(), own)
-
-    sets = [attacked(start, []) if start_points is None else start_points]
-    sets.append(attacked(end, sets))
-    points = {0.0: judged(0.0, sets, False)}
-    for grid in (COARSE, None):
-        for alpha in _near_the_constraint(points, constraint) if grid is None else grid:
-            points[alpha] = judged(alpha, sets, False)
-            if progress is not None:
-                progress(len(points), len(COARSE) + 1, f"alpha {alpha:g}")
-    candidates = [point for point in points.values() if point.alpha > 0 and _allowed(point, points[0.0], constraint)]
-    chosen = 0.0
-    for point in sorted(candidates, key=lambda point: (-point.clean, point.alpha))[:TRIALS]:
-        own = attacked(between(start, end, point.alpha), sets)
-        del references[len(sets) + 1 :]  # another point's own set
-        points[point.alpha] = judged(point.alpha, [*sets, own], True)
-        if _allowed(points[point.alpha], points[0.0], constraint):
-            chosen = point.alpha
+    constraint.check(len(validation[1]))
+    way = _Way(model, start, end, validation, attack, batch, seed)
+    way.add_attacked(0.0, start_points)
+    way.add_attacked(1.0)
+    alphas = {0.0, *COARSE}
+    surprise = 0.0  # how much an attack on a point itself adds to the bound on its loss, for alpha 1
+    for trial in range(TRIALS + 1):
+        points = {alpha: way.point(alpha) for alpha in sorted(alphas)}
+        for alpha in _near_the_constraint(points, constraint):
+            points[alpha] = way.point(alpha)
+        alphas = set(points)
+        if progress is not None:
+            progress(trial, TRIALS, f"{len(points)} points")
+        allowed = [point for point in points.values() if _allowed(point, points[0.0], constraint)]
+        best = max((point for point in allowed if point.attacked), key=_merit, default=points[0.0])
+        tried = _promising(allowed, best, constraint, surprise)
+        if tried is None or trial == TRIALS:
             break
-    model.load_state_dict(between(start, end, chosen))
-    return Interpolation(tuple(points[alpha] for alpha in sorted(points)), chosen)
+        way.add_attacked(tried.alpha)
+        added = way.point(tried.alpha).robust_loss_upper - tried.robust_loss_upper
+        surprise = max(surprise, added / tried.alpha)
+    model.load_state_dict(between(start, end, best.alpha))
+    return Interpolation(tuple(points[alpha] for alpha in sorted(points)), best.alpha)
 
 
-TRIALS = 4
+TRIALS = 6
 """Points that are attacked themselves at most, before the trained weights are kept."""
 
 
+class _Way:
+    """The points between two states of a model, judged on sets of images that grow."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        start: Mapping[str, Tensor],
+        end: Mapping[str, Tensor],
+        validation: tuple[Tensor, Tensor],
+        attack: Attack,
+        batch: int,
+        seed: int,
+    ) -> None:
+        self.model, self.start, self.end = model, start, end
+        self.images, self.labels = validation
+        self.attack, self.batch, self.seed = attack, batch, seed
+        self.sets = [self.images]
+        self.attacked: set[float] = set()
+        self._masks: dict[float, list[Tensor]] = {}  # what a point has right in each set
+
+    def add_attacked(self, alpha: float, points: Tensor | None = None) -> None:
+        """One more set: adversarial images against a point, for the images that it has right in all sets so far."""
+        if points is None:
+            standing = all_right(self._right(alpha))
+            self.model.load_state_dict(between(self.start, self.end, alpha))
+            points = adversarial_images(
+                self.model, self.images, self.labels, self.attack, only=standing, batch=self.batch, seed=self.seed
+            )
+        self.sets.append(points)
+        self.attacked.add(alpha)
+
+    def point(self, alpha: float) -> Point:
+        """Accuracies on all sets, and what is lost against the trained weights there."""
+        right = self._right(alpha)
+        loss = PairedLoss.of(all_right(self._right(0.0)), all_right(right))
+        clean, robust = (float(mask.float().mean()) for mask in (right[0], all_right(right)))
+        return Point(alpha, clean, robust, loss.value, loss.upper(), alpha in self.attacked)
+
+    def _right(self, alpha: float) -> list[Tensor]:
+        masks = self._masks.setdefault(alpha, [])
+        if len(masks) < len(self.sets):
+            self.model.load_state_dict(between(self.start, self.end, alpha))
+            for some in self.sets[len(masks) :]:
+                masks.append(classified_right(self.model, some, self.labels, self.batch))
+        return masks
+
+
 def _allowed(point: Point, start: Point, constraint: Constraint) -> bool:
-    return point.robust_loss_upper <= constraint.loss and point.clean > start.clean
+    return point.alpha > 0 and point.robust_loss_upper <= constraint.loss and point.clean > start.clean
+
+
+def _merit(point: Point) -> tuple[float, float]:
+    return point.clean, -point.alpha
+
+
+def _promising(allowed: list[Point], best: Point, constraint: Constraint, surprise: float) -> Point | None:
+    """The point to attack next: the best that will still be allowed then, as far as one can tell."""
+    better = [point for point in allowed if not point.attacked and point.clean > best.clean]
+    hopeful = [point for point in better if point.robust_loss_upper + surprise * point.alpha <= constraint.loss]
+    if hopeful or not better:
+        return max(hopeful, key=_merit, default=None)
+    # None is likely to hold: halve the way between what holds and what does not.
+    middle = (best.alpha + max(point.alpha for point in better)) / 2
+    return min(better, key=lambda point: (abs(point.alpha - middle), point.alpha))
 
 
 def _near_the_constraint(points: Mapping[float, Point], constraint: Constraint) -> list[float]:

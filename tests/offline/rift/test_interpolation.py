@@ -75,6 +75,47 @@ def test_a_worse_end_is_refused() -> None:
     assert alphas == sorted(set(alphas)) and len(alphas) > 11  # refined near the constraint
 
 
+class Moving(nn.Module):
+    """A classifier with one weight w: wrong about bright images, fewer as w grows, and in a hole that moves with w."""
+
+    def __init__(self, w: float) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([w]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = x[:, 0, 0, 0]
+        wrong = ((v - 0.2 * self.w).abs() < 0.01) | (v > 0.9 + 0.1 * self.w)
+        return torch.stack([wrong.float(), (~wrong).float()], 1)
+
+
+class IntoTheHole:
+    """Moves ever more images into the hole of the weight that it attacks: no other weight far from it notices."""
+
+    threat, name = ATTACK.threat, "into the hole"
+
+    def __init__(self) -> None:
+        self.attacked: list[float] = []
+
+    def perturb(self, net: Moving, some: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        w = float(net.w.detach())
+        self.attacked.append(round(w, 2))
+        points = some.clone()
+        points[: int(250 * max(0.0, w - 0.35))] = 0.2 * w
+        return points
+
+
+def test_an_attack_that_refuses_a_point_leads_to_the_next_and_not_back_to_the_start() -> None:
+    model, attack = Moving(0.0), IntoTheHole()
+    start, end = ({"w": torch.tensor([w])} for w in (0.0, 1.0))
+    x = torch.linspace(0.3, 1, 400)[torch.randperm(400, generator=torch.Generator().manual_seed(0))]
+    data = x[:, None, None, None].expand(400, 1, 1, 1).clone(), torch.ones(400, dtype=torch.int64)
+    found = interpolate(model, start, end, data, attack, Constraint(0.02), batch=400)  # type: ignore[arg-type]
+    chosen = next(point for point in found.points if point.alpha == found.alpha)
+    assert attack.attacked[:2] == [0.0, 1.0] and 2 < len(attack.attacked) <= 10
+    assert 0.3 <= found.alpha < 0.52 and chosen.attacked and chosen.robust_loss_upper <= 0.02
+    assert chosen.clean > found.points[0].clean and float(model.w.detach()) == pytest.approx(found.alpha)
+
+
 def test_too_few_images_for_the_confidence_asked_for() -> None:
     model, start, end = states()
     with pytest.raises(UsageError, match="100 validation images cannot show with 95 % confidence"):
