@@ -30,11 +30,12 @@ NETWORKS = ("resnet20_jpegft", "mobilenet_v1_0.5_160")
 PRECISIONS = ("fp32", "int8")
 ADAPTATIONS = ("bare", "warm_up_only", "adapted")
 _REPETITIONS = 7
+_OF_ROWS = ("count", "source", "epochs", "learning_rate")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything a row depends on beside its network."""
+    """Everything a row depends on beside its network. The first four stand in every row."""
 
     count: int  # test images under each corruption
     source: int  # source images that meta-networks are warmed up on
@@ -71,7 +72,8 @@ def command(models: str, count: int, source: int, epochs: int, learning_rate: fl
         if name not in NETWORKS:
             raise UsageError(f"--model {name!r} is unknown; choose from {', '.join(NETWORKS)}")
     settings = Settings(count, source, epochs, learning_rate)
-    rows = rows_to_continue(path, asdict(settings)) if path is not None else []
+    shared = {name: value for name, value in asdict(settings).items() if name not in _OF_ROWS}
+    rows = rows_to_continue(path, shared) if path is not None else []
     missing = [name for name in names if all(row["model"] != name for row in rows)]
     with progress_bar("int8", len(missing), unit="networks") as update:
         for done, name in enumerate(missing):
@@ -81,7 +83,7 @@ def command(models: str, count: int, source: int, epochs: int, learning_rate: fl
 
             rows += measure(name, settings, told)
             if path is not None:
-                write_results(path, rows, asdict(settings))
+                write_results(path, rows, shared)
     _print([row for row in rows if row["model"] in names])
     if path is not None:
         click.echo(f"wrote {path}")
@@ -117,6 +119,7 @@ def measure(name: str, settings: Settings, told: Callable[[str], None] = lambda 
                         "model_bytes": size,
                         "inference_seconds": seconds[precision, "inference"],
                         "step_seconds": seconds[precision, adaptation],
+                        **{name: getattr(settings, name) for name in _OF_ROWS},
                     }
                 )
     return rows
