@@ -11,7 +11,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,10 +91,11 @@ def command(models: str, count: int, source: int, epochs: int, learning_rate: fl
 
 def measure(name: str, settings: Settings, told: Callable[[str], None] = lambda _: None) -> list[dict[str, Any]]:
     """The six rows of one network: fp32 and int8, each bare, warmed up, and adapting."""
+    from edgetta.bench.corruption import CORRUPTIONS
     from edgetta.bundle import read_bundle
+    from edgetta.memory.meter import measure_kept
 
     source, held_out, test = _data(name, settings)
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
         bundles = {}
         for precision in PRECISIONS:
@@ -103,26 +104,67 @@ def measure(name: str, settings: Settings, told: Callable[[str], None] = lambda 
             bundles[precision] = read_bundle(Path(folder) / precision)
         told("timing")
         seconds = _seconds(bundles, settings)
-        for precision, bundle in bundles.items():
-            size = sum(file.stat().st_size for file in bundle.path.rglob("*") if file.is_file())
-            for adaptation in ADAPTATIONS:
-                told(f"{precision} {adaptation}")
-                clean, corrupted, kept = _errors(bundle, adaptation, test, settings)
-                rows.append(
-                    {
-                        "model": name,
-                        "precision": precision,
-                        "adaptation": adaptation,
-                        "clean_error": clean,
-                        "error": corrupted,
-                        "kept_bytes": kept,
-                        "model_bytes": size,
-                        "inference_seconds": seconds[precision, "inference"],
-                        "step_seconds": seconds[precision, adaptation],
-                        **{name: getattr(settings, name) for name in _OF_ROWS},
-                    }
-                )
+        on_stream, on_clean = _predictors(bundles), _predictors(bundles)
+        wrong = dict.fromkeys(on_stream, 0)
+        for corruption in CORRUPTIONS:
+            told(corruption)
+            for images, labels in test.batches(corruption, settings):
+                for key, predict in on_stream.items():
+                    wrong[key] += int((predict(images).argmax(1) != labels).sum())
+        told("clean images")
+        clean = dict.fromkeys(on_stream, 0)
+        for images, labels in test.batches(None, settings):
+            for key, predict in on_clean.items():
+                # What has adapted is asked with adaptation off, after the stream.
+                answer = on_stream[key].off if key[1] == "adapted" else predict
+                clean[key] += int((answer(images).argmax(1) != labels).sum())
+        rows = []
+        for precision, adaptation in on_stream:
+            bundle, kept = bundles[precision], 0
+            if adaptation == "adapted":
+                network = on_clean[precision, adaptation].network
+                kept = measure_kept(network, next(test.batches(None, settings))[0]).contract
+            rows.append(
+                {
+                    "model": name,
+                    "precision": precision,
+                    "adaptation": adaptation,
+                    "clean_error": 100 * clean[precision, adaptation] / len(test.labels),
+                    "error": 100 * wrong[precision, adaptation] / (len(test.labels) * len(CORRUPTIONS)),
+                    "kept_bytes": kept,
+                    "model_bytes": sum(f.stat().st_size for f in bundle.path.rglob("*") if f.is_file()),
+                    "inference_seconds": seconds[precision, "bare"],
+                    "step_seconds": seconds[precision, adaptation],
+                    **{field: getattr(settings, field) for field in _OF_ROWS},
+                }
+            )
     return rows
+
+
+class _Predictor:
+    """Logits for images, from one network in one of the three ways; with `every`, every image counts in updates."""
+
+    def __init__(self, bundle: Bundle, adaptation: str, every: bool) -> None:
+        from edgetta.adaptation.adapter import Adapter
+        from edgetta.bundle import build_network, source_program
+
+        self._bare = source_program(bundle, "onnxruntime") if adaptation == "bare" else None
+        self.network = build_network(bundle, "onnxruntime")
+        config = replace(bundle.config, entropy_margin=1.0) if every else bundle.config
+        self._adapter = Adapter(self.network, config, bundle.rate_law) if adaptation == "adapted" else None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if self._bare is not None:
+            return self._bare(images)
+        return self.off(images) if self._adapter is None else self._adapter.step(images).logits
+
+    def off(self, images: Tensor) -> Tensor:
+        """With meta-networks as they are now."""
+        return self.network.forward(images, keep=False)[0]
+
+
+def _predictors(bundles: dict[str, Bundle], every: bool = False) -> dict[tuple[str, str], _Predictor]:
+    return {(p, a): _Predictor(bundle, a, every) for p, bundle in bundles.items() for a in ADAPTATIONS}
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,60 +255,13 @@ def _prepare(name: str, precision: str, source: Labelled, held_out: Labelled, se
     write_bundle(path, derived.adaptable, network, name=name, config=AdaptConfig())
 
 
-def _errors(bundle: Bundle, adaptation: str, test: _Test, settings: Settings) -> tuple[float, float, int]:
-    """Clean error and that of the stream in per cent, and the bytes that a step keeps."""
-    from edgetta.adaptation.adapter import Adapter
-    from edgetta.bench.corruption import CORRUPTIONS
-    from edgetta.bundle import build_network, source_program
-    from edgetta.memory.meter import measure_kept
-
-    if adaptation == "bare":
-        program = source_program(bundle, "onnxruntime")
-        parts = [_wrong(program, test, name, settings) for name in (None, *CORRUPTIONS)]
-        return parts[0], sum(parts[1:]) / len(CORRUPTIONS), 0
-
-    def off() -> Callable[[Tensor], Tensor]:
-        network = build_network(bundle, "onnxruntime")
-        return lambda images: network.forward(images, keep=False)[0]
-
-    if adaptation == "warm_up_only":
-        predict = off()
-        parts = [_wrong(predict, test, name, settings) for name in (None, *CORRUPTIONS)]
-        return parts[0], sum(parts[1:]) / len(CORRUPTIONS), 0
-    network = build_network(bundle, "onnxruntime")
-    kept = measure_kept(network, next(test.batches(None, settings))[0]).contract
-    adapter = Adapter(network, bundle.config, bundle.rate_law)
-    errors = [_wrong(lambda x: adapter.step(x).logits, test, name, settings) for name in CORRUPTIONS]
-    clean = _wrong(lambda images: network.forward(images, keep=False)[0], test, None, settings)
-    return clean, sum(errors) / len(errors), kept
-
-
-def _wrong(predict: Callable[[Tensor], Tensor], test: _Test, corruption: str | None, settings: Settings) -> float:
-    wrong = 0
-    for images, labels in test.batches(corruption, settings):
-        wrong += int((predict(images).argmax(1) != labels).sum())
-    return 100 * wrong / len(test.labels)
-
-
 def _seconds(bundles: dict[str, Bundle], settings: Settings) -> dict[tuple[str, str], float]:
     """Medians of inference, of prediction with adaptation off, and of steps; all kinds in turn, round after round."""
-    from dataclasses import replace
-
     import torch
-
-    from edgetta.adaptation.adapter import Adapter
-    from edgetta.bundle import build_network, source_program
 
     shape = next(iter(bundles.values())).model.input_shape
     images = torch.rand(settings.batch, *shape, generator=torch.Generator().manual_seed(0))
-    runs: dict[tuple[str, str], Callable[[Tensor], object]] = {}
-    for precision, bundle in bundles.items():
-        off = build_network(bundle, "onnxruntime")
-        config = replace(bundle.config, entropy_margin=1.0)  # every image counts: a full backward
-        adapter = Adapter(build_network(bundle, "onnxruntime"), config, bundle.rate_law)
-        runs[precision, "inference"] = source_program(bundle, "onnxruntime")
-        runs[precision, "warm_up_only"] = lambda x, off=off: off.forward(x, keep=False)  # type: ignore[misc]
-        runs[precision, "adapted"] = adapter.step
+    runs = _predictors(bundles, every=True)  # a full backward in every step
     samples: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
     for number in range(_REPETITIONS + 1):
         for key, run in runs.items():
@@ -274,8 +269,7 @@ def _seconds(bundles: dict[str, Bundle], settings: Settings) -> dict[tuple[str, 
             run(images)
             if number:
                 samples[key].append(time.perf_counter() - start)
-    found = {key: statistics.median(values) for key, values in samples.items()}
-    return found | {(precision, "bare"): found[precision, "inference"] for precision in bundles}
+    return {key: statistics.median(values) for key, values in samples.items()}
 
 
 def recovered(rows: Sequence[dict[str, Any]], model: str, column: str) -> float | None:
