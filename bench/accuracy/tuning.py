@@ -39,7 +39,7 @@ def trials(
         for method in methods
         for settings in METHODS[method].trials
     ]
-    done = [(row["method"], row["batch"], row["settings"]) for row in rows if row["model"] == model]
+    done = [(r["method"], r["batch"], r["settings"]) for r in rows if r["model"] == model and r["images"] == images]
     for position, (method, batch, settings) in enumerate(planned):
         if len(METHODS[method].trials) > 1 and (method, batch, settings) not in done:
             found = score(make(method, source(), settings, SEED), tuning_stream(images, batch), cache, clean=0)
@@ -51,7 +51,7 @@ def trials(
 def chosen(rows: Sequence[Mapping[str, Any]], method: str, batch: int, model: str) -> Settings:
     """The settings with the lowest error at the nearest batch size that was tried; {} where there was nothing to try.
 
-    `model`: its own trials where there are some, else those of any model. Variants have those of `edgetta`.
+    Trials on longer streams count before those on shorter ones. `model`: its own trials where there are some, else those of any model. Variants have those of `edgetta`.
     """
     name = "edgetta" if method in VARIANTS else method
     tried = [row for row in rows if row["method"] == name]
@@ -59,5 +59,7 @@ def chosen(rows: Sequence[Mapping[str, Any]], method: str, batch: int, model: st
     if not tried:
         return {}
     nearest = min((row["batch"] for row in tried), key=lambda size: (abs(size - batch), size))
-    best: Settings = min((row for row in tried if row["batch"] == nearest), key=lambda row: row["error"])["settings"]
+    tried = [row for row in tried if row["batch"] == nearest]
+    longest = max(row["images"] for row in tried)
+    best: Settings = min((r for r in tried if r["images"] == longest), key=lambda row: row["error"])["settings"]
     return best

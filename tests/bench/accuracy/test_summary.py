@@ -85,12 +85,14 @@ def test_a_difference_in_every_pair_is_no_chance_and_a_mixed_one_is() -> None:
 
 def test_the_best_trial_is_chosen_and_every_method_has_as_many() -> None:
     tried = [
-        {"method": "tent", "model": "m", "batch": b, "settings": {"learning_rate": r}, "error": e}
+        {"method": "tent", "model": "m", "batch": b, "images": 10, "settings": {"learning_rate": r}, "error": e}
         for b, r, e in ((64, 1, 20.0), (64, 2, 19.0), (200, 1, 18.0), (200, 2, 21.0))
     ]
     assert chosen(tried, "tent", 32, "m") == {"learning_rate": 2}
     assert chosen(tried, "tent", 200, "other") == {"learning_rate": 1}
     assert chosen(tried, "eata", 64, "m") == {}
+    longer = {**tried[0], "images": 20, "error": 30.0}
+    assert chosen([*tried, longer], "tent", 64, "m") == {"learning_rate": 1}, "a longer stream says more"
     assert {len(entry.trials) for entry in METHODS.values()} <= {1, TRIALS}
 
 
