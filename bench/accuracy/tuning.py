@@ -51,7 +51,8 @@ def trials(
 def chosen(rows: Sequence[Mapping[str, Any]], method: str, batch: int, model: str) -> Settings:
     """The settings with the lowest error at the nearest batch size that was tried; {} where there was nothing to try.
 
-    Trials on longer streams count before those on shorter ones. `model`: its own trials where there are some, else those of any model. Variants have those of `edgetta`.
+    Trials on longer streams count before those on shorter ones. `model`: its own trials where there are some, else
+    those of any model. Variants have those of `edgetta`.
     """
     name = "edgetta" if method in VARIANTS else method
     tried = [row for row in rows if row["method"] == name]
