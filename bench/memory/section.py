@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetta.bench.memory.cases import OWN
-from edgetta.bench.memory.summary import ENGINE, Row, goals, is_exact, ratio_text, smallest_of, tent_of
+from edgetta.bench.memory.summary import ENGINE, Row, goals, is_exact, ratio_text, smallest_of, tent_of, way
 from edgetta.errors import UsageError
 from edgetta.storage import atomic_write_text
 
@@ -91,9 +91,7 @@ def _shown(rows: Sequence[Row]) -> list[Row]:
 def _title(row: Row) -> str:
     if row["method"] != OWN:
         return TITLES[row["method"]]
-    slices = f", slices of {row['slice']}" if row["slice"] else ""
-    gradient = "" if row["gradient"] == "exact" else f", gradient `{row['gradient']}`"
-    return f"{TITLES[OWN]} `{row['storage']}`{gradient}{slices}"
+    return f"{TITLES[OWN]} {way(row)}"
 
 
 def write_plot(path: Path, rows: Sequence[Row]) -> Path:

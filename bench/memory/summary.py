@@ -24,6 +24,7 @@ class Goal:
     """A ratio that a row should not exceed."""
 
     what: str
+    base: str
     row: Row
     ratio: float
     limit: float
@@ -34,7 +35,8 @@ class Goal:
 
     def told(self) -> str:
         verdict = "holds" if self.held else f"missed by {self.ratio - self.limit:.2f}"
-        return f"{self.row['model']}: {self.what} {self.ratio:.2f} (goal {self.limit:g}: {verdict})"
+        ratio = f"{self.ratio:.2f} times {self.base} (goal {self.limit:g}: {verdict})"
+        return f"{self.row['model']}, {self.what}: {ratio}, {way(self.row)}"
 
 
 def goals(rows: Sequence[Row]) -> list[Goal]:
@@ -47,13 +49,20 @@ def _goals_of(rows: Sequence[Row], model: str) -> Iterator[Goal]:
     if not own:
         return
     smallest, exact = smallest_of(own), smallest_of([r for r in own if is_exact(r)] or own)
-    yield Goal("smallest choice over plain inference", smallest, _peaks(smallest), SMALLEST_TIMES)
+    yield Goal("smallest choice", "plain inference", smallest, _peaks(smallest), SMALLEST_TIMES)
     if is_exact(exact):
-        yield Goal("exact gradients over plain inference", exact, _peaks(exact), EXACT_TIMES)
+        yield Goal("exact gradients", "plain inference", exact, _peaks(exact), EXACT_TIMES)
     tent = tent_of(rows, smallest)
     if tent is not None:
         share = smallest["peak_bytes"] / tent["peak_bytes"]
-        yield Goal("smallest choice over TENT on stock torch", smallest, share, TENT_SHARE)
+        yield Goal("smallest choice", "TENT on stock torch", smallest, share, TENT_SHARE)
+
+
+def way(row: Row) -> str:
+    """How edgetta keeps what a step needs: storage, gradient where it is not exact bits, slices."""
+    slices = f", slices of {row['slice']}" if row["slice"] else ""
+    gradient = "" if row["gradient"] == "exact" else f", gradient `{row['gradient']}`"
+    return f"`{row['storage']}`{gradient}{slices}"
 
 
 def is_exact(row: Row) -> bool:
