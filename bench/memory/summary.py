@@ -16,6 +16,9 @@ EXACT = ("full", "recompute")
 
 SMALLEST_TIMES, EXACT_TIMES, TENT_SHARE = 2.0, 3.0, 0.2
 
+NOISE = 0.01
+"""Peaks that differ by less are the same."""
+
 Row = Mapping[str, Any]
 
 
@@ -71,8 +74,10 @@ def is_exact(row: Row) -> bool:
 
 
 def smallest_of(rows: Sequence[Row]) -> Row:
-    """The row with the lowest peak."""
-    return min(rows, key=lambda row: row["peak_bytes"])
+    """The row with the lowest peak; of those within a percent of it the one that gives up and keeps least."""
+    lowest = min(row["peak_bytes"] for row in rows)
+    alike = [row for row in rows if row["peak_bytes"] <= (1 + NOISE) * lowest]
+    return min(alike, key=lambda row: (row["gradient"] == "local", not is_exact(row), row["kept_bytes"]))
 
 
 def tent_of(rows: Sequence[Row], row: Row) -> Row | None:

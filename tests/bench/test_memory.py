@@ -104,6 +104,8 @@ def test_goals_are_those_of_one_engine() -> None:
         == "net, smallest choice: 0.10 times TENT on stock torch (goal 0.2: holds), `recompute-int8`, slices of 8"
     )
     assert goals(ROWS[:2]) == []
+    local = row("edgetta", 41.9, gradient="local", storage="int8", slice=8)
+    assert goals([*ROWS, local])[0].row is ROWS[4], "within the noise, the one that gives up least"
 
 
 def test_the_section_is_written_between_its_markers_and_nothing_else_changes(tmp_path: Path) -> None:
