@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 def command(networks: str, seeds: str, work: Path, path: Path | None, **sizes: Any) -> None:
     """RiFT and its controls: clean, corrupted and robust accuracy, and the bound on what is lost.
 
-    The default takes about 25 minutes on two cores. Networks: adv_resnet4b_at (no BatchNorm), resnet20_at (with
-    BatchNorm, five times as long), and others of `edgetta bench criticality`.
+    The default takes about 25 minutes on two cores. Networks: adv_resnet4b_at (no BatchNorm), resnet8_at (with
+    BatchNorm, four times as long), resnet20_at, and others of `edgetta bench criticality`.
     """
     from edgetta.bench.result_file import rows_to_continue, write_results
 
