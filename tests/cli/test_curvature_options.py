@@ -90,8 +90,8 @@ def test_bad_options_are_named_before_anything_long(tmp_path: Path, capsys: Capt
     ):
         assert prepare(tmp_path, "--curvature", "--curvature-batch-sizes", sizes) == 2
         assert words in capsys.readouterr().err
-    assert prepare(tmp_path, "--curvature", "--curvature-batch-sizes", "64,128") == 1
-    assert "a batch of 128 is larger than the 96 images under speckle_noise" in capsys.readouterr().err
+    assert prepare(tmp_path, "--curvature", "--curvature-batch-sizes", "64,128") == 2
+    assert "96 held-out images are fewer than one batch of 128" in capsys.readouterr().err
 
 
 def test_a_damaged_law_is_named(folder: Path, tmp_path: Path, capsys: Captured) -> None:
