@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from edgetta.adaptation.adapter import AdaptConfig
 from edgetta.adaptation.model import AdaptableModel
+from edgetta.adaptation.step_memory import FULL, StepMemory
 from edgetta.bench.accuracy.edgetta_method import AffineOracle, Edgetta, MetaOracle, network_of
 from edgetta.bench.accuracy.images import CLEAN, ImageCache
 from edgetta.bench.accuracy.published import EcottaPublished, warmed_up
@@ -103,8 +104,8 @@ def _eata(source: SourceModel, settings: Settings, seed: int) -> Method:
     return Eata(source.module, source.images.split(64), EataConfig(**settings))
 
 
-def _edgetta(source: SourceModel, settings: Settings, seed: int) -> Method:
-    return Edgetta(source.adaptable, source.state, AdaptConfig.from_json(dict(settings)))
+def _edgetta(source: SourceModel, settings: Settings, seed: int, memory: StepMemory = FULL) -> Method:
+    return Edgetta(source.adaptable, source.state, AdaptConfig.from_json(dict(settings)), memory)
 
 
 METHODS: dict[str, Entry] = {
@@ -146,6 +147,9 @@ METHODS: dict[str, Entry] = {
     "warm_up_only": Entry(lambda source, settings, seed: _edgetta(source, {**settings, "when": "off"}, seed)),
     "edgetta_mirrored": Entry(lambda source, settings, seed: _edgetta(source, {**settings, "mirrored": True}, seed)),
     "edgetta_on_drift": Entry(lambda source, settings, seed: _edgetta(source, {**settings, "when": "on-drift"}, seed)),
+    "edgetta_recompute_int8": Entry(
+        lambda source, settings, seed: _edgetta(source, settings, seed, StepMemory("recompute-int8", 8))
+    ),
     "edgetta_batch_statistics": Entry(
         lambda source, settings, seed: _edgetta(source, {**settings, "statistics": "batch"}, seed)
     ),
@@ -159,7 +163,13 @@ METHODS: dict[str, Entry] = {
     ),
 }
 ORACLES = ("oracle_affine", "oracle_meta")
-VARIANTS = ("warm_up_only", "edgetta_mirrored", "edgetta_on_drift", "edgetta_batch_statistics")
+VARIANTS = (
+    "edgetta_recompute_int8",
+    "warm_up_only",
+    "edgetta_mirrored",
+    "edgetta_on_drift",
+    "edgetta_batch_statistics",
+)
 """edgetta with one thing changed; they take its settings."""
 
 
