@@ -18,6 +18,7 @@ from edgetta.adaptation.model import AdaptableModel
 from edgetta.adaptation.step_memory import FULL, StepMemory
 from edgetta.bench.accuracy.edgetta_method import AffineOracle, Edgetta, MetaOracle, network_of
 from edgetta.bench.accuracy.images import CLEAN, ImageCache
+from edgetta.bench.accuracy.mirrored import MirroredTent
 from edgetta.bench.accuracy.published import EcottaPublished, warmed_up
 from edgetta.bench.accuracy.streams import as_tensor
 from edgetta.bench.baselines import (
@@ -114,6 +115,7 @@ METHODS: dict[str, Entry] = {
     "tent": Entry(
         lambda source, settings, seed: Tent(source.module, TentConfig(**settings)), _rates(2.5e-4, 5e-4, 1e-3, 2e-3)
     ),
+    "tent_mirrored": Entry(lambda source, settings, seed: MirroredTent(source.module, TentConfig(**settings))),
     "eata": Entry(_eata, _rates(5e-4, 1e-3, 2e-3, 4e-3)),
     "sar": Entry(
         lambda source, settings, seed: Sar(source.module, SarConfig(**settings)), _rates(1e-3, 3e-3, 1e-2, 3e-2)

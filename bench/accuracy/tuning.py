@@ -52,9 +52,9 @@ def chosen(rows: Sequence[Mapping[str, Any]], method: str, batch: int, model: st
     """The settings with the lowest error at the nearest batch size that was tried; {} where there was nothing to try.
 
     Trials on longer streams count before those on shorter ones. `model`: its own trials where there are some, else
-    those of any model. Variants have those of `edgetta`.
+    those of any model. Variants have those of their method.
     """
-    name = "edgetta" if method in VARIANTS else method
+    name = VARIANTS.get(method, method)
     tried = [row for row in rows if row["method"] == name]
     tried = [row for row in tried if row["model"] == model] or tried
     if not tried:

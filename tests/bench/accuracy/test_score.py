@@ -115,3 +115,17 @@ def test_an_ablation_changes_one_thing_at_a_time_and_goes_on(
     assert [row["adapted_share"] for row in rows] == [1.0, 0.0]
     assert len(list(ablation.ablate(source, cache, rows, 40, 20, "small"))) == 3
     assert len(rows) == 3 and asked == [4, 4, 5]
+
+
+def test_a_mirrored_baseline_predicts_with_both_views_and_learns_as_ever() -> None:
+    from edgetta.bench.accuracy.mirrored import MirroredTent
+    from edgetta.bench.baselines import Tent
+
+    model = randomised(SmallNet())
+    images = torch.rand(24, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    plain, mirrored = Tent(model), MirroredTent(model)
+    with torch.no_grad():
+        other = plain.model(images.flip(3)).softmax(1)
+    expected = (plain(images).softmax(1) + other) / 2
+    assert torch.allclose(mirrored(images).exp(), expected, atol=1e-5)
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), mirrored.parameters(), strict=True))
