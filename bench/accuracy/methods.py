@@ -165,14 +165,15 @@ METHODS: dict[str, Entry] = {
     ),
 }
 ORACLES = ("oracle_affine", "oracle_meta")
-VARIANTS = (
-    "edgetta_recompute_int8",
-    "warm_up_only",
-    "edgetta_mirrored",
-    "edgetta_on_drift",
-    "edgetta_batch_statistics",
-)
-"""edgetta with one thing changed; they take its settings."""
+VARIANTS = {
+    "tent_mirrored": "tent",
+    "edgetta_recompute_int8": "edgetta",
+    "warm_up_only": "edgetta",
+    "edgetta_mirrored": "edgetta",
+    "edgetta_on_drift": "edgetta",
+    "edgetta_batch_statistics": "edgetta",
+}
+"""Methods with one thing changed; they take the settings of the method that is named."""
 
 
 def make(name: str, source: SourceModel, settings: Settings, seed: int) -> Method:
