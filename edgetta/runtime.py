@@ -138,7 +138,7 @@ class Runtime:
             )
             self.plan = plan_step(bundle, parse_size(budget), wishes)
             engine, gradient = self.plan.choice.engine, self.plan.choice.gradient  # type: ignore[assignment]
-            limit_kernel_cache(engine)
+            limit_kernel_cache(engine, len(bundle.model.metas))
             self.config = replace(self.config, window=self.plan.window or self.config.window)
         cache = Path(engine_cache) if engine_cache else None
         self.engine = open_engine(bundle, engine, threads, tensorrt, cache)

@@ -124,7 +124,7 @@ def kept_of_convolutions(few: bool) -> int:
         os.environ.pop(name, None)
     torch.set_num_threads(1)
     if few:
-        limit_kernel_cache("onnxruntime")
+        limit_kernel_cache("onnxruntime", 1)
     weights = [torch.rand(channels, 16, 3, 3) for channels in (16, 24, 32, 40)]
 
     def run(count: int) -> None:

@@ -15,10 +15,10 @@ VARIABLES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 def test_what_the_environment_says_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLES[0], raising=False)
     monkeypatch.setenv(VARIABLES[1], "5")
-    limit_kernel_cache("onnxruntime")
-    assert [os.environ[name] for name in VARIABLES] == ["16", "5"]
+    limit_kernel_cache("onnxruntime", 4)
+    assert [os.environ[name] for name in VARIABLES] == ["64", "5"]
     monkeypatch.delenv(VARIABLES[0])
-    limit_kernel_cache("torch")
+    limit_kernel_cache("torch", 4)
     assert os.environ[VARIABLES[0]] == "512"
 
 
