@@ -16,8 +16,7 @@ from edgetta.adaptation.step_memory import StepMemory
 from edgetta.errors import UsageError
 from edgetta.memory.accuracy_costs import AccuracyCosts
 from edgetta.offline.accuracy_costs import BATCH, CHOICES, REFERENCE, accuracy_costs, measure_accuracy_costs
-from tests.adaptation.backbones import small_model
-from tests.small_bundle import small_network
+from tests.adaptation.backbones import network_of, small_model
 
 CONFIG = AdaptConfig(learning_rate=2.0, entropy_margin=1.0)
 
@@ -31,7 +30,7 @@ def domains(count: int = 80) -> dict[str, tuple[Tensor, Tensor]]:
 
 @pytest.fixture(scope="module")
 def network() -> AdaptiveNetwork:
-    return small_network(small_model())
+    return network_of(small_model(), "auto", dtype=torch.float32)  # its predictions are not all alike
 
 
 def streamed(network: AdaptiveNetwork, batch: int, memory: StepMemory) -> list[bool]:
