@@ -24,6 +24,7 @@ _NEVER = (1 << 31) - 1
 
 def return_freed_memory() -> bool:
     """Resident memory is memory in use from now on; False where the C library has no such switch (musl, macOS)."""
+    _kept.clear()
     return _set(
         {
             _M_MMAP_THRESHOLD: BLOCK,
@@ -35,8 +36,20 @@ def return_freed_memory() -> bool:
 
 
 def keep_freed_memory() -> bool:
-    """What this process frees stays with it, ready for the next step; False where the C library has no such switch."""
+    """What this process frees stays with it, ready for the next step; False where the C library has no such switch.
+
+    ONNX Runtime's sessions that are made from now on share an arena.
+    """
+    _kept.append(True)
     return _set({_M_MMAP_THRESHOLD: KEPT_BLOCK, _M_TRIM_THRESHOLD: _NEVER})
+
+
+def keeps_freed_memory() -> bool:
+    """Whether `keep_freed_memory` was the last word."""
+    return bool(_kept)
+
+
+_kept: list[bool] = []
 
 
 def _set(switches: dict[int, int]) -> bool:

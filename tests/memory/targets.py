@@ -42,6 +42,27 @@ def kept_of_freed_step(switch: str) -> int:
     return resident() - before
 
 
+def same_with_an_arena() -> list[bool]:
+    """Before and after each switch: is freed memory kept, and does a session give what it gave?"""
+    import torch
+
+    from edgetta.export.onnx_writer import to_onnx
+    from edgetta.memory.allocator import keep_freed_memory, keeps_freed_memory, return_freed_memory
+    from edgetta.segments.graph import BATCH, GraphBuilder
+    from edgetta.segments.onnxruntime_engine import OnnxProgram
+
+    builder = GraphBuilder()
+    x = builder.input("x", (BATCH, 8))
+    graph = builder.graph([builder.emit("Exp", builder.emit("Relu", x))])
+    images = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    found = []
+    for switch in (lambda: True, keep_freed_memory, keep_freed_memory, return_freed_memory):
+        switch()
+        result = OnnxProgram(to_onnx(graph, "graph").SerializeToString(), graph, 1).run({"x": images})[0]
+        found += [keeps_freed_memory(), torch.allclose(result, images.relu().exp())]
+    return found
+
+
 def refuse() -> None:
     raise UsageError("batch 0 is none; use 1 or more")
 

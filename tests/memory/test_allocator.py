@@ -20,3 +20,8 @@ def test_freed_memory_is_returned_or_kept_as_asked(switch: str, least: int, most
 def test_of_two_switches_the_last_counts() -> None:
     kept = in_fresh_process("tests.memory.targets:kept_of_freed_step", give_back=True, switch="keep_freed_memory")
     assert kept >= 190 * MB
+
+
+def test_sessions_of_a_process_that_keeps_memory_share_an_arena() -> None:
+    found = in_fresh_process("tests.memory.targets:same_with_an_arena", give_back=False)
+    assert found == [False, True, True, True, True, True, False, True]
