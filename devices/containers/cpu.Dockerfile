@@ -13,12 +13,12 @@ FROM python:3.10-slim-bullseye
 # From PyPI, torch for Arm would bring gigabytes of CUDA that no GPU of these devices can use.
 RUN pip install --no-cache-dir --index-url https://download.pytorch.org/whl/cpu torch
 
-COPY edgetta-*.whl /tmp/
-RUN pip install --no-cache-dir "$(ls /tmp/edgetta-*.whl)[onnxruntime,serve]" && rm /tmp/edgetta-*.whl
+COPY edgetta-*.whl /opt/
+RUN pip install --no-cache-dir "$(ls /opt/edgetta-*.whl)[onnxruntime,serve]" && rm /opt/edgetta-*.whl
 
 # Cameras belong to the group video.
-RUN useradd --create-home --groups video edgetta
+RUN useradd --create-home --home-dir /srv/edgetta --groups video edgetta
 USER edgetta
-WORKDIR /home/edgetta
+WORKDIR /srv/edgetta
 ENTRYPOINT ["edgetta"]
 CMD ["doctor"]

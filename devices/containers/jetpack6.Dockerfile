@@ -8,8 +8,8 @@
 FROM nvcr.io/nvidia/l4t-jetpack:r36.4.0
 
 # NVIDIA's torch links against cuSPARSELt, which the image lacks.
-ADD https://developer.download.nvidia.com/compute/cuda/repos/ubuntu2204/arm64/cuda-keyring_1.1-1_all.deb /tmp/
-RUN dpkg -i /tmp/cuda-keyring_1.1-1_all.deb && rm /tmp/cuda-keyring_1.1-1_all.deb \
+ADD https://developer.download.nvidia.com/compute/cuda/repos/ubuntu2204/arm64/cuda-keyring_1.1-1_all.deb /opt/
+RUN dpkg -i /opt/cuda-keyring_1.1-1_all.deb && rm /opt/cuda-keyring_1.1-1_all.deb \
     && apt-get update \
     && apt-get install -y --no-install-recommends python3-pip libopenblas0 libcusparselt0 \
     && rm -rf /var/lib/apt/lists/*
@@ -18,12 +18,12 @@ RUN dpkg -i /tmp/cuda-keyring_1.1-1_all.deb && rm /tmp/cuda-keyring_1.1-1_all.de
 ARG TORCH=https://developer.download.nvidia.com/compute/redist/jp/v61/pytorch/torch-2.5.0a0+872d972e41.nv24.08.17622132-cp310-cp310-linux_aarch64.whl
 RUN python3 -m pip install --no-cache-dir "${TORCH}" "numpy<2"
 
-COPY edgetta-*.whl /tmp/
-RUN python3 -m pip install --no-cache-dir "$(ls /tmp/edgetta-*.whl)[onnxruntime,serve]" "numpy<2" \
-    && rm /tmp/edgetta-*.whl
+COPY edgetta-*.whl /opt/
+RUN python3 -m pip install --no-cache-dir "$(ls /opt/edgetta-*.whl)[onnxruntime,serve]" "numpy<2" \
+    && rm /opt/edgetta-*.whl
 
-RUN useradd --create-home --groups video edgetta
+RUN useradd --create-home --home-dir /srv/edgetta --groups video edgetta
 USER edgetta
-WORKDIR /home/edgetta
+WORKDIR /srv/edgetta
 ENTRYPOINT ["edgetta"]
 CMD ["doctor"]

@@ -11,11 +11,11 @@ ARG TAG=25.08-py3
 FROM nvcr.io/nvidia/pytorch:${TAG}
 
 # The image pins its own torch and numpy in /etc/pip/constraint.txt, and pip keeps to that.
-COPY edgetta-*.whl /tmp/
-RUN python3 -m pip install --no-cache-dir "$(ls /tmp/edgetta-*.whl)[onnxruntime]" && rm /tmp/edgetta-*.whl
+COPY edgetta-*.whl /opt/
+RUN python3 -m pip install --no-cache-dir "$(ls /opt/edgetta-*.whl)[onnxruntime]" && rm /opt/edgetta-*.whl
 
-RUN useradd --create-home --groups video edgetta
+RUN useradd --create-home --home-dir /srv/edgetta --groups video edgetta
 USER edgetta
-WORKDIR /home/edgetta
+WORKDIR /srv/edgetta
 ENTRYPOINT ["edgetta"]
 CMD ["doctor"]
