@@ -7,14 +7,13 @@ above it and never more than 5 % below it.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgetta.bench.work_folder import work_folder
 from edgetta.errors import EdgettaError, UsageError
 
 if TYPE_CHECKING:
@@ -74,7 +73,10 @@ def run(
 
     settings = {"batch": batch, "budgets": budgets, "engines": list(engines), "entropy_margin": 1.0}
     rows = [] if path is None else rows_to_continue(path, settings)
-    with progress_bar("planning", total=budgets * len(names), unit="plans") as update, _folder(work) as folder:
+    with (
+        progress_bar("planning", total=budgets * len(names), unit="plans") as update,
+        work_folder(work, "plan") as folder,
+    ):
         for number, name in enumerate(names):
             done = [row for row in rows if row["model"] == name]
             if len(done) < budgets:
@@ -211,16 +213,6 @@ def _engines(text: str | None) -> list[str]:
                 f"--engine {name!r} is none of this processor; choose from {', '.join(processor_engines())}"
             )
     return names
-
-
-@contextmanager
-def _folder(work: Path | None) -> Iterator[Path]:
-    if work is not None:
-        work.mkdir(parents=True, exist_ok=True)
-        yield work
-        return
-    with tempfile.TemporaryDirectory(prefix="edgetta-plan-") as folder:
-        yield Path(folder)
 
 
 def _print(rows: Sequence[dict[str, Any]]) -> None:

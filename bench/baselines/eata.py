@@ -6,9 +6,8 @@ CIFAR, the benchmark of Döbler et al. (github.com/mariodoebler/test-time-adapta
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgetta.adaptation.objective import entropy
-from edgetta.bench.baselines.batch_norm_statistics import batch_norms, with_batch_statistics
+from edgetta.bench.baselines.affine import AffineMethod
 from edgetta.errors import UsageError
-from edgetta.memory.meter import stock_saved_bytes
 
 PROBABILITY_MOMENTUM = 0.9  # of the moving average of predictions, equation 4
 
@@ -48,7 +46,7 @@ class EataConfig:
             )
 
 
-class Eata:
+class Eata(AffineMethod):
     """Predicts and adapts BatchNorm's weight and bias, with the batch's own statistics.
 
     source_batches  images (N, C, H, W) of the source, without labels, for the Fisher information (equation 9; the
@@ -60,10 +58,7 @@ class Eata:
         self, model: nn.Module, source_batches: Iterable[Tensor] | None = None, config: EataConfig | None = None
     ) -> None:
         self.config = config or EataConfig()
-        self.model = with_batch_statistics(model).requires_grad_(False)
-        for norm in batch_norms(self.model):
-            norm.requires_grad_(True)
-        self._start = copy.deepcopy(self.model.state_dict())
+        super().__init__(model)
         self.fisher = self._fisher(source_batches or ())
         self._source = [parameter.detach().clone() for parameter in self.parameters()] if self.fisher else []
         self.average: Tensor | None = None  # of predictions
@@ -77,12 +72,6 @@ class Eata:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         return logits.detach()
-
-    @torch.enable_grad()
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits with the graph that the backward needs."""
-        logits: Tensor = self.model(images)
-        return logits
 
     @torch.enable_grad()
     def objective(self, logits: Tensor) -> Tensor | None:
@@ -101,14 +90,6 @@ class Eata:
         self.average = mean if old is None else share * old + (1 - share) * mean
         weights = torch.exp(margin - entropies[chosen].detach())
         return (weights * entropies[chosen]).mean() + self._anchor()
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """What adapts."""
-        return (parameter for parameter in self.model.parameters() if parameter.requires_grad)
-
-    def saved_bytes(self, images: Tensor) -> int:
-        """Bytes that autograd keeps between forward and backward: each storage once, weights not counted."""
-        return stock_saved_bytes(lambda: entropy(self.forward(images)).mean(), self.model.parameters())
 
     def reset(self) -> None:
         """Back to the network that was given, with a fresh optimizer and no average prediction."""

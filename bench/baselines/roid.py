@@ -7,8 +7,6 @@ mirrored and with other colours, by its own draw.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgetta.adaptation.objective import entropy
-from edgetta.bench.baselines.batch_norm_statistics import batch_norms, with_batch_statistics
+from edgetta.bench.baselines.affine import AffineMethod
 from edgetta.errors import UsageError
 from edgetta.memory.meter import stock_saved_bytes
 from edgetta.offline.augment import Augmentation, augment
@@ -45,7 +43,7 @@ class RoidConfig:
             raise UsageError("ROID's momenta lie between 0 and 1, and its temperature is above 0")
 
 
-class Roid:
+class Roid(AffineMethod):
     """Predicts and adapts BatchNorm's weight and bias, with the batch's own statistics.
 
     Raises `UsageError` for a model without BatchNorm.
@@ -53,10 +51,7 @@ class Roid:
 
     def __init__(self, model: nn.Module, config: RoidConfig | None = None, seed: int = 0) -> None:
         self.config = config or RoidConfig()
-        self.model = with_batch_statistics(model).requires_grad_(False)
-        for norm in batch_norms(self.model):
-            norm.requires_grad_(True)
-        self._start = copy.deepcopy(self.model.state_dict())
+        super().__init__(model)
         self._source = [parameter.detach().clone() for parameter in self.parameters()]
         self._seed = seed
         self.average: Tensor | None = None  # of predictions
@@ -72,12 +67,6 @@ class Roid:
         return prior_corrected(logits) if self.config.prior_correction else logits
 
     @torch.enable_grad()
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits with the graph that the backward needs."""
-        logits: Tensor = self.model(images)
-        return logits
-
-    @torch.enable_grad()
     def objective(self, images: Tensor, logits: Tensor) -> Tensor:
         """Weighted soft likelihood ratio, and consistency with another view; moves the average prediction."""
         weights = self._weights(logits.detach())
@@ -87,10 +76,6 @@ class Roid:
             other = self.forward(other_view(images[chosen], self._generator))
             loss = loss + (symmetric_cross_entropy(other, logits[chosen]) * weights[chosen]).sum()
         return loss / len(images)
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """What adapts."""
-        return (parameter for parameter in self.model.parameters() if parameter.requires_grad)
 
     def saved_bytes(self, images: Tensor) -> int:
         """Bytes that autograd keeps between forward and backward: each storage once, weights not counted."""

@@ -5,18 +5,15 @@ Equation numbers are the paper's, settings those of the authors' code (github.co
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from edgetta.adaptation.objective import entropy
-from edgetta.bench.baselines.batch_norm_statistics import batch_norms, with_batch_statistics
+from edgetta.bench.baselines.affine import AffineMethod
 from edgetta.errors import UsageError
-from edgetta.memory.meter import stock_saved_bytes
 
 AVERAGE = 0.9  # of the moving average of the loss
 
@@ -36,7 +33,7 @@ class SarConfig:
             raise UsageError("SAR takes an entropy margin in (0, 1], a neighbourhood and a recovery of at least 0")
 
 
-class Sar:
+class Sar(AffineMethod):
     """Predicts and adapts BatchNorm's weight and bias, with the batch's own statistics.
 
     Parameters of a module named layer4 stay, as in the authors' code. Raises `UsageError` for a model without
@@ -45,12 +42,7 @@ class Sar:
 
     def __init__(self, model: nn.Module, config: SarConfig | None = None) -> None:
         self.config = config or SarConfig()
-        self.model = with_batch_statistics(model).requires_grad_(False)
-        batch_norms(self.model)
-        for name, module in self.model.named_modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and "layer4" not in name:
-                module.requires_grad_(True)
-        self._start = copy.deepcopy(self.model.state_dict())
+        super().__init__(model, spared="layer4")
         self.recoveries = 0
         self.average: float | None = None  # of the loss
         self.reset()
@@ -61,20 +53,6 @@ class Sar:
         if bool(reliable.any()):
             self._descend(images, logits, reliable)
         return logits.detach()
-
-    @torch.enable_grad()
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits with the graph that the backward needs."""
-        logits: Tensor = self.model(images)
-        return logits
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """What adapts."""
-        return (parameter for parameter in self.model.parameters() if parameter.requires_grad)
-
-    def saved_bytes(self, images: Tensor) -> int:
-        """Bytes that autograd keeps between forward and backward: each storage once, weights not counted."""
-        return stock_saved_bytes(lambda: entropy(self.forward(images)).mean(), self.model.parameters())
 
     def reset(self) -> None:
         """Back to the network that was given, with a fresh optimizer."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from edgetta.adaptation.objective import entropy
-from edgetta.bench.baselines.batch_norm_statistics import batch_norms, with_batch_statistics
+from edgetta.bench.baselines.affine import AffineMethod
 from edgetta.errors import UsageError
-from edgetta.memory.meter import stock_saved_bytes
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class TentConfig:
             raise UsageError(f"TENT uses adam or sgd and at least one step, not {self.optimizer!r} and {self.steps}")
 
 
-class Tent:
+class Tent(AffineMethod):
     """Predicts and adapts: the entropy of all samples, BatchNorm's weight and bias, the batch's own statistics.
 
     The gradient runs through the statistics, as stock BatchNorm has it. Dropout stays off. Raises `UsageError` for a
@@ -43,10 +40,7 @@ class Tent:
 
     def __init__(self, model: nn.Module, config: TentConfig | None = None) -> None:
         self.config = config or TentConfig()
-        self.model = with_batch_statistics(model).requires_grad_(False)
-        for norm in batch_norms(self.model):
-            norm.requires_grad_(True)
-        self._start = copy.deepcopy(self.model.state_dict())
+        super().__init__(model)
         self.optimizer = self._optimizer()
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -58,20 +52,6 @@ class Tent:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         return prediction
-
-    @torch.enable_grad()
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits with the graph that the backward needs."""
-        logits: Tensor = self.model(images)
-        return logits
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """What adapts."""
-        return (parameter for parameter in self.model.parameters() if parameter.requires_grad)
-
-    def saved_bytes(self, images: Tensor) -> int:
-        """Bytes that autograd keeps between forward and backward: each storage once, weights not counted."""
-        return stock_saved_bytes(lambda: entropy(self.forward(images)).mean(), self.model.parameters())
 
     def reset(self) -> None:
         """Back to the network that was given, with a fresh optimizer."""

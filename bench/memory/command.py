@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import click
 
 from edgetta.adaptation.step_memory import STORAGES
 from edgetta.bench.memory.cases import ENGINES, METHODS, Case, cases, chosen
+from edgetta.bench.work_folder import work_folder
 from edgetta.errors import UsageError
 
 BATCHES = {"resnet50_imagenet": 8, "mobilenet_v2_1.0_224": 16}
@@ -102,7 +101,7 @@ def run(wanted: Sequence[Case], threads: int = 0, work: Path | None = None, path
     settings = {"threads": threads, "entropy_margin": 1.0, "weights": "random"}
     earlier = [] if path is None else rows_to_continue(path, settings)
     rows: dict[Case, dict[str, Any]] = {Case.of(row): row for row in earlier}
-    with progress_bar("measuring", total=len(wanted), unit="rows") as update, _folder(work) as folder:
+    with progress_bar("measuring", total=len(wanted), unit="rows") as update, work_folder(work, "memory") as folder:
         for number, case in enumerate(wanted):
             update(number, note=f"{case.model}, {case.method} {case.storage.strip('-')}")
             if case in rows:
@@ -117,16 +116,6 @@ def run(wanted: Sequence[Case], threads: int = 0, work: Path | None = None, path
 def _in_order(rows: Mapping[Case, dict[str, Any]], wanted: Sequence[Case]) -> list[dict[str, Any]]:
     """What was asked for in its order, then what else is there."""
     return [rows[case] for case in dict.fromkeys((*wanted, *rows)) if case in rows]
-
-
-@contextmanager
-def _folder(work: Path | None) -> Iterator[Path]:
-    if work is not None:
-        work.mkdir(parents=True, exist_ok=True)
-        yield work
-        return
-    with tempfile.TemporaryDirectory(prefix="edgetta-memory-") as folder:
-        yield Path(folder)
 
 
 def _print(rows: Sequence[Mapping[str, Any]]) -> None:
