@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,7 +159,6 @@ def _run(
     images: int,
     model: str,
 ) -> None:
-    import json
 
     from edgetta.bench.accuracy.methods import make
     from edgetta.bench.accuracy.score import score
@@ -169,7 +169,7 @@ def _run(
     from edgetta.cli.progress import progress_bar
     from edgetta.cli.tables import print_table
 
-    tried = json.loads(tuning.read_text())["rows"] if tuning is not None else []
+    tried = _trials(tuning) if tuning is not None else []
     settings = {"severity": 5, "clean": clean, "tuned": tuning is not None}
     rows = _rows_of(path, settings)
     planned = [(s, b, seed, n) for seed in seeds for s in streams for b in sizes for n in names]
@@ -234,3 +234,12 @@ def _numbers(option: str, text: str, least: int) -> list[int]:
     if not all(number.isdecimal() and int(number) >= least for number in numbers):
         raise UsageError(f"{option} {text!r}: give whole numbers from {least}, separated by commas")
     return list(dict.fromkeys(map(int, numbers)))
+
+
+def _trials(path: Path) -> list[dict[str, Any]]:
+    """The rows that --tune wrote. Raises `UsageError` for a file that is none of its."""
+    try:
+        rows = json.loads(path.read_text())["rows"]
+        return [dict(row) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"--tuning {path} is not what `--tune` wrote; give its file, or write it anew") from error
