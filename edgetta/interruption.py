@@ -47,37 +47,20 @@ def held() -> Iterator[None]:
 
 @contextmanager
 def termination_raises() -> Iterator[None]:
-    """Within the block SIGTERM raises `Terminated` instead of ending the process at once, and no Ctrl-C gets lost.
+    """Within the block SIGTERM raises `Terminated` instead of ending the process at once.
 
-    Only in the main thread, and only where a signal was not set to be ignored or handled.
+    Only in the main thread, and only where the signal was not set to be ignored or handled.
     """
-    _arrived.clear()
-    if threading.current_thread() is not threading.main_thread():
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
-    usual: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    replaced = [number for number, handler in usual.items() if signal.getsignal(number) is handler]
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        _arrived.append(number)
-        raise_arrived()
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
 
-    for number in replaced:
-        signal.signal(number, interrupt)
+    signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     finally:
-        for number in replaced:
-            signal.signal(number, usual[number])
-
-
-def raise_arrived() -> None:
-    """Raise what a signal within `termination_raises` raised once, and Python may have dropped: in a destructor, say.
-
-    Long loops call it between steps.
-    """
-    if _arrived:
-        raise Terminated if _arrived[0] == signal.SIGTERM else KeyboardInterrupt
-
-
-_arrived: list[int] = []
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

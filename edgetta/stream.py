@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from edgetta.errors import UsageError
-from edgetta.interruption import held, raise_arrived
+from edgetta.interruption import held
 from edgetta.predictions import Prediction, PredictionWriter
 from edgetta.sources import Frame, Skipped, Source
 from edgetta.sources.tensors import images_of
@@ -123,7 +123,6 @@ def run_stream(
             _count_skipped(summary, source)
             if on_batch is not None:
                 on_batch(BatchReport(chosen, predicted, result, summary))
-            raise_arrived()
     finally:
         summary.seconds = time.perf_counter() - begun
         _count_skipped(summary, source)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from edgetta.interruption import Terminated, held, raise_arrived, termination_raises
+from edgetta.interruption import Terminated, held, termination_raises
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
@@ -40,24 +40,6 @@ def test_sigterm_waits_and_becomes_an_exception() -> None:
         signal.raise_signal(signal.SIGTERM)
         done.append("the rest of the block")
     assert done and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
-def test_a_signal_that_python_dropped_counts_at_the_next_step(number: int, kind: type[BaseException]) -> None:
-    """What a destructor raises is printed and forgotten."""
-
-    class Last:
-        def __del__(self) -> None:
-            signal.raise_signal(number)
-
-    with pytest.raises(kind), termination_raises():
-        raise_arrived()
-        Last()
-        raise_arrived()
-        pytest.fail("the block went on")
-    with termination_raises():
-        raise_arrived()  # of an earlier block
 
 
 def test_sigterm_outside_a_held_block_raises_at_once() -> None:

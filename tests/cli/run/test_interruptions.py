@@ -19,6 +19,11 @@ from tests.cli.run.verb import Captured, picture, rows_of, run
 from tests.small_bundle import whole_bundle
 
 
+def _hears_ctrl_c() -> None:
+    """A shell starts what runs in its background with Ctrl-C ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_ctrl_c_in_the_middle(tmp_path: Path) -> None:
     np.save(tmp_path / "frames.npy", picture(0, (20_000, 16, 16, 3)))
@@ -29,6 +34,7 @@ def test_ctrl_c_in_the_middle(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=_hears_ctrl_c,
     )
     assert process.stdout is not None and process.stderr is not None
     first = [process.stdout.readline() for _ in range(3)]
