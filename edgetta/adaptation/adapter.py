@@ -42,6 +42,7 @@ class AdaptConfig:
     when: str = "always"  # "always", "off", "every N" (batches), or "on-drift": until a change is settled
     window: int = 64  # batches smaller than `small_batch` are gathered: one update per this many images
     small_batch: int = 16
+    adapt_bias: bool = True  # biases of frozen segments adapt too, in a bundle exported with them (--adapt-bias)
     mirrored: bool = False  # predict the mean of an image's and its mirror image's prediction: a second inference
     watched: int = 4  # first updates whose effect on the predictions may damp a rate of the law; 0: none
     statistics: Literal["stream", "batch"] = "stream"  # BatchNorm: of all images since a change, or of each batch
@@ -174,6 +175,7 @@ class Adapter:
         self.config = config or AdaptConfig()
         law = law_for(self.config, rate_law)
         self.rate = StepRate(self.config.learning_rate, law, self.config.momentum, self.config.watched)
+        network.adapt_bias = self.config.adapt_bias
         self._parameters = list(network.parameters())
         if self.config.anchor:
             self._shipped = [value.detach().clone() for value in shipped or self._parameters]

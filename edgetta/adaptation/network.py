@@ -58,6 +58,8 @@ class AdaptiveNetwork:
         self.batch_norm: BatchNorm = batch_norm
         self.ema_images = ema_images
         self.memory = memory
+        self.adapt_bias = True
+        """Whether biases of frozen segments that can adapt get a gradient."""
         self._dither = Dither()
 
     @property
@@ -229,10 +231,11 @@ class AdaptiveNetwork:
     def _passes_gradient(self, k: int, memory: StepMemory) -> bool:
         """Part k (from 0) passes a gradient on, unless local, or the first with nothing that adapts."""
         part = self.parts[k]
-        return not memory.local and part.gradient != "local" and (k > 0 or bool(part.biases))
+        return not memory.local and part.gradient != "local" and (k > 0 or (self.adapt_bias and bool(part.biases)))
 
-    @staticmethod
-    def _accumulate(segment: Segment, gradients: dict[str, Tensor]) -> None:
+    def _accumulate(self, segment: Segment, gradients: dict[str, Tensor]) -> None:
+        if not self.adapt_bias:
+            return
         for name, gradient in gradients.items():
             bias = segment.biases[name]
             bias.grad = gradient if bias.grad is None else bias.grad.add_(gradient)

@@ -29,6 +29,7 @@ OPTIONS: dict[str, tuple[Any, str, str]] = {
     "statistics": (click.Choice(("stream", "batch")), "stream|batch", STATISTICS),
     "statistics_images": (click.IntRange(1), "IMAGES", "Statistics of the stream reach back so many images at most."),
     "change": (float, "TIMES", "Statistics that depart so many times more than usual begin a new average."),
+    "adapt_bias": (bool, "true|false", "Biases of frozen convolutions adapt too, in a bundle exported with them."),
     "mirrored": (
         bool,
         "true|false",
@@ -38,11 +39,12 @@ OPTIONS: dict[str, tuple[Any, str, str]] = {
 }
 
 
-def adaptation_options(function: _Function) -> _Function:
-    """Add the options to a click command. Each is None where the user said nothing."""
+def adaptation_options(function: _Function, but: str | None = None) -> _Function:
+    """Add the options to a click command, but one that it has itself. Each is None where the user said nothing."""
     for name, (kind, metavar, text) in reversed(OPTIONS.items()):
-        option = click.option(f"--{name.replace('_', '-')}", name, type=kind, metavar=metavar, help=text)
-        function = option(function)
+        if name != but:
+            option = click.option(f"--{name.replace('_', '-')}", name, type=kind, metavar=metavar, help=text)
+            function = option(function)
     return function
 
 

@@ -75,7 +75,7 @@ Examples:
 )
 @click.option("--classes", metavar="NAMES", help="Class names in the order of the outputs: a,b,c or a text file.")
 @click.option("--name", help="Of the bundle, for people; default the model's.")
-@adaptation_options
+@partial(adaptation_options, but="adapt_bias")
 @click.option(
     "--gradient",
     type=click.Choice(["auto", "exact", "recompute", "local"]),

@@ -50,6 +50,24 @@ def test_mirrored_predicts_the_mean_of_both_images_before_it_updates(settings: d
     assert same(learnt(adapter), learnt(plain)), "what is learnt is the same"
 
 
+def test_biases_of_the_bundle_adapt_unless_switched_off() -> None:
+    """Off, the meta-networks learn what they learn where no biases can adapt."""
+    found = {}
+    for exported, asked in ((True, True), (True, False), (False, False)):
+        model = network_of(small_model(adapt_bias=exported), "batch")
+        before = snapshot(model)
+        adapter = Adapter(model, AdaptConfig(entropy_margin=1.0, learning_rate=0.1, anchor=0.1, adapt_bias=asked))
+        for seed in range(2):
+            assert adapter.step(stream(seed=seed).double()).adapted
+        biases = [name for name in before if ".bias." in name]
+        assert bool(biases) == exported
+        for name in biases:
+            assert torch.equal(before[name], snapshot(model)[name]) != asked, name
+        found[exported, asked] = {name: t for name, t in snapshot(model).items() if name.startswith("metas.")}
+    assert all(torch.allclose(t, found[False, False][name]) for name, t in found[True, False].items())
+    assert not same(found[True, True], found[True, False])
+
+
 @pytest.mark.parametrize("passes", [1, 2])
 def test_predicts_before_it_updates(passes: int) -> None:
     before = network().forward(stream(), keep=False)[0]
