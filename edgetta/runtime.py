@@ -149,6 +149,7 @@ class Runtime:
         parameters = list(self.network.parameters()) if self.config.anchor else []
         self._shipped = [parameter.detach().clone() for parameter in parameters] or None
         self._source: Any = None
+        self._statistics = self.network.statistics_snapshot()
         self.adapter = self._adapter()
         self.keeper = self._keeper(gradient)
         if self.plan is not None:
@@ -257,7 +258,7 @@ class Runtime:
             self.reset()
 
     def _adapter(self) -> Adapter:
-        return Adapter(self.network, self.config, self.bundle.rate_law, self._shipped)
+        return Adapter(self.network, self.config, self.bundle.rate_law, self._shipped, self._statistics)
 
     def _attach(self, adapter: Adapter) -> None:
         self.adapter = adapter

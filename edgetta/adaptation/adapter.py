@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from edgetta.adaptation.blend import States, before_images, stream_alone
 from edgetta.adaptation.network import AdaptiveNetwork, Tape
 from edgetta.adaptation.objective import Objective, entropy, filtered_entropy
 from edgetta.adaptation.step_rate import DEFAULT_RATE, StepRate
@@ -47,6 +48,7 @@ class AdaptConfig:
     watched: int = 4  # first updates whose effect on the predictions may damp a rate of the law; 0: none
     statistics: Literal["stream", "batch"] = "stream"  # BatchNorm: of all images since a change, or of each batch
     statistics_images: int = 512  # "stream": images that the average reaches back, at most
+    source_share: float | None = None  # "stream": of training's in the average; None: what predicts most surely
     change: float = 4.0  # "stream": so many times the usual departure from the average is a change
 
     def __post_init__(self) -> None:
@@ -63,6 +65,7 @@ class AdaptConfig:
             "watched": self.watched >= 0,
             "statistics": self.statistics in ("stream", "batch"),
             "statistics_images": self.statistics_images >= 1,
+            "source_share": self.source_share is None or 0 <= self.source_share < 1,
             "change": self.change > 0,
         }
         ranges = {
@@ -78,6 +81,7 @@ class AdaptConfig:
             "watched": "at least 0",
             "statistics": "stream or batch",
             "statistics_images": "at least 1",
+            "source_share": "at least 0 and below 1",
             "change": "above 0",
         }
         for name, good in checks.items():
@@ -162,6 +166,7 @@ class Adapter:
     that lay between the forward and the backward of an update.
 
     shipped   the values that `network.parameters()` had when it was shipped, where it is not as shipped now
+    source    the network's running statistics when it was shipped, likewise
     """
 
     def __init__(
@@ -170,6 +175,7 @@ class Adapter:
         config: AdaptConfig | None = None,
         rate_law: RateLaw | None = None,
         shipped: Sequence[Tensor] | None = None,
+        source: States | None = None,
     ) -> None:
         self.network = network
         self.config = config or AdaptConfig()
@@ -179,6 +185,7 @@ class Adapter:
         self._parameters = list(network.parameters())
         if self.config.anchor:
             self._shipped = [value.detach().clone() for value in shipped or self._parameters]
+        self._source = source or network.statistics_snapshot()
         self.optimizer = self._make_optimizer()
         self._due = schedule(self.config.when)
         self.stream = StreamStatistics(self.config.statistics_images, self.config.change)
@@ -372,17 +379,43 @@ class Adapter:
             return self.network.forward(images, keep=keep, track=track)
         if not track:
             return self.again(images, keep)
-        segments = [segment for _, segment in self.network.segments()]
+        before = self._source_share()
         follows = self.network.batch_norm == "auto"
+        segments = [segment for _, segment in self.network.segments()]
         has_statistics = follows and any(name.endswith("running_mean") for s in segments for name in s.state)
         share = self.stream.share(images, signals_tell=not has_statistics)
-        before = self.network.statistics_snapshot()
-        logits, tape = self.network.forward(images, keep=keep, share=share)
-        if has_statistics and self.stream.departs(images, share, before[: len(segments)], [s.state for s in segments]):
-            del logits, tape  # before another takes their place
-            self.network.restore_statistics(before)
-            logits, tape = self.network.forward(images, keep=keep, share=1.0)
+        if not follows:
+            return self.network.forward(images, keep=keep)
+        stream = stream_alone(self.network.statistics_snapshot(), self._source, before)
+        logits, tape = self._blended(images, keep, stream, share)
+        if has_statistics and share < 1:
+            now = [segment.state for segment in segments]
+            alone = stream_alone(now, self._source[: len(now)], self._source_share())
+            if self.stream.departs(images, share, stream[: len(now)], alone):
+                del logits, tape  # before another takes their place
+                logits, tape = self._blended(images, keep, stream, 1.0)
         return logits, tape
+
+    def _blended(
+        self, images: Tensor, keep: bool, stream: list[dict[str, Tensor]], share: float
+    ) -> tuple[Tensor, Tape]:
+        """A forward of images that have that share in the stream's statistics, blended with the source's."""
+
+        def forward(source: float, keep: bool) -> tuple[Tensor, Tape]:
+            states, momentum = before_images(stream, self._source, source, share)
+            self.network.restore_statistics(states)
+            return self.network.forward(images, keep=keep, share=momentum)
+
+        source = self._source_share()
+        if self.config.source_share is None and self.stream.compares:
+            source = self.stream.choose_source(lambda candidate: entropy(forward(candidate, False)[0]))
+        return forward(source, keep)
+
+    def _source_share(self) -> float:
+        """Share of the source in the running statistics as they are."""
+        if self.config.source_share is not None:
+            return self.config.source_share if self.stream.domain is not None else 0.0
+        return self.stream.source
 
     def again(self, images: Tensor, keep: bool = True) -> tuple[Tensor, Tape]:
         """A further forward of images that were taken in already."""

@@ -9,11 +9,13 @@ times what is usual in this stream. Batches too small for that are compared by s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from edgetta.adaptation.blend import SHARES
 
 LEAST = 16
 """Fewer images are too few for statistics of their own: a first batch is averaged with what was there before, as if
@@ -29,6 +31,17 @@ FOLLOWS = 0.15
 """How fast the usual departure follows those of batches that were no change."""
 
 
+COMPARED = 256
+"""Images after a change whose predictions choose the source's share in the blend."""
+
+FEW = 32
+"""Predictions of fewer images than this do not yet speak for a share of the source."""
+SURER = 0.05
+"""Share of the mean entropy by which predictions must be surer for more of the source: sure is not yet right."""
+
+_NOT_COMPARED = torch.zeros(len(SHARES) - 1, 2, dtype=torch.float64)
+
+
 @dataclass(frozen=True)
 class Domain:
     """What the images since the last change look like; never written in place."""
@@ -38,9 +51,12 @@ class Domain:
     variance: Tensor  # (S,) from image to image
     recent: Tensor  # (R, S) signals of the latest images, fewer than `LEAST`, not yet compared
     usual: float = 0.0  # departure of batches that were no change; 0 before the first
+    source: float = 0.0  # share of the source's statistics in the blend
+    compared: int = 0  # images since the change whose predictions chose it
+    entropies: Tensor = _NOT_COMPARED  # (shares - 1, 2) their sums with a share and the next larger one
 
 
-_TENSORS = ("mean", "variance", "recent")
+_TENSORS = ("mean", "variance", "recent", "entropies")  # the last always on the CPU
 
 
 class StreamStatistics:
@@ -66,7 +82,7 @@ class StreamStatistics:
         if self.domain is None:
             self.domain = Domain(0, *_moments(signals), signals[:0])
         elif self.domain.mean.device != signals.device:  # restored from a file
-            moved = {name: getattr(self.domain, name).to(signals.device) for name in _TENSORS}
+            moved = {name: getattr(self.domain, name).to(signals.device) for name in _TENSORS[:3]}
             self.domain = replace(self.domain, **moved)
         recent = torch.cat([self.domain.recent, signals])
         if len(recent) >= LEAST:
@@ -108,6 +124,37 @@ class StreamStatistics:
         return False
 
     @property
+    def source(self) -> float:
+        """The source's share in the blend, as chosen."""
+        return 0.0 if self.domain is None else self.domain.source
+
+    @property
+    def compares(self) -> bool:
+        """Whether so few images came since the change that the source's share is still being chosen."""
+        return self.domain is not None and self.domain.compared < COMPARED
+
+    def choose_source(self, entropies: Callable[[float], Tensor]) -> float:
+        """The share of the source that suits the images since the change, those of this batch among them.
+
+        The smallest whose next larger one does not make predictions surer by `SURER`.
+
+        entropies   (N,) of this batch's predictions with that share
+        """
+        assert self.domain is not None
+        sums, chosen = self.domain.entropies.clone(), 0
+        here = entropies(SHARES[0])
+        compared = self.domain.compared + len(here)
+        while chosen + 1 < len(SHARES):
+            further = entropies(SHARES[chosen + 1])
+            sums[chosen] += torch.stack([here.sum(), further.sum()]).to(sums)
+            before, after = sums[chosen].tolist()
+            if compared < FEW or not after < (1 - SURER) * before:
+                break
+            chosen, here = chosen + 1, further
+        self.domain = replace(self.domain, source=SHARES[chosen], compared=compared, entropies=sums)
+        return SHARES[chosen]
+
+    @property
     def settled(self) -> bool:
         """Whether the stream has not changed for so many images that the average reaches back as far as it may."""
         return self.domain is not None and self.domain.count >= self.limit
@@ -116,7 +163,8 @@ class StreamStatistics:
         """The average so far, by name; nothing before the first batch."""
         if self.domain is None:
             return {}
-        numbers = torch.tensor([self.domain.count, self.domain.usual], dtype=torch.float64)
+        domain = self.domain
+        numbers = torch.tensor([domain.count, domain.usual, domain.source, domain.compared], dtype=torch.float64)
         return {name: getattr(self.domain, name) for name in _TENSORS} | {"numbers": numbers}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
@@ -124,13 +172,16 @@ class StreamStatistics:
         if not tensors:
             self.domain = None
             return
-        if set(tensors) != {"numbers", *_TENSORS} or tensors["numbers"].shape != (2,):
+        if set(tensors) != {"numbers", *_TENSORS} or tensors["numbers"].shape != (4,):
             raise ValueError("the statistics of the stream are not whole")
-        mean, variance, recent = (tensors[name].clone() for name in _TENSORS)
-        if mean.dim() != 1 or variance.shape != mean.shape or recent.shape[1:] != mean.shape:
+        mean, variance, recent, entropies = (tensors[name].clone() for name in _TENSORS)
+        fits = mean.dim() == 1 and variance.shape == mean.shape and recent.shape[1:] == mean.shape
+        if not fits or entropies.shape != _NOT_COMPARED.shape:
             raise ValueError("the statistics of the stream have other shapes than these")
-        count, usual = tensors["numbers"].tolist()
-        self.domain = Domain(int(count), mean, variance, recent, usual)
+        count, usual, source, compared = tensors["numbers"].tolist()
+        if not 0 <= source < 1:
+            raise ValueError(f"the statistics of the stream hold a share of {source}")
+        self.domain = Domain(int(count), mean, variance, recent, usual, source, int(compared), entropies)
 
     def _unlike(self, signals: Tensor) -> bool:
         """Whether these images (R, S) are unlike those of the domain. What is not finite is like anything."""
@@ -146,8 +197,8 @@ class StreamStatistics:
     def _restart(self, signals: Tensor, count: int) -> None:
         """A new average begins, of `count` images that look like this (R, S)."""
         self.changes += 1
-        usual = 0.0 if self.domain is None else self.domain.usual
-        self.domain = Domain(count, *_moments(signals), signals[:0], usual)
+        usual, source = (0.0, 0.0) if self.domain is None else (self.domain.usual, self.domain.source)
+        self.domain = Domain(count, *_moments(signals), signals[:0], usual, source)
 
     def _join(self, signals: Tensor, before: int) -> None:
         """Average the signals (N, S) with those of `before` images."""

@@ -28,6 +28,11 @@ OPTIONS: dict[str, tuple[Any, str, str]] = {
     "small_batch": (click.IntRange(1), "IMAGES", "Batches below this size are small."),
     "statistics": (click.Choice(("stream", "batch")), "stream|batch", STATISTICS),
     "statistics_images": (click.IntRange(1), "IMAGES", "Statistics of the stream reach back so many images at most."),
+    "source_share": (
+        float,
+        "SHARE",
+        "Of training's statistics in the stream's; default: found after a change.",
+    ),
     "change": (float, "TIMES", "Statistics that depart so many times more than usual begin a new average."),
     "adapt_bias": (bool, "true|false", "Biases of frozen convolutions adapt too, in a bundle exported with them."),
     "mirrored": (

@@ -71,7 +71,7 @@ def test_biases_of_the_bundle_adapt_unless_switched_off() -> None:
 @pytest.mark.parametrize("passes", [1, 2])
 def test_predicts_before_it_updates(passes: int) -> None:
     before = network().forward(stream(), keep=False)[0]
-    adapter = Adapter(network(), AdaptConfig(entropy_margin=1.0, learning_rate=0.1, passes=passes))
+    adapter = Adapter(network(), AdaptConfig(entropy_margin=1.0, learning_rate=0.1, passes=passes, source_share=0.0))
     result = adapter.step(stream())
     assert torch.allclose(result.logits, before, atol=1e-6) and result.adapted and result.kept == 24
     assert not torch.allclose(adapter.network.forward(stream(), keep=False)[0], before, atol=1e-3)

@@ -94,7 +94,7 @@ def test_deviations_are_those_of_each_channel_and_images_may_be_tiny() -> None:
 
 def test_a_network_normalises_with_the_average_over_the_stream() -> None:
     """Two batches that are alike: the second is predicted with the statistics of both."""
-    adapter = Adapter(network(), AdaptConfig(when="off"))
+    adapter = Adapter(network(), AdaptConfig(when="off", source_share=0.0))
     images = photographs(64, 5)
     adapter.step(images[:32])
     first = adapter.step(images[32:]).logits
@@ -109,7 +109,7 @@ def test_a_network_normalises_with_the_average_over_the_stream() -> None:
 
 def test_statistics_that_depart_begin_a_new_average_at_once() -> None:
     """The batch with which another corruption begins is already predicted with its own statistics."""
-    adapter = Adapter(network(), AdaptConfig(when="off"))
+    adapter = Adapter(network(), AdaptConfig(when="off", source_share=0.0))
     for seed in range(6):
         adapter.step(grain(32, seed))
     assert adapter.stream.changes == 0
@@ -185,7 +185,7 @@ def test_settings_out_of_range_are_named(setting: dict[str, object]) -> None:
 
 
 def test_on_drift_adapts_until_the_average_is_full_and_again_after_a_change() -> None:
-    config = AdaptConfig(when="on-drift", statistics_images=64)
+    config = AdaptConfig(when="on-drift", statistics_images=64, source_share=0.0)
     adapter = Adapter(network(), config)
     adapted = [adapter.step(grain(32, seed)).adapted for seed in range(5)]
     assert adapted == [True, True, False, False, False]

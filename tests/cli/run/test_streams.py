@@ -88,6 +88,7 @@ def test_options_reach_the_runtime_by_their_own_names(
         "statistics": "batch",
         "statistics_images": 300,
         "change": 0.75,
+        "source_share": 0.25,
         "adapt_bias": False,
         "mirrored": True,
     }
