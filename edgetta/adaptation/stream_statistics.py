@@ -31,6 +31,9 @@ FOLLOWS = 0.15
 """How fast the usual departure follows those of batches that were no change."""
 
 
+STILL = 0.002
+"""The least departure that counts as usual, a tenth of that of photographs: frames of a still camera are all one."""
+
 COMPARED = 256
 """Images after a change whose predictions choose the source's share in the blend."""
 
@@ -115,7 +118,7 @@ class StreamStatistics:
         if departure is None:
             return False
         departure /= 1 / count + 1 / (count / share - count)  # what chance alone makes of it is then always the same
-        if domain.usual and departure > self.change * domain.usual and math.isfinite(self.change):
+        if domain.usual and departure > self.change * max(domain.usual, STILL) and math.isfinite(self.change):
             self._restart(image_signals(images), count)
             return True
         if math.isfinite(departure):

@@ -19,6 +19,10 @@ from edgetta.errors import EdgettaError, MissingDependencyError
 from edgetta.interruption import Terminated, termination_raises
 from edgetta.memory.allocation_failure import is_allocation_failure
 
+# Threads of torch that wait for one another spin for milliseconds by default. With as many of them as cores, any other
+# process then makes a step ten times as long; spinning a little costs nothing. Read when torch is first imported.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 # name: (module whose `command` is the verb, help). Static, so that `edgetta --help` imports neither torch nor a verb.
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("edgetta.cli.demo", "Show all of it on real digits: train, export, adapt."),

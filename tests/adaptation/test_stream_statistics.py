@@ -123,6 +123,16 @@ def test_statistics_that_depart_begin_a_new_average_at_once() -> None:
     assert adapter.stream.changes == 1
 
 
+def test_frames_of_a_still_camera_are_no_changes() -> None:
+    """They depart by rounding and by the camera's noise alone, some more than others."""
+    adapter = Adapter(network(), AdaptConfig(learning_rate=0.01, source_share=0.0))
+    scene = photographs(32, 3)
+    for step in range(8):
+        noise = torch.randn(scene.shape, generator=torch.Generator().manual_seed(step))
+        adapter.step((scene + (0.0 if step < 3 else 0.001) * noise).clamp(0, 1))
+    assert adapter.stream.changes == 0
+
+
 def test_a_departure_is_measured_against_chance() -> None:
     """The means of n images against those of m: what chance makes of it is divided out, in variances."""
     generator = torch.Generator().manual_seed(0)
