@@ -147,16 +147,21 @@ def wishes(bundle: Bundle, batch: int) -> Any:
 
     from edgetta.memory.plan import Wishes
 
-    return Wishes(batch=batch, config=replace(bundle.config, entropy_margin=1.0, small_batch=1, when="always"))
+    config = replace(bundle.config, entropy_margin=1.0, small_batch=1, when="always", source_share=0.0)
+    return Wishes(batch=batch, config=config)
 
 
 def budgets_for(bundle: Bundle, batch: int, count: int) -> list[int]:
     """Budgets from one in which little fits to one in which everything does, each larger by the same factor."""
-    from edgetta.memory.plan import MARGIN, plan_step
+    from edgetta.memory.plan import MARGIN, BudgetError, plan_step
 
     asked = wishes(bundle, batch)
     everything = plan_step(bundle, 1 << 40, asked).cost.peak
     low, high = everything / 5, everything * (1 + 2 * MARGIN)
+    try:
+        plan_step(bundle, round(low), asked)
+    except BudgetError as error:
+        low = error.needed
     steps = max(1, count - 1)
     return [round(low * (high / low) ** (i / steps)) for i in range(count)]
 

@@ -70,7 +70,7 @@ def step_here(**arguments: Any) -> dict[str, Any]:
     memory = StepMemory(case.storage, case.slice, case.local)  # type: ignore[arg-type]
     network = build_network(bundle, case.engine, case.gradient, case.batch_norm, case.threads, memory)  # type: ignore[arg-type]
     images = _images(case, bundle.model.input_shape).to(network.device)
-    adapter = Adapter(network, AdaptConfig(entropy_margin=1.0, small_batch=1))
+    adapter = Adapter(network, AdaptConfig(entropy_margin=1.0, small_batch=1, source_share=0.0))
     measured = measure_calls(lambda: adapter.step(images), gpu=network.device.type == "cuda")
     kept = measure_kept(network, images)
     return asdict(Measured(**(measured | {"kept_bytes": kept.contract, "alive_bytes": kept.alive})))

@@ -297,3 +297,12 @@ def test_help_is_quick_and_teaches() -> None:
         "edgetta bench latency --model wrn40_2",
     ):
         assert example in done.stdout
+
+
+@pytest.mark.parametrize(("said", "wanted"), [(None, "1000"), ("7", "7")])
+def test_threads_that_wait_spin_little_unless_told_otherwise(said: str | None, wanted: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    environment |= {} if said is None else {"GOMP_SPINCOUNT": said}
+    script = "import os, edgetta.cli; print(os.environ['GOMP_SPINCOUNT'])"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    assert found.stdout.strip() == wanted
