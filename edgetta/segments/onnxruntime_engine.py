@@ -6,7 +6,8 @@ What the sessions of a process have in common, and why:
 - They allocate from the C library, as torch does, and keep no arena of their own: what one frees serves the other. But
   where the process keeps what is freed anyway (`memory/allocator.py`), all share one arena: a tenth of a step less.
 - The graphs of a segment read one copy of its weights, the one that the bundle mapped into memory.
-- Each runs its graph in an order and in pieces that hold few values at a time (`onnx_memory.py`).
+- Each runs its graph in an order and in pieces that hold few values at a time (`onnx_memory.py`),
+  and enters the layout of ONNX Runtime's convolutions once (`onnx_layout.py`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from edgetta.errors import BundleError, MissingDependencyError, one_line
 from edgetta.memory.allocator import keeps_freed_memory
 from edgetta.segments.contract import GradientMode, Residuals, SegmentGraphs
 from edgetta.segments.graph import BATCH, Graph
+from edgetta.segments.onnx_layout import in_blocks
 from edgetta.segments.onnx_memory import GATHERS_SLICES, freeing_early, variances_in_pieces
 from edgetta.segments.onnx_model import OnnxModel, parse_onnx
 
@@ -59,7 +61,7 @@ class OnnxProgram:
             model = read_model(model, graph)
         self.graph = graph
         self.outputs = tuple(value.name for value in model.outputs)
-        ordered = freeing_early(variances_in_pieces(model, graph))
+        ordered = freeing_early(variances_in_pieces(in_blocks(model), graph))
         self._results = [value.name for value in ordered.outputs]
         shared = {
             name for name, array in ordered.weights.items() if name in graph.constants and array.nbytes >= _SMALL
