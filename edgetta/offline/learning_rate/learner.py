@@ -45,7 +45,8 @@ class LearnerConfig:
     largest_momentum: float = 0.99  # cap of a learned momentum
     largest_change: float = 10.0  # factor by which a refresh may change the rate, after the first
     # How far a rate may rise above the first one. A large rate flattens the loss, and flatness asks for a larger rate:
-    # followed upwards, curvature runs away with the training.
+    # followed upwards, curvature runs away with the training. At 1 the first refresh, by default on untrained weights,
+    # is a ceiling for the whole run: a first rate that is too large stays wherever curvature falls afterwards.
     largest_rise: float = 1.0
     seed: int = 5  # of batches and start vectors
 
