@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from edgetta.bench import plan as bench
 from edgetta.bench.plan import ABOVE, command, trouble_of
 from edgetta.errors import EdgettaError, UsageError
+from edgetta.memory.plan import BudgetError
 
 linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resident memory is measured on Linux")
 
@@ -38,6 +40,22 @@ def test_what_breaks_a_plan_is_named() -> None:
     assert "predicted were 90.0" in trouble_of({**row, "measured_bytes": 96_000_000})
     low = round(90_000_000 / (1 + ABOVE)) - 1_000_000
     assert "predicted were 90.0" in trouble_of({**row, "measured_bytes": low})
+
+
+def test_a_budget_too_small_is_left_out_and_the_others_are_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measured(bundle: object, budget: int, batch: int) -> dict[str, object]:
+        if budget == 2:
+            raise BudgetError("a budget of 2 B is too small", 3)
+        return {"model": "net", "budget_bytes": budget}
+
+    monkeypatch.setattr(bench, "exported", lambda *_: None)
+    monkeypatch.setattr(bench, "budgets_for", lambda *_: [1, 2, 3])
+    monkeypatch.setattr(bench, "measured_plan", measured)
+    rows = bench.run(["net"], 8, 3, ["onnxruntime"])
+    assert [row["budget_bytes"] for row in rows] == [1, 3]
+    assert "left out: a budget of 2 B is too small" in capsys.readouterr().err
 
 
 def test_an_unknown_engine_is_named() -> None:
