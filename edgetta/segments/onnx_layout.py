@@ -3,7 +3,7 @@
 On x86 its convolutions work on channels in blocks, and it keeps a value in blocks from one to the next, through the
 constant BatchNorms, the additions and the ReLUs between them. But no addition is done in blocks where one side is an
 input of the graph, in plain order: a segment that begins with a block's shortcut then leaves the blocks at every
-addition that follows, and a BatchNorm of the input runs on one thread.
+addition that follows.
 """
 
 from __future__ import annotations
