@@ -120,8 +120,9 @@ class RunReport:
         if policy != "auto":
             return f"{policy} ({'as asked' if self.batch_norm is not None else 'as the bundle says'})"
         if self.runtime.config.statistics == "stream":
-            changes = self.runtime.adapter.stream.changes
-            return f"stream (auto: averaged over all images since the stream changed, {changes} times so far)"
+            stream = self.runtime.adapter.stream
+            reason = f"stream (auto: averaged over all images since the stream changed, {stream.changes} times so far"
+            return f"{reason}; the source's share {self.runtime.adapter.source_share:.0%})"
         if self.batch >= EMA_BELOW:
             return f"batch (auto: batches of {self.batch} are at least {EMA_BELOW}; a smaller last one takes running)"
         return f"ema (auto: running statistics, because batches of {self.batch} are below {EMA_BELOW})"

@@ -112,7 +112,11 @@ def test_the_default_batch_depends_on_the_source(photos: Path, tmp_path: Path, c
     assert "64 (all frames are there already; --batch for another)" in out and "0 updates in 1 step (" in out
     assert run(photos, "--batch", 5) == 0
     out = capsys.readouterr().out
-    assert "\nbatch       5\n" in out and "stream (auto: averaged over all images since" in out
+    assert (
+        "\nbatch       5\n" in out
+        and "stream (auto: averaged over all images since" in out
+        and "the source's share" in out
+    )
 
 
 def test_a_live_source_is_predicted_frame_by_frame(
