@@ -70,7 +70,6 @@ def run(
     """Rows of the result file; with `path` they are written one by one, and those that are there are not redone."""
     from edgetta.bench.result_file import rows_to_continue, write_results
     from edgetta.cli.progress import progress_bar
-    from edgetta.memory.plan import BudgetError
 
     settings = {"batch": batch, "budgets": budgets, "engines": list(engines), "entropy_margin": 1.0}
     rows = [] if path is None else rows_to_continue(path, settings)
@@ -87,11 +86,7 @@ def run(
                 for budget in budgets_for(bundle, images, budgets):
                     if budget in there:
                         continue
-                    try:
-                        rows.append(measured_plan(bundle, budget, images))
-                    except BudgetError as error:
-                        click.echo(f"left out: {error}", err=True)
-                        continue
+                    rows.append(measured_plan(bundle, budget, images))
                     if path is not None:
                         write_results(path, rows, settings)
                     update(number * budgets + sum(row["model"] == name for row in rows), note=name)

@@ -159,7 +159,6 @@ def _run(
     images: int,
     model: str,
 ) -> None:
-
     from edgetta.bench.accuracy.methods import make
     from edgetta.bench.accuracy.score import score
     from edgetta.bench.accuracy.streams import StreamSpec

@@ -379,7 +379,7 @@ class Adapter:
             return self.network.forward(images, keep=keep, track=track)
         if not track:
             return self.again(images, keep)
-        before = self.source_share
+        before = self.stream.source
         follows = self.network.batch_norm == "auto"
         segments = [segment for _, segment in self.network.segments()]
         has_statistics = follows and any(name.endswith("running_mean") for s in segments for name in s.state)
@@ -390,7 +390,7 @@ class Adapter:
         logits, tape = self._blended(images, keep, stream, share)
         if has_statistics and share < 1:
             now = [segment.state for segment in segments]
-            alone = stream_alone(now, self._source[: len(now)], self.source_share)
+            alone = stream_alone(now, self._source[: len(now)], self.stream.source)
             if self.stream.departs(images, share, stream[: len(now)], alone):
                 del logits, tape  # before another takes their place
                 logits, tape = self._blended(images, keep, stream, 1.0)
@@ -406,17 +406,13 @@ class Adapter:
             self.network.restore_statistics(states)
             return self.network.forward(images, keep=keep, share=momentum)
 
-        source = self.source_share
-        if self.config.source_share is None and self.stream.compares:
-            source = self.stream.choose_source(lambda candidate: entropy(forward(candidate, False)[0]))
+        source = self.config.source_share
+        if source is None:
+            source = self.stream.source
+            if self.stream.compares:
+                source = self.stream.choose_source(lambda candidate: entropy(forward(candidate, False)[0]))
+        self.stream.blend(source)
         return forward(source, keep)
-
-    @property
-    def source_share(self) -> float:
-        """Share of the source in the running statistics as they are."""
-        if self.config.source_share is not None:
-            return self.config.source_share if self.stream.domain is not None else 0.0
-        return self.stream.source
 
     def again(self, images: Tensor, keep: bool = True) -> tuple[Tensor, Tape]:
         """A further forward of images that were taken in already."""

@@ -29,14 +29,10 @@ standard errors more, for images that are alike differ by chance.
 """
 FOLLOWS = 0.15
 """How fast the usual departure follows those of batches that were no change."""
-
-
 STILL = 0.002
 """The least departure that counts as usual, a tenth of that of photographs: frames of a still camera are all one."""
-
 COMPARED = 256
 """Images after a change whose predictions choose the source's share in the blend."""
-
 FEW = 32
 """Predictions of fewer images than this do not yet speak for a share of the source."""
 SURER = 0.05
@@ -128,8 +124,13 @@ class StreamStatistics:
 
     @property
     def source(self) -> float:
-        """The source's share in the blend, as chosen."""
+        """The source's share in the running statistics as they are."""
         return 0.0 if self.domain is None else self.domain.source
+
+    def blend(self, source: float) -> None:
+        """The running statistics have this share of the source from now on."""
+        assert self.domain is not None
+        self.domain = replace(self.domain, source=source)
 
     @property
     def compares(self) -> bool:
@@ -154,7 +155,7 @@ class StreamStatistics:
             if compared < FEW or not after < (1 - SURER) * before:
                 break
             chosen, here = chosen + 1, further
-        self.domain = replace(self.domain, source=SHARES[chosen], compared=compared, entropies=sums)
+        self.domain = replace(self.domain, compared=compared, entropies=sums)
         return SHARES[chosen]
 
     @property

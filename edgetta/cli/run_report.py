@@ -122,7 +122,7 @@ class RunReport:
         if self.runtime.config.statistics == "stream":
             stream = self.runtime.adapter.stream
             reason = f"stream (auto: averaged over all images since the stream changed, {stream.changes} times so far"
-            return f"{reason}; the source's share {self.runtime.adapter.source_share:.0%})"
+            return f"{reason}; the source's share {stream.source:.0%})"
         if self.batch >= EMA_BELOW:
             return f"batch (auto: batches of {self.batch} are at least {EMA_BELOW}; a smaller last one takes running)"
         return f"ema (auto: running statistics, because batches of {self.batch} are below {EMA_BELOW})"

@@ -148,9 +148,8 @@ def _adapter(bundle: Bundle, engine: str, gradient: str, threads: int) -> Adapte
     from edgetta.bundle import build_network
 
     network = build_network(bundle, engine, gradient, threads=threads)  # type: ignore[arg-type]
-    return Adapter(
-        network, AdaptConfig(learning_rate=0.0, entropy_margin=1.0, source_share=0.0)
-    )  # which is found once
+    # The source's share is found once, and not part of a usual step.
+    return Adapter(network, AdaptConfig(learning_rate=0.0, entropy_margin=1.0, source_share=0.0))
 
 
 def _images(bundle: Bundle, count: int) -> Tensor:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
+from edgetta.adaptation.adapter import AdaptConfig
 from edgetta.bench import plan as bench
 from edgetta.bench.plan import ABOVE, command, trouble_of
 from edgetta.errors import EdgettaError, UsageError
+from edgetta.memory import plan
 from edgetta.memory.plan import BudgetError
 
 linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resident memory is measured on Linux")
@@ -42,20 +45,17 @@ def test_what_breaks_a_plan_is_named() -> None:
     assert "predicted were 90.0" in trouble_of({**row, "measured_bytes": low})
 
 
-def test_a_budget_too_small_is_left_out_and_the_others_are_measured(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def measured(bundle: object, budget: int, batch: int) -> dict[str, object]:
-        if budget == 2:
-            raise BudgetError("a budget of 2 B is too small", 3)
-        return {"model": "net", "budget_bytes": budget}
+def test_budgets_begin_with_the_smallest_that_adapts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def plan_step(bundle: object, budget: int, wishes: object) -> SimpleNamespace:
+        if budget < 500:
+            raise BudgetError("too small", 500)
+        return SimpleNamespace(cost=SimpleNamespace(peak=1000))
 
-    monkeypatch.setattr(bench, "exported", lambda *_: None)
-    monkeypatch.setattr(bench, "budgets_for", lambda *_: [1, 2, 3])
-    monkeypatch.setattr(bench, "measured_plan", measured)
-    rows = bench.run(["net"], 8, 3, ["onnxruntime"])
-    assert [row["budget_bytes"] for row in rows] == [1, 3]
-    assert "left out: a budget of 2 B is too small" in capsys.readouterr().err
+    monkeypatch.setattr(plan, "plan_step", plan_step)
+    budgets = bench.budgets_for(SimpleNamespace(config=AdaptConfig()), 8, 4)  # type: ignore[arg-type]
+    assert budgets[0] == 500 and len(budgets) == 4 and budgets[-1] > 1000
+    ratios = [later / budget for budget, later in zip(budgets, budgets[1:], strict=False)]
+    assert max(ratios) == pytest.approx(min(ratios), rel=0.01)
 
 
 def test_an_unknown_engine_is_named() -> None:

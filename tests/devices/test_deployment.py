@@ -345,7 +345,7 @@ def test_a_service_of_the_machine(device: Device) -> None:
     text = unit(DeploySettings(service=service, source="rtsp://cam/1?a=50%&b=$x"), found)
     assert f"\nUser={found.user}\n" in text and "WantedBy=multi-user.target" in text
     assert "rtsp://cam/1?a=50%%&b=$$x" in text, "systemd takes neither % nor $ as its own"
-    assert service.folder("/home/me") == "/etc/systemd/system" and service.systemctl == "$root systemctl"
+    assert service.folder("~") == "/etc/systemd/system" and service.systemctl == "$root systemctl"
     assert 'root="sudo -n"' in service.opening
 
 
