@@ -13,6 +13,7 @@ from typing import Any
 
 import edgetta
 from edgetta.devices.machine import parse_cpuinfo
+from edgetta.errors import UsageError
 from edgetta.storage import atomic_write_text
 
 _PACKAGES = ("torch", "numpy", "onnxruntime", "onnx", "scipy", "scikit-learn", "timm")
@@ -57,14 +58,18 @@ def write_results(
 
 
 def results_to_continue(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What an interrupted run left at `path`, where versions and settings are those of now; else nothing."""
+    """What an interrupted run left at `path`, where versions and settings are those of now; else nothing.
+
+    Raises `UsageError` for a file that is no result file: it would be lost.
+    """
+    if not path.exists():
+        return {}
     try:
         written = json.loads(path.read_text())
-        if written["versions"] == environment()["versions"] and written["settings"] == dict(settings):
-            return dict(written)
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    return {}
+        versions, of = written["versions"], written["settings"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} is no result file, or a damaged one; name another, or move it away") from error
+    return dict(written) if versions == environment()["versions"] and of == dict(settings) else {}
 
 
 def rows_to_continue(path: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,7 +55,7 @@ def test_budgets_begin_with_the_smallest_that_adapts(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(plan, "plan_step", plan_step)
     budgets = bench.budgets_for(SimpleNamespace(config=AdaptConfig()), 8, 4)  # type: ignore[arg-type]
     assert budgets[0] == 500 and len(budgets) == 4 and budgets[-1] > 1000
-    ratios = [later / budget for budget, later in zip(budgets, budgets[1:], strict=False)]
+    ratios = [later / budget for budget, later in itertools.pairwise(budgets)]
     assert max(ratios) == pytest.approx(min(ratios), rel=0.01)
 
 

@@ -1,0 +1,29 @@
+"""Result files: what a bench may continue, and that a file of another kind is not lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgetta.bench.result_file import rows_to_continue, write_results
+from edgetta.errors import UsageError
+
+
+def test_rows_of_the_same_settings_are_continued(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    assert rows_to_continue(path, {"batch": 4}) == []
+    write_results(path, [{"model": "net"}], {"batch": 4})
+    assert rows_to_continue(path, {"batch": 4}) == [{"model": "net"}]
+    assert rows_to_continue(path, {"batch": 5}) == []
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", "notes", "\x00\xff"])
+def test_another_file_is_refused_and_kept(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(content)
+    with pytest.raises(UsageError, match=r"rows\.json is no result file"):
+        rows_to_continue(path, {})
+    assert path.read_text() == content
+    with pytest.raises(UsageError, match="no result file"):
+        rows_to_continue(tmp_path, {})
