@@ -4,6 +4,9 @@ By default glibc keeps what is freed for later, up to twice the largest block, i
 needs 123 MB has been seen to take from 165 to 280 MB, another amount each time, which no plan can promise. Blocks that
 are mapped one by one come and go with the tensors. The price is that their pages are zeroed anew, a tenth of a step
 and more. A process that has no budget to keep does better with all that it ever took.
+
+glibc maps blocks of 128 KiB and more to begin with. Slices of a few images are smaller than that, and what the heap
+holds on to of them is up to 10 % of a small budget, other amounts for other sizes of a batch.
 """
 
 from __future__ import annotations
@@ -11,8 +14,11 @@ from __future__ import annotations
 import ctypes
 from contextlib import suppress
 
-BLOCK = 128 << 10
-"""Blocks of this many bytes and more are mapped on their own: glibc's start value, which it otherwise raises."""
+BLOCK = 32 << 10
+"""Blocks of this many bytes and more are mapped on their own, where a budget is kept."""
+
+TOP = 128 << 10
+"""Free bytes at the heap's end that may stay there: glibc's own value, which it otherwise raises."""
 
 KEPT_BLOCK = 32 << 20
 """Where freed memory is kept, only blocks larger than this are mapped on their own: the most every glibc takes."""
@@ -28,7 +34,7 @@ def return_freed_memory() -> bool:
     return _set(
         {
             _M_MMAP_THRESHOLD: BLOCK,
-            _M_TRIM_THRESHOLD: BLOCK,
+            _M_TRIM_THRESHOLD: TOP,
             _M_MMAP_MAX: _MAPPED_BLOCKS,
             _M_ARENA_MAX: 1,
         }

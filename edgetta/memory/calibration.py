@@ -1,8 +1,8 @@
 """Measure the steps that a bundle's cost model is made of: a few ways, two batch sizes, in one fresh process.
 
 Statistics of the batch and running ones take the same memory to within the noise, so one policy stands for all. A
-shape that is new runs once before its level is read, for what an engine allocates once for a shape. Of the two steps
-behind it the second counts: the first leaves some of its small blocks in the heap, as each step of a stream does.
+shape that is new runs once before its level is read, for what an engine allocates once for a shape. The highest of
+the steps behind it counts: each leaves some of its small blocks in the heap, where the next one builds upon them.
 The peaks of forward, backward and update are told apart by resetting the kernel's mark between them.
 """
 
@@ -46,6 +46,9 @@ WAYS: tuple[tuple[str, str, tuple[float, ...]], ...] = (
     ("local", "recompute-int8", (1 / 3, 1 / 12)),
 )
 """Gradient, storage, and the shares of the batch in one slice of the backward: what there is to choose from."""
+
+STEPS = 3
+"""Steps of one way in a row, as the pieces of a batch are: what the heap holds on to grows over about so many."""
 
 FEW = 24
 """Batches of fewer images have no slices near these shares: each way is measured whole and in slices of two sizes."""
@@ -159,38 +162,41 @@ def _images(bundle: Bundle, count: int) -> Tensor:
 
 
 def _measured_step(adapter: Adapter, images: Tensor) -> tuple[int, int, int, int, float]:
-    """Of the second of two steps: peaks of forward, backward and update, bytes kept between the first two, seconds."""
+    """The highest of a few steps: peaks of forward, backward and update, bytes kept between the first two, seconds."""
     network = adapter.network
     forward, backward = network.forward, network.backward
-    peaks = {"forward": 0, "backward": 0}
+    peaks = {"forward": 0, "backward": 0, "update": 0}
     kept = 0
+
+    def note(phase: str) -> None:
+        peaks[phase] = max(peaks[phase], high_water())
+        _reset()
 
     def watched_forward(*arguments: Any, **options: Any) -> Any:
         nonlocal kept
         result = forward(*arguments, **options)
         kept = sum(result[1].kept_bytes().values())
-        peaks["forward"] = high_water()
-        _reset()
+        note("forward")
         return result
 
     def watched_backward(*arguments: Any, **options: Any) -> None:
         backward(*arguments, **options)
-        peaks["backward"] = high_water()
-        _reset()
+        note("backward")
 
     give_back()
     level = resident()
-    adapter.step(images, gather=False)
+    seconds = math.inf
     _reset()
     network.forward, network.backward = watched_forward, watched_backward  # type: ignore[method-assign]
     try:
-        begun = time.perf_counter()
-        adapter.step(images, gather=False)
-        seconds = time.perf_counter() - begun
+        for _ in range(STEPS):
+            begun = time.perf_counter()
+            adapter.step(images, gather=False)
+            seconds = min(seconds, time.perf_counter() - begun)
+            note("update")
     finally:
         del network.forward, network.backward  # the methods of its class again
-    peaks["update"] = high_water()
-    above = (max(0, peaks[phase] - level) for phase in ("forward", "backward", "update"))
+    above = (max(0, peak - level) for peak in peaks.values())
     return *above, kept, seconds  # type: ignore[return-value]
 
 
