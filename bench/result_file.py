@@ -58,18 +58,24 @@ def write_results(
 
 
 def results_to_continue(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What an interrupted run left at `path`, where versions and settings are those of now; else nothing.
+    """What an interrupted run left at `path`; nothing where there is no file.
 
-    Raises `UsageError` for a file that is no result file: it would be lost.
+    Raises:
+        UsageError: a file that is no result file, or one of other settings or versions: its rows would be lost.
     """
     if not path.exists():
         return {}
     try:
         written = json.loads(path.read_text())
-        versions, of = written["versions"], written["settings"]
+        versions, earlier = dict(written["versions"]), dict(written["settings"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is no result file, or a damaged one; name another, or move it away") from error
-    return dict(written) if versions == environment()["versions"] and of == dict(settings) else {}
+    now = json.loads(json.dumps({**environment()["versions"], **settings}))
+    before = {**versions, **earlier}
+    if before != now:
+        other = ", ".join(sorted(name for name in {*before, *now} if before.get(name) != now.get(name)))
+        raise UsageError(f"{path} was measured with other settings or versions ({other}); name another, or move it")
+    return dict(written)
 
 
 def rows_to_continue(path: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:

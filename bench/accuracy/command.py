@@ -106,12 +106,12 @@ def _tune(
     names: list[str], sizes: list[int], *, source: Any, cache: Any, path: Any, end: Any, images: int, model: str
 ) -> None:
     from edgetta.bench.accuracy.tuning import trials
-    from edgetta.bench.result_file import write_results
+    from edgetta.bench.result_file import rows_to_continue, write_results
     from edgetta.cli.progress import progress_bar
     from edgetta.cli.tables import print_table
 
     settings = {"severity": 5, "split": "train"}
-    rows = _rows_of(path, settings)
+    rows = [] if path is None else rows_to_continue(path, settings)
     with progress_bar("trials", unit="trials") as update:
         for done, total, note in trials(lambda: source(model), cache, rows, names, sizes, images, model):
             update(done, total, note)
@@ -125,12 +125,12 @@ def _tune(
 
 def _ablate(sizes: list[int], *, source: Any, cache: Any, path: Any, end: Any, images: int, model: str) -> None:
     from edgetta.bench.accuracy.ablation import ablate
-    from edgetta.bench.result_file import write_results
+    from edgetta.bench.result_file import rows_to_continue, write_results
     from edgetta.cli.progress import progress_bar
     from edgetta.cli.tables import bytes_text, print_table
 
     settings = {"severity": 5, "split": "train", "ablation": True}
-    rows = _rows_of(path, settings)
+    rows = [] if path is None else rows_to_continue(path, settings)
     with progress_bar("ablation", unit="runs") as update:
         for batch in sizes:
             for done, total, note in ablate(source, cache, rows, images, batch, model):
@@ -164,13 +164,13 @@ def _run(
     from edgetta.bench.accuracy.streams import StreamSpec
     from edgetta.bench.accuracy.summary import table, with_gaps
     from edgetta.bench.accuracy.tuning import chosen
-    from edgetta.bench.result_file import write_results
+    from edgetta.bench.result_file import rows_to_continue, write_results
     from edgetta.cli.progress import progress_bar
     from edgetta.cli.tables import print_table
 
     tried = _trials(tuning) if tuning is not None else []
     settings = {"severity": 5, "clean": clean, "tuned": tuning is not None}
-    rows = _rows_of(path, settings)
+    rows = [] if path is None else rows_to_continue(path, settings)
     planned = [(s, b, seed, n) for seed in seeds for s in streams for b in sizes for n in names]
     with progress_bar("streams", len(planned), unit="runs") as update:
         for position, (stream, batch, seed, name) in enumerate(planned):
@@ -190,18 +190,6 @@ def _run(
                 write_results(path, rows, settings)
     wanted = [row for row in rows if row["stream"] in streams and row["batch"] in sizes and row["images"] == images]
     print_table(*table(wanted), left=("stream", "method"))
-
-
-def _rows_of(path: Path | None, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the file holds. Raises `UsageError` where that cannot be added to: it would be lost."""
-    from edgetta.bench.result_file import rows_to_continue
-
-    if path is None:
-        return []
-    rows = rows_to_continue(path, settings)
-    if not rows and path.exists():
-        raise UsageError(f"{path} holds results of other settings or versions; name another file, or move that one")
-    return rows
 
 
 def _write(path: Path | None, markdown_path: Path | None, plot_path: Path | None) -> None:

@@ -63,9 +63,9 @@ def test_the_verb_writes_what_it_shows_and_continues(
     assert {row["network"] for row in written["rows"]} == {"small"}
     monkeypatch.setattr(measurement, "measure", lambda *_, **__: pytest.fail("it was measured already"))
     assert CliRunner().invoke(command, arguments, catch_exceptions=False).output == first.output
-    monkeypatch.setattr(measurement, "measure", lambda *_, **__: iter(()))
-    run({"other": SMALL}, 5, file)
-    assert json.loads(file.read_text())["rows"] == [], "other settings start anew"
+    with pytest.raises(UsageError, match=r"exactness\.json was measured with other settings"):
+        run({"other": SMALL}, 5, file)
+    assert json.loads(file.read_text()) == written
 
 
 def test_a_wrong_gradient_is_an_error(small: None, monkeypatch: pytest.MonkeyPatch) -> None:

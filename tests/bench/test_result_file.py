@@ -15,7 +15,21 @@ def test_rows_of_the_same_settings_are_continued(tmp_path: Path) -> None:
     assert rows_to_continue(path, {"batch": 4}) == []
     write_results(path, [{"model": "net"}], {"batch": 4})
     assert rows_to_continue(path, {"batch": 4}) == [{"model": "net"}]
-    assert rows_to_continue(path, {"batch": 5}) == []
+
+
+def test_rows_of_other_settings_or_versions_are_refused_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "rows.json"
+    write_results(path, [{"model": "net"}], {"batch": 4, "sizes": (1, 2)})
+    before = path.read_text()
+    assert rows_to_continue(path, {"batch": 4, "sizes": (1, 2)}) == [{"model": "net"}]
+    with pytest.raises(UsageError, match=r"rows\.json was measured with other settings or versions \(batch\)"):
+        rows_to_continue(path, {"batch": 5, "sizes": (1, 2)})
+    monkeypatch.setattr("edgetta.__version__", "9.9")
+    with pytest.raises(UsageError, match=r"\(edgetta\)"):
+        rows_to_continue(path, {"batch": 4, "sizes": (1, 2)})
+    assert path.read_text() == before
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", "notes", "\x00\xff"])
