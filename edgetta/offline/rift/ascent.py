@@ -11,6 +11,12 @@ from torch import Tensor
 
 from edgetta.offline.rift.robust_loss import RobustLoss
 
+_LARGEST, _SMALLEST = 2.0, 0.5
+"""First and last step of the ascent, in radii of the ball."""
+
+_MORE_STEPS = 4
+"""So many times the steps at most, where a pass takes little."""
+
 
 @dataclass(frozen=True, eq=False)
 class Rise:
@@ -30,16 +36,17 @@ def normalised_ascent(
     start: Mapping[str, Tensor] | None = None,
     gradient: Mapping[str, Tensor | None] | None = None,
 ) -> Rise:
-    """Projected gradient ascent in steps of twice the ball's radius, over one batch after another.
+    """Projected gradient ascent over one batch after another, in steps of twice the ball's radius down to half of it.
 
     Each step is projected, so that weights stay on the ball's surface, near where the gradient points: as in a power
-    iteration. The size of the gradient plays no part, and every module gets as far as its ball allows. The loss is
-    taken over all images at the end.
+    iteration. The size of the gradient plays no part, and every module gets as far as its ball allows. Steps become
+    smaller, so that the last ones average over their batches. The loss is taken over all images at the end.
 
     Args:
         robust: the loss.
         epsilon: radius of each tensor's ball, as a share of the tensor's norm.
-        steps: of the ascent.
+        steps: of the ascent, for a module that the whole network follows. Passes from a later module on take less,
+            and it gets as many more: four times as many at most.
         base: loss and accuracy at the trained weights.
         start: where to begin; by default the trained weights.
         gradient: at the trained weights, where it is known: of many images, it decides which maximum the few images
@@ -47,20 +54,21 @@ def normalised_ascent(
     """
     radii = {name: epsilon * float(value.norm()) for name, value in robust.start.items()}
 
-    def moved(weights: Mapping[str, Tensor], uphill: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    def moved(weights: Mapping[str, Tensor], uphill: Mapping[str, Tensor | None], size: float) -> dict[str, Tensor]:
         return {
-            name: _into_ball(value + 2 * radii[name] * _unit(uphill[name], value), robust.start[name], radii[name])
+            name: _into_ball(value + size * radii[name] * _unit(uphill[name], value), robust.start[name], radii[name])
             for name, value in weights.items()
         }
 
     weights = dict(robust.start if start is None else start)
     if start is None and gradient is not None:
-        weights = moved(weights, gradient)
+        weights = moved(weights, gradient, _LARGEST)
+    steps = round(steps / max(robust.share, 1 / _MORE_STEPS))
     for step in range(steps):
         loss, uphill = robust.gradient(weights, [step % len(robust.labels)])
         if not _finite(loss, uphill):
             return Rise(math.inf, base[1], weights, diverged=True)
-        weights = moved(weights, uphill)
+        weights = moved(weights, uphill, _LARGEST + (_SMALLEST - _LARGEST) * step / max(1, steps - 1))
     loss, accuracy = robust.at(weights)
     if not math.isfinite(loss):
         return Rise(math.inf, base[1], weights, diverged=True)

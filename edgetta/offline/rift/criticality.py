@@ -42,7 +42,9 @@ class CriticalityConfig:
 
     schedule: Schedule = "fast"
     epsilon: float = 0.1  # radius of a tensor's ball, as a share of its norm
-    steps: int = 6  # of the ascent in the first round, behind the step that all modules share; a third in the last
+    # Of the ascent in the first round, behind the step that all modules share; half in the last. Late modules, whose
+    # passes take less, get up to four times as many.
+    steps: int = 5
     step_images: int = 64  # for each step of the ascent, and for the screening; the first round has four times these
     screening: float = 1.0  # share of the modules that a screening lets through; 1: no screening, which pays below 0.5
     products: int = 1  # with the block of the Hessian, in the screening; 0: by the gradient alone
@@ -243,10 +245,10 @@ class _Measurement:
             for group in remaining:
                 earlier = self.found.get(group.name)
                 start = None if earlier is None or earlier.diverged else earlier.weights
-                steps, batch, limit = self.config.steps, self.config.step_images, self.limit
-                if start is not None:  # few steps among many batches: to keep activations of all would not pay
-                    steps, batch, limit = max(1, steps // 3), 2 * batch, 0
-                robust = RobustLoss(self.model, group, some, batch, limit)
+                steps, batch = self.config.steps, self.config.step_images
+                if start is not None:
+                    steps, batch = max(1, steps // 2), 2 * batch
+                robust = RobustLoss(self.model, group, some, batch, self.limit)
                 rise = normalised_ascent(robust, self.config.epsilon, steps, reference, start, gradient)
                 self.found[group.name] = rise
                 scores[group.name] = _score(group, rise, len(some), screened.get(group.name), final)

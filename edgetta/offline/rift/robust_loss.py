@@ -83,6 +83,7 @@ class RobustLoss:
         rows = [self._own(torch.arange(start, min(start + batch, len(data)))) for start in range(0, len(data), batch)]
         self.labels = [data.labels[some].to(device) for some in rows]
         self.suffix = Suffix(model, group.owners, [data.images[some].to(device) for some in rows], limit)
+        self.share = self.processes.first(self.suffix.share)  # of the network that a pass computes, above 0 up to 1
 
     def at(self, weights: Mapping[str, Tensor]) -> tuple[float, float]:
         """Mean loss and accuracy (0 to 1) with these weights; the loss is infinite or NaN where they overflow."""

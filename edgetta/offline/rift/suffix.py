@@ -61,6 +61,15 @@ class Suffix:
         """How many batches are computed from the modules on."""
         return sum(calls is not None for calls in self.kept)
 
+    @property
+    def share(self) -> float:
+        """Of the modules with weight matrices or kernels, those that are computed anew: above 0 up to 1."""
+        calls = self.kept[0] if self.kept else None
+        if calls is None:
+            return 1.0
+        before = {module for call in calls for module in call.module.modules() if _has_weights(module)}
+        return 1 - len(before) / sum(_has_weights(module) for module in self.model.modules())
+
     def logits(self, number: int, weights: Mapping[str, Tensor]) -> Tensor:
         """Logits of a batch with some parameters replaced, as `functional_call` gives them."""
         with self.replaying(number):
@@ -178,6 +187,10 @@ def _replayed(model: nn.Module, calls: Sequence[_Call], copies: bool) -> Iterato
                 module.__dict__.pop("forward", None)
             else:
                 module.forward = own  # type: ignore[method-assign]
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
 
 
 def _device(inputs: Sequence[Any]) -> torch.device:

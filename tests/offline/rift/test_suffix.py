@@ -101,6 +101,7 @@ def test_what_ran_before_is_not_computed_again() -> None:
     with evaluation_mode(model):
         suffix = Suffix(model, ["layer3.1.conv2"], [torch.rand(4, 3, 32, 32)], LARGE)
         assert suffix.kept_batches == 1
+        assert suffix.share == pytest.approx(4 / 20), "of the weights three more follow"
         plain = {name: module.forward for name, module in convolutions.items()}
         for name, module in convolutions.items():
             module.forward = lambda x, name=name: (ran.update([name]), plain[name](x))[1]  # type: ignore[method-assign]
@@ -125,5 +126,6 @@ def test_a_limit_keeps_fewer_batches_and_changes_nothing() -> None:
         weights = {f"{name}.weight": model.layer2[1].conv1.weight.detach() * 1.1}
         for number, images in enumerate(batches):
             torch.testing.assert_close(suffix.logits(number, weights), functional_call(model, weights, (images,)))
-        assert Suffix(model, [name], batches, 0).kept_batches == 0
+        whole = Suffix(model, [name], batches, 0)
+        assert whole.kept_batches == 0 and whole.share == 1
         assert Suffix(model, ["conv1"], batches, LARGE).logits(0, {}).shape == (4, 10)
