@@ -236,8 +236,9 @@ def _learner(path: Path | None, over: Until, config: LearnerBenchConfig) -> None
             for (method,), own in _grouped(rows, ("method",))
         ],
     )
-    for rule, points in against_the_grid(rows, config.rules).items():
-        click.echo(f"{rule}: {points:+.2f} points against the best constant rate")
+    for method, points in against_the_grid(rows, config.rules).items():
+        for kind, difference in points.items():
+            click.echo(f"{method}: {difference:+.2f} points against the best {kind} rate")
 
 
 def _listed(option: str, text: str) -> tuple[str, ...]:

@@ -1,4 +1,8 @@
-"""The learner on a training run, against a grid of constant rates at equal epochs."""
+"""The learner on a training run, against a grid of constant rates at equal epochs.
+
+Our rule warms up and lets the rate fall to zero, as trainings do. The grid and our rule are run both ways, constant
+and falling in the same line: what the shape of the schedule earns is not to be taken for what curvature earns.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +26,9 @@ from edgetta.sources.labelled import Labelled
 
 OURS = "quantile"
 """The rule of the safer default; the others are those of `PUBLISHED`."""
+
+FALLING = ", falling"
+"""Behind the name of a method whose rate falls to zero in a straight line."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +65,10 @@ class LearnerBenchConfig:
 
 
 def planned(config: LearnerBenchConfig) -> list[tuple[str, int]]:
-    """Every run: method (a rule, or a constant rate) and seed."""
-    return [(method, seed) for seed in config.seeds for method in (*config.rules, *(f"{r:g}" for r in config.grid))]
+    """Every run: method (a rule, or a rate, constant or falling) and seed."""
+    ours = [method for rule in config.rules for method in ((rule + FALLING, rule) if rule == OURS else (rule,))]
+    grid = [method for rate in config.grid for method in (f"{rate:g}", f"{rate:g}{FALLING}")]
+    return [(method, seed) for seed in config.seeds for method in (*ours, *grid)]
 
 
 def measure(config: LearnerBenchConfig, done: set[tuple[str, int]]) -> Iterator[dict[str, Any]]:
@@ -75,23 +84,26 @@ def measure(config: LearnerBenchConfig, done: set[tuple[str, int]]) -> Iterator[
 
 
 def run(config: LearnerBenchConfig, method: str, seed: int, train: Labelled, test: Labelled) -> dict[str, Any]:
-    """Train once with a rule's rates or a constant rate, and measure at the end."""
+    """Train once by a method of `planned`, and measure at the end."""
     device = torch.device(config.device)
     classes = int(max(train.labels.max(), test.labels.max())) + 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = load_model(config.model, width=config.width, num_classes=classes).module.to(device)
-    learning = method in config.rules
-    rate = min(config.grid) if learning else float(method)  # a rule sets its own before the first step
+    name, falling = method.removesuffix(FALLING), method.endswith(FALLING)
+    learning = name in config.rules
+    rate = min(config.grid) if learning else float(name)  # a rule sets its own before the first step
+    steps = config.epochs * (len(train) // config.batch)
     optimizer = torch.optim.SGD(module.parameters(), rate, config.momentum, weight_decay=config.weight_decay)
     learner = None
     if learning:
-        own = config.learner if method == OURS else PUBLISHED[method]
+        own = config.learner if name == OURS else PUBLISHED[name]
         surface = LossSurface(module, F.cross_entropy, batch_norm="batch")
         samples = _floats(train.images), train.labels
-        learner = LearningRateLearner(optimizer, surface, samples, batch_size=config.batch, config=own)
+        length = steps if falling else None
+        learner = LearningRateLearner(optimizer, surface, samples, batch_size=config.batch, config=own, steps=length)
     generator = torch.Generator().manual_seed(seed)
-    begun = time.perf_counter()
+    begun, done = time.perf_counter(), 0
     for epoch in range(config.epochs):
         if learner is not None:
             learner.start_epoch(epoch)
@@ -103,7 +115,10 @@ def run(config: LearnerBenchConfig, method: str, seed: int, train: Labelled, tes
             loss = F.cross_entropy(module(images), train.labels[chosen].to(device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            if falling and learner is None:
+                optimizer.param_groups[0]["lr"] = rate * (1 - done / steps)
             optimizer.step()
+            done += 1
     seconds = time.perf_counter() - begun
     return {
         "final_accuracy": accuracy(module, test, device),
@@ -120,13 +135,21 @@ def accuracy(module: nn.Module, test: Labelled, device: torch.device) -> float:
     return float((torch.cat(predicted) == test.labels).float().mean())
 
 
-def against_the_grid(rows: Sequence[dict[str, Any]], rules: Sequence[str]) -> dict[str, float]:
-    """Rule -> points of accuracy, mean over seeds, that it is above the best constant rate."""
+def against_the_grid(rows: Sequence[dict[str, Any]], rules: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Of each rule's methods, points of accuracy above the grid's best constant and its best falling rate."""
     means: dict[str, list[float]] = {}
     for row in rows:
         means.setdefault(row["method"], []).append(row["final_accuracy"])
-    constant = [fmean(found) for method, found in means.items() if method not in rules]
-    return {rule: 100 * (fmean(means[rule]) - max(constant)) for rule in rules if rule in means and constant}
+    ours = {method: fmean(found) for method, found in means.items() if method.removesuffix(FALLING) in rules}
+    grid = {method: fmean(found) for method, found in means.items() if method not in ours}
+    best = {
+        kind: max((mean for method, mean in grid.items() if method.endswith(FALLING) == falls), default=None)
+        for kind, falls in (("constant", False), ("falling", True))
+    }
+    return {
+        method: {kind: 100 * (mean - limit) for kind, limit in best.items() if limit is not None}
+        for method, mean in ours.items()
+    }
 
 
 def settings(config: LearnerBenchConfig) -> dict[str, Any]:

@@ -31,11 +31,25 @@ def quadratic(samples: int = 64) -> tuple[LossSurface, tuple[torch.Tensor, torch
     return LossSurface(net, lambda o, t: 0.5 * (o - t).square().sum(dim=1).mean()), (x, y)
 
 
-def learner(config: LearnerConfig, **options: Any) -> tuple[LearningRateLearner, torch.optim.Optimizer]:
+def learner(
+    config: LearnerConfig, steps: int | None = None, **options: Any
+) -> tuple[LearningRateLearner, torch.optim.Optimizer]:
     shape, data = quadratic()
     options = {"lr": 0.1, "momentum": 0.5} | options
     optimizer = torch.optim.SGD(shape.model.parameters(), **options)
-    return LearningRateLearner(optimizer, shape, data, batch_size=64, config=config), optimizer
+    return LearningRateLearner(optimizer, shape, data, batch_size=64, config=config, steps=steps), optimizer
+
+
+def train(tuned: LearningRateLearner, steps: int) -> list[float]:
+    """The rates of these steps."""
+    x, y = quadratic()[1]
+    rates = []
+    for _ in range(steps):
+        tuned.optimizer.zero_grad()
+        tuned.surface.loss(tuned.surface.model(x), y).backward()
+        tuned.optimizer.step()
+        rates.append(tuned.optimizer.param_groups[0]["lr"])
+    return rates
 
 
 def published(name: str) -> LearnerConfig:
@@ -83,7 +97,7 @@ def test_the_default_takes_a_fraction_of_the_optimizers_own_threshold_and_leaves
     refresh = ours.refresh(0)
     assert refresh.largest == pytest.approx(8.5)  # weight decay adds to the curvature
     assert refresh.lower == pytest.approx(8.0)
-    assert refresh.rate == pytest.approx(0.5 * 2 * 1.9 / 16.5)
+    assert refresh.rate == pytest.approx(0.25 * 2 * 1.9 / 16.5)
     assert optimizer.param_groups[0]["momentum"] == 0.9
     low, _ = learner(LearnerConfig(batches=1, quantile=0.0), momentum=0.9)
     assert low.refresh(0).lower == pytest.approx(1.0)
@@ -115,13 +129,10 @@ def test_the_default_hardly_depends_on_the_number_of_iterations_and_the_minimum_
 
 def test_it_trains_a_quadratic_down() -> None:
     for config in (LearnerConfig(every_epochs=1, batches=2), published("ssgd")):
-        tuned, optimizer = learner(config, momentum=0.0, lr=123.0)
+        tuned, _ = learner(config, momentum=0.0, lr=123.0)
         shape, (x, y) = tuned.surface, quadratic()[1]
         assert tuned.start_epoch(0) is not None
-        for _ in range(60):
-            optimizer.zero_grad()
-            shape.loss(shape.model(x), y).backward()
-            optimizer.step()
+        train(tuned, 100)
         assert float(shape.loss(shape.model(x), y).detach()) < 1e-3 * 7.5
 
 
@@ -148,7 +159,7 @@ def test_optimizers_that_divide_see_the_preconditioned_curvature(
     gradient = (x.T @ (x @ shape.model.weight.T - y) / 64).flatten().detach()
     fresh = tuned.refresh(0)  # before its first step: from the gradients
     assert fresh.largest == pytest.approx(expected(gradient.abs()), rel=1e-3)
-    assert fresh.rate == pytest.approx(0.5 * threshold_rate(optimizer, 2 * fresh.largest), rel=1e-6)
+    assert fresh.rate == pytest.approx(0.25 * threshold_rate(optimizer, 2 * fresh.largest), rel=1e-6)
     for _ in range(5):
         optimizer.zero_grad()
         shape.loss(shape.model(x), y).backward()
@@ -169,7 +180,7 @@ def test_adam_learns_its_first_beta_when_asked() -> None:
 
 
 def test_refreshes_come_when_due_and_change_by_a_bounded_factor() -> None:
-    tuned, _ = learner(LearnerConfig(every_epochs=3, first_epoch=2, batches=1, largest_change=2.0))
+    tuned, _ = learner(LearnerConfig(every_epochs=3, first_epoch=2, batches=1, largest_change=2.0, warm_up=0))
     due = [epoch for epoch in range(10) if tuned.start_epoch(epoch) is not None]
     assert due == [2, 5, 8]
     before = tuned.history[-1].rate
@@ -180,7 +191,7 @@ def test_refreshes_come_when_due_and_change_by_a_bounded_factor() -> None:
 
 @pytest.mark.parametrize("rise", [1.0, 3.0])
 def test_flatness_does_not_raise_the_rate_above_the_first(rise: float) -> None:
-    tuned, _ = learner(LearnerConfig(batches=1, largest_rise=rise))
+    tuned, _ = learner(LearnerConfig(batches=1, largest_rise=rise, warm_up=0))
     first = tuned.refresh(0).rate
     tuned.surface.loss = lambda o, t: 2.0 * (o - t).square().sum(dim=1).mean()
     assert tuned.refresh(1).rate == pytest.approx(first / 4)
@@ -195,17 +206,52 @@ def test_groups_keep_the_ratio_of_their_rates() -> None:
         [{"params": net[0].parameters(), "lr": 0.1}, {"params": net[2].parameters(), "lr": 0.02}]
     )
     x, y = images(32)
-    tuned = LearningRateLearner(optimizer, surface(net), (x.flatten(1), y), batch_size=16)
+    config = LearnerConfig(warm_up=0)
+    tuned = LearningRateLearner(optimizer, surface(net), (x.flatten(1), y), batch_size=16, config=config)
     rate = tuned.refresh(0).rate
     assert [group["lr"] for group in optimizer.param_groups] == [pytest.approx(rate), pytest.approx(0.2 * rate)]
 
 
+def test_the_rate_rises_over_the_warm_up_is_measured_anew_and_falls_to_zero() -> None:
+    tuned, _ = learner(LearnerConfig(batches=1, warm_up=4), steps=16)
+    first = tuned.start_epoch(0)
+    assert first is not None and first.step == 0
+    tuned.surface.loss = lambda o, t: 0.25 * (o - t).square().sum(dim=1).mean()  # half the curvature it began with
+    rates = train(tuned, 18)
+    assert [refresh.step for refresh in tuned.history] == [0, 4]
+    settled = tuned.history[1].rate
+    assert settled == pytest.approx(2 * first.rate), "the first one is no ceiling"
+    rising = [first.rate * (k + 1) / 4 * (1 - k / 16) for k in range(4)]
+    assert rates == pytest.approx([*rising, *(settled * (1 - k / 16) for k in range(4, 16)), 0, 0])
+
+
+def test_the_warm_up_takes_a_quarter_of_a_short_training() -> None:
+    tuned, _ = learner(LearnerConfig(batches=1), steps=8)
+    tuned.start_epoch(0)
+    train(tuned, 8)
+    assert [refresh.step for refresh in tuned.history] == [0, 2]
+
+
+def test_without_a_length_the_rate_stays_and_a_later_refresh_is_bounded_by_the_one_behind_the_warm_up() -> None:
+    tuned, _ = learner(LearnerConfig(batches=1, warm_up=2, every_epochs=1, first_epoch=1))
+    assert tuned.start_epoch(0) is None and train(tuned, 3) == [0.1] * 3, "its own rate until the first refresh"
+    tuned.start_epoch(1)
+    first = tuned.history[0].rate
+    assert train(tuned, 4) == pytest.approx([first / 2, first, first, first])
+    tuned.surface.loss = lambda o, t: 0.25 * (o - t).square().sum(dim=1).mean()
+    assert tuned.refresh(2).rate == pytest.approx(first) and [r.step for r in tuned.history] == [3, 5, 7]
+
+
 def test_its_state_survives_json() -> None:
-    tuned, _ = learner(LearnerConfig(batches=1))
+    tuned, optimizer = learner(LearnerConfig(batches=1, warm_up=8), steps=32)
     tuned.refresh(0)
-    again, _ = learner(LearnerConfig(batches=1))
+    train(tuned, 3)
+    again, other = learner(LearnerConfig(batches=1, warm_up=8), steps=32)
     again.load_state_dict(json.loads(json.dumps(tuned.state_dict())))
+    other.load_state_dict(optimizer.state_dict())
+    again.surface.model.load_state_dict(tuned.surface.model.state_dict())
     assert again.history == tuned.history
+    assert train(again, 10) == pytest.approx(train(tuned, 10))
 
 
 def test_the_model_is_left_in_training_mode_with_its_gradients() -> None:
@@ -235,9 +281,12 @@ def test_what_cannot_be_learned_is_refused() -> None:
         ("quantile", 1.5),
         ("largest_change", 1.0),
         ("largest_rise", 0.5),
+        ("warm_up", -1),
     ):
         with pytest.raises(UsageError, match=f"{field} = "):
             LearnerConfig(**{field: value})
+    with pytest.raises(UsageError, match="a training of 0 steps"):
+        LearningRateLearner(optimizer, shape, data, batch_size=32, steps=0)
     linear = LossSurface(shape.model, lambda o, t: o.mean())
     with pytest.raises(NotFiniteError, match="no curvature"):
         LearningRateLearner(optimizer, linear, data, batch_size=32).refresh(0)

@@ -40,13 +40,15 @@ class LearnerConfig:
     batch_size: int | None = None  # samples per batch; None: the training batch size
     quantile: float = 0.5  # of the spectrum's weight on |eigenvalues| outside the null bulk, for mu
     null: float = 1e-3  # |eigenvalues| below this share of the largest are the null bulk
-    fraction: float = 0.5  # of the largest stable rate, in the rule "quantile"
+    fraction: float = 0.25  # of the largest stable rate, in the rule "quantile"
+    # Steps, at most a quarter of the training, over which the rate rises to what the first refresh says. Curvature of
+    # untrained weights differs tenfold and more from seed to seed, and soon falls: it is measured anew behind them.
+    warm_up: int = 40
     learn_momentum: bool = False  # also set momentum (or Adam's first beta), in the rule "quantile"
     largest_momentum: float = 0.99  # cap of a learned momentum
     largest_change: float = 10.0  # factor by which a refresh may change the rate, after the first
-    # How far a rate may rise above the first one. A large rate flattens the loss, and flatness asks for a larger rate:
-    # followed upwards, curvature runs away with the training. At 1 the first refresh, by default on untrained weights,
-    # is a ceiling for the whole run: a first rate that is too large stays wherever curvature falls afterwards.
+    # How far a rate may rise above the first one behind the warm-up. A large rate flattens the loss, and flatness asks
+    # for a larger rate: followed upwards, curvature runs away with the training.
     largest_rise: float = 1.0
     seed: int = 5  # of batches and start vectors
 
@@ -66,6 +68,7 @@ class LearnerConfig:
             "quantile": 0 <= self.quantile <= 1,
             "null": 0 <= self.null < 1,
             "fraction": self.fraction > 0,
+            "warm_up": self.warm_up >= 0,
             "largest_momentum": 0 <= self.largest_momentum < 1,
             "largest_change": self.largest_change > 1,
             "largest_rise": self.largest_rise >= 1,
@@ -80,6 +83,7 @@ class Refresh:
     """What one refresh measured and set."""
 
     epoch: int
+    step: int  # steps of the optimizer before it
     rate: float
     momentum: float | None  # None where it was left alone
     largest: float  # L, mean over batches of the largest |Ritz value|
@@ -162,6 +166,7 @@ PUBLISHED: dict[str, LearnerConfig] = {
         iterations=20,
         batches=1,
         batch_size=1024,
+        warm_up=0,
         largest_change=float("inf"),
         largest_rise=float("inf"),
         seed=5,
@@ -177,14 +182,16 @@ The author's public code runs it for PreResNet-110 on CIFAR-100 with batch stati
 class LearningRateLearner:
     """Sets an optimizer's learning rate from curvature, every few epochs.
 
-        learner = LearningRateLearner(optimizer, LossSurface(model, loss, batch_norm="batch"), data, batch_size=128)
+        surface = LossSurface(model, loss, batch_norm="batch")
+        learner = LearningRateLearner(optimizer, surface, data, batch_size=128, steps=epochs * len(loader))
         for epoch in range(epochs):
             learner.start_epoch(epoch)
             ...
 
     Curvature is measured on batches of the training batch size (the published setting: on one larger batch), with the
-    preconditioner where the optimizer has one and SGD's weight decay added. Groups keep the ratio of their rates.
-    Under torch.distributed all processes take the first one's choice.
+    preconditioner where the optimizer has one and SGD's weight decay added. A hook counts the optimizer's steps: the
+    rate rises over the warm-up, is set anew behind it, and falls to zero over the training where its length is known.
+    Groups keep the ratio of their rates. Under torch.distributed all processes take the first one's choice.
 
     Args:
         optimizer: of the model; groups need the key "lr".
@@ -192,6 +199,7 @@ class LearningRateLearner:
         data: training samples with test-time transforms, see `as_samples`.
         batch_size: of training.
         config: see `LearnerConfig`; or a published one, `PUBLISHED["ssgd"]`.
+        steps: of the whole training, over which the rate falls to zero in a straight line; None: it does not fall.
 
     Raises:
         DataSetTooSmallError: a batch is larger than the data set.
@@ -206,21 +214,28 @@ class LearningRateLearner:
         *,
         batch_size: int,
         config: LearnerConfig | None = None,
+        steps: int | None = None,
     ) -> None:
         self.optimizer = optimizer
         self.surface = surface
         self.samples = as_samples(data)
         self.config = config or LearnerConfig()
         self.batch_size = self.config.batch_size or batch_size
+        self.steps = steps
+        self.done = 0  # steps of the optimizer
+        self.warm_up = self.config.warm_up if steps is None else min(self.config.warm_up, steps // 4)
         self.history: list[Refresh] = []
         if self.batch_size > len(self.samples):
             raise DataSetTooSmallError(
                 f"curvature is measured on batches of {self.batch_size} and there are {len(self.samples)} samples; "
                 "give more data or a smaller batch_size in the configuration"
             )
+        if steps is not None and steps < 1:
+            raise UsageError(f"a training of {steps} steps has no learning rate; give 1 or more, or None")
         largest = max(group["lr"] for group in optimizer.param_groups)
         self._shares = [group["lr"] / largest if largest > 0 else 1.0 for group in optimizer.param_groups]
         threshold_rate(optimizer, 1.0)
+        optimizer.register_step_pre_hook(self._before_step)
 
     @property
     def seconds(self) -> float:
@@ -247,28 +262,57 @@ class LearningRateLearner:
             largest += coupled_decay(self.optimizer)
         choice = Processes().first(RULES[self.config.rule](runs, largest, self.optimizer, self.config))
         rate = choice.rate
-        if self.history:
-            previous, factor = self.history[-1].rate, self.config.largest_change
-            rate = min(max(rate, previous / factor), previous * factor)
-            rate = min(rate, self.history[0].rate * self.config.largest_rise)
-        for group, share in zip(self.optimizer.param_groups, self._shares, strict=True):
-            group["lr"] = rate * share
+        settled = [refresh.rate for refresh in self.history if refresh.step >= self._warm_at]
+        if settled:
+            factor = self.config.largest_change
+            rate = min(max(rate, settled[-1] / factor), settled[-1] * factor, settled[0] * self.config.largest_rise)
+        for group in self.optimizer.param_groups:
             if choice.momentum is not None and "betas" in group:
                 group["betas"] = (choice.momentum, *group["betas"][1:])
             elif choice.momentum is not None and "momentum" in group:
                 group["momentum"] = choice.momentum
-        refresh = Refresh(epoch, rate, choice.momentum, largest, choice.lower, time.perf_counter() - begun)
+        seconds = time.perf_counter() - begun
+        refresh = Refresh(epoch, self.done, rate, choice.momentum, largest, choice.lower, seconds)
         self.history.append(refresh)
+        self._set_rates()
         return refresh
 
     def state_dict(self) -> dict[str, Any]:
         """What must be kept to go on after an interruption: plain numbers."""
-        return {"history": [asdict(refresh) for refresh in self.history], "shares": list(self._shares)}
+        return {
+            "history": [asdict(refresh) for refresh in self.history],
+            "shares": list(self._shares),
+            "done": self.done,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what `state_dict` gave."""
         self.history = [Refresh(**refresh) for refresh in state["history"]]
         self._shares = list(state["shares"])
+        self.done = state["done"]
+
+    def _before_step(self, *_: Any) -> None:
+        """The optimizer is about to take a step."""
+        if self.history:
+            if self.warm_up and self.done == self._warm_at:
+                self.refresh(self.history[-1].epoch)
+            self._set_rates()
+        self.done += 1
+
+    @property
+    def _warm_at(self) -> int:
+        """The step before which the warm-up ends."""
+        return (self.history[0].step if self.history else self.done) + self.warm_up
+
+    def _set_rates(self) -> None:
+        """The rates of the step to come."""
+        rate = self.history[-1].rate
+        if self.done < self._warm_at:
+            rate *= 1 - (self._warm_at - self.done - 1) / self.warm_up
+        if self.steps is not None:
+            rate *= max(0.0, 1 - self.done / self.steps)
+        for group, share in zip(self.optimizer.param_groups, self._shares, strict=True):
+            group["lr"] = rate * share
 
     def _measure(self, epoch: int) -> list[Tridiagonal]:
         config = self.config
