@@ -32,7 +32,7 @@ def test_criticality_rows(small: None, tmp_path: Path) -> None:
     for row in rows:
         assert row["modules"] == 8 and -1 <= row["rank_correlation"] <= 1 and row["speedup"] > 0
         assert 0.1 < row["robust_accuracy"] < 1 and isinstance(row["same_choice"], bool)
-        assert len(row["finalists"]) == 3 and criticality.least_by_both(row) in row["finalists"]
+        assert len(row["finalists"]) >= 3 and criticality.least_by_both(row) in row["finalists"]
     assert (tmp_path / "1000" / "small_at-0.safetensors").is_file()
     assert CliRunner().invoke(criticality.command, options).exit_code == 0
     assert path.read_text() == written  # nothing is measured again
