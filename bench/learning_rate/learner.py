@@ -50,8 +50,8 @@ class LearnerBenchConfig:
     seeds: tuple[int, ...] = (0, 1, 2)  # of weights, order and shifts
     shift: int = 2  # pixels by which training images are moved
     device: str = "cpu"
-    # Few epochs, so ours is refreshed every second one; the largest eigenvalue needs few iterations.
-    learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(every_epochs=2, iterations=8, batches=2))
+    # Few epochs, so ours is refreshed within them; the largest eigenvalue needs few iterations.
+    learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(every_epochs=3, iterations=8, batches=4))
 
     def __post_init__(self) -> None:
         for rule in self.rules:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -42,7 +42,8 @@ class LearnerConfig:
     null: float = 1e-3  # |eigenvalues| below this share of the largest are the null bulk
     fraction: float = 0.25  # of the largest stable rate, in the rule "quantile"
     # Steps, at most a quarter of the training, over which the rate rises to what the first refresh says. Curvature of
-    # untrained weights differs tenfold and more from seed to seed, and soon falls: it is measured anew behind them.
+    # untrained weights differs tenfold and more from seed to seed, and soon after from step to step: the rate that
+    # counts follows from its mean over the warm-up, one batch at a time.
     warm_up: int = 40
     learn_momentum: bool = False  # also set momentum (or Adam's first beta), in the rule "quantile"
     largest_momentum: float = 0.99  # cap of a learned momentum
@@ -225,6 +226,8 @@ class LearningRateLearner:
         self.done = 0  # steps of the optimizer
         self.warm_up = self.config.warm_up if steps is None else min(self.config.warm_up, steps // 4)
         self.history: list[Refresh] = []
+        self._seen: list[Tridiagonal] = []  # of this warm-up; an interruption loses what was measured before it
+        self._spent = 0.0  # seconds on these
         if self.batch_size > len(self.samples):
             raise DataSetTooSmallError(
                 f"curvature is measured on batches of {self.batch_size} and there are {len(self.samples)} samples; "
@@ -254,7 +257,9 @@ class LearningRateLearner:
             NotFiniteError: the loss is not finite, or there is no curvature at all.
         """
         begun = time.perf_counter()
-        runs = self._measure(epoch)
+        return self._choose(epoch, self._measure(range(self.config.batches)), begun)
+
+    def _choose(self, epoch: int, runs: Sequence[Tridiagonal], begun: float) -> Refresh:
         largest = float(np.mean([np.abs(run.values).max() for run in runs]))
         if not largest > 0:
             raise NotFiniteError("the loss has no curvature here, so no rate follows from it; train a few steps first")
@@ -294,10 +299,21 @@ class LearningRateLearner:
     def _before_step(self, *_: Any) -> None:
         """The optimizer is about to take a step."""
         if self.history:
-            if self.warm_up and self.done == self._warm_at:
-                self.refresh(self.history[-1].epoch)
+            if self.done <= self._warm_at and self.warm_up:
+                self._warm()
             self._set_rates()
         self.done += 1
+
+    def _warm(self) -> None:
+        """Measure the batches that are due, evenly over the warm-up; at its end choose the rate."""
+        begun, count = time.perf_counter(), self.config.batches
+        left = self._warm_at - self.done
+        due = [k for k in range(count) if left == self.warm_up * (count - 1 - k) // count]
+        self._seen += self._measure(due)
+        self._spent += time.perf_counter() - begun
+        if left == 0:
+            self._choose(self.history[-1].epoch, self._seen, time.perf_counter() - self._spent)
+            self._seen = []
 
     @property
     def _warm_at(self) -> int:
@@ -314,15 +330,16 @@ class LearningRateLearner:
         for group, share in zip(self.optimizer.param_groups, self._shares, strict=True):
             group["lr"] = rate * share
 
-    def _measure(self, epoch: int) -> list[Tridiagonal]:
+    def _measure(self, numbers: Iterable[int]) -> list[Tridiagonal]:
+        """Curvature on some of the batches."""
         config = self.config
         whole = HessianOperator(self.surface, self.samples, distributed=False)
         drawn = draw_batches(len(self.samples), self.batch_size, config.batches, config.seed)
-        batches = [whole.on_batch(indices) for indices in drawn]
-        scale = divisor(self.optimizer, self.surface, batches)
+        batches = {number: whole.on_batch(drawn[number]) for number in numbers}
+        scale = divisor(self.optimizer, self.surface, list(batches.values())) if batches else None
         runs = []
-        for k, batch in enumerate(batches):
+        for number, batch in batches.items():
             seen: LinearOperator = batch if scale is None else PreconditionedOperator(batch, scale)
-            run = run_lanczos(seen, config.iterations, seed=config.seed + k, keep_basis=False)
+            run = run_lanczos(seen, config.iterations, seed=config.seed + number, keep_basis=False)
             runs.append(run.tridiagonal)
         return runs
