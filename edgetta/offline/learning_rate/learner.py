@@ -309,8 +309,9 @@ class LearningRateLearner:
         begun, count = time.perf_counter(), self.config.batches
         left = self._warm_at - self.done
         due = [k for k in range(count) if left == self.warm_up * (count - 1 - k) // count]
-        self._seen += self._measure(due)
-        self._spent += time.perf_counter() - begun
+        if due:
+            self._seen += self._measure(due)
+            self._spent += time.perf_counter() - begun
         if left == 0:
             self._choose(self.history[-1].epoch, self._seen, time.perf_counter() - self._spent)
             self._seen = []
@@ -336,7 +337,7 @@ class LearningRateLearner:
         whole = HessianOperator(self.surface, self.samples, distributed=False)
         drawn = draw_batches(len(self.samples), self.batch_size, config.batches, config.seed)
         batches = {number: whole.on_batch(drawn[number]) for number in numbers}
-        scale = divisor(self.optimizer, self.surface, list(batches.values())) if batches else None
+        scale = divisor(self.optimizer, self.surface, list(batches.values()))
         runs = []
         for number, batch in batches.items():
             seen: LinearOperator = batch if scale is None else PreconditionedOperator(batch, scale)
