@@ -260,6 +260,7 @@ class LearningRateLearner:
         return self._choose(epoch, self._measure(range(self.config.batches)), begun)
 
     def _choose(self, epoch: int, runs: Sequence[Tridiagonal], begun: float) -> Refresh:
+        """Set what follows from these measurements, which took the time since `begun`; raises as `refresh`."""
         largest = float(np.mean([np.abs(run.values).max() for run in runs]))
         if not largest > 0:
             raise NotFiniteError("the loss has no curvature here, so no rate follows from it; train a few steps first")
