@@ -33,6 +33,7 @@ from edgetta.offline.warm_up import WarmUpConfig, WarmUpReport, warm_up
 from edgetta.storage import atomic_write_json, atomic_write_text
 
 if TYPE_CHECKING:
+    from edgetta.export.batch_norm import Adapt
     from edgetta.models import Model
     from edgetta.runtime import Runtime
 
@@ -49,7 +50,7 @@ class DemoConfig:
 
     training: TrainingConfig = field(default_factory=TrainingConfig)
     parts: int = 4
-    adapt_bias: bool = False
+    adapt: Adapt = "affine"
     warm_up: WarmUpConfig = field(default_factory=lambda: WarmUpConfig(epochs=3))
     warm_up_severity: int = 4  # of the four corruptions that warm-up sees
     adaptation: AdaptConfig = field(default_factory=AdaptConfig)
@@ -263,7 +264,7 @@ def _export(
         model.input_shape,
         published.cuts(config.parts) if published is not None else None,
         config.parts,
-        adapt_bias=config.adapt_bias,
+        adapt=config.adapt,
         kernel=published.kernel if published is not None else None,
     )
     network = build(derived, lambda _, graphs, mode: TorchSegment(graphs, mode), "auto", "auto", config.seed)

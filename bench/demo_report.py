@@ -109,7 +109,10 @@ def page(result: DemoResult, stream: CorruptedStream, content: dict[str, Any], c
             COST_COLUMNS,
             cost_rows(result, config.batch),
             "Bytes: tensors that live from forward to backward, weights not counted. "
-            + ("Edgetta adapts the biases of the frozen network too, autograd here does not. " * config.adapt_bias)
+            + (
+                "Edgetta adapts biases and weights of the frozen network too, autograd here does not. "
+                * (config.adapt != "meta")
+            )
             + f"Time: medians of {config.repetitions} rounds on {content['engine']}, {machine['threads']} threads.",
         ),
         Heading("How it was done"),

@@ -17,6 +17,8 @@ from edgetta.errors import UsageError
 from edgetta.segments.graph import Graph, GraphBuilder, Node
 
 BatchNormPolicy = Literal["source", "batch", "ema"]
+Adapt = Literal["meta", "bias", "affine"]
+"""What adapts: meta-networks alone; biases inside the frozen parts, too; or BatchNorm's weights as well."""
 EMA_MOMENTUM = "ema_momentum"
 
 
@@ -25,27 +27,29 @@ class Frozen:
     """A segment's graph once its BatchNorms are settled.
 
     `state` maps each state input (running mean or variance) to the output that replaces it after a batch, and
-    `initial_state` holds the values to begin with. `biases` are the inputs that hold adaptable biases, with their
-    shipped values in `initial_biases`. The graph's inputs are "x", the state, `ema_momentum` if there is state, and
-    the biases.
+    `initial_state` holds the values to begin with. `initial_affine` holds the shipped values of the inputs that adapt.
+    The graph's inputs are "x", the state, `ema_momentum` if there is state, and those that adapt.
     """
 
     graph: Graph
     state: Mapping[str, str]
     initial_state: Mapping[str, torch.Tensor]
-    initial_biases: Mapping[str, torch.Tensor]
+    initial_affine: Mapping[str, torch.Tensor]
 
 
-def settle(graph: Graph, policy: BatchNormPolicy, adapt_bias: bool = False) -> Frozen:
-    """Apply a BatchNorm `policy` to a segment; with `adapt_bias` its per-channel biases become inputs.
+def settle(graph: Graph, policy: BatchNormPolicy, adapt: Adapt = "meta") -> Frozen:
+    """Apply a BatchNorm `policy` to a segment; with `adapt` its per-channel biases, and weights, become inputs.
 
     Biases are those of normalisations, convolutions and linear layers; one in front of a BatchNorm that takes
-    statistics from the stream is left out, because the normalisation cancels it.
-    Raises `UsageError` for an unknown policy.
+    statistics from the stream is left out, because the normalisation cancels it. Weights are those of BatchNorms that
+    take statistics from the stream; the gradient through these is then derived, too (`gradients_batch_norm`).
+    Raises `UsageError` for an unknown policy, or another `adapt`.
     """
     if policy not in get_args(BatchNormPolicy):
         raise UsageError(f"unknown BatchNorm policy {policy!r}; choose one of {', '.join(get_args(BatchNormPolicy))}")
-    return _Settling(fold(graph) if policy == "source" else graph, policy, adapt_bias).result()
+    if adapt not in get_args(Adapt):
+        raise UsageError(f"adapt {adapt!r} is unknown; choose one of {', '.join(get_args(Adapt))}")
+    return _Settling(fold(graph) if policy == "source" else graph, policy, adapt).result()
 
 
 def fold(graph: Graph) -> Graph:
@@ -81,11 +85,11 @@ def fold(graph: Graph) -> Graph:
 class _Settling:
     """One pass over a graph that rebuilds it with a policy applied."""
 
-    def __init__(self, graph: Graph, policy: BatchNormPolicy, adapt_bias: bool) -> None:
+    def __init__(self, graph: Graph, policy: BatchNormPolicy, adapt: Adapt) -> None:
         self.graph = graph
         self.follows_stream = policy != "source"
         self.running = policy == "ema"
-        self.adapt_bias = adapt_bias
+        self.adapt = adapt
         self.consumers = graph.consumers()
         self.builder = GraphBuilder(f"{policy}_")
         self.builder.inputs = list(graph.inputs)
@@ -93,7 +97,7 @@ class _Settling:
         self.builder.values = dict(graph.values)
         self.state: dict[str, str] = {}
         self.initial_state: dict[str, torch.Tensor] = {}
-        self.biases: dict[str, torch.Tensor] = {}
+        self.affine: dict[str, torch.Tensor] = {}
         self.renamed: dict[str, str] = {}
         self.rest = ""  # 1 - momentum
 
@@ -102,7 +106,7 @@ class _Settling:
             self._settle(node, [self.renamed.get(name, name) for name in node.inputs])
         output = self.graph.outputs[0]
         outputs = [self.renamed.get(output, output), *self.state.values()]
-        return Frozen(self.builder.graph(outputs), self.state, self.initial_state, self.biases)
+        return Frozen(self.builder.graph(outputs), self.state, self.initial_state, self.affine)
 
     def _settle(self, node: Node, inputs: list[str]) -> None:
         builder = self.builder
@@ -110,24 +114,26 @@ class _Settling:
         moved = ""  # a bias that leaves its node and is added behind it
         at = self._bias_of(node)
         if at is not None and node.op == "Add":
-            inputs[at] = self._bias_input(inputs[at], [1] * (rank - 1) + [-1])
+            inputs[at] = self._input("bias", inputs[at], [1] * (rank - 1) + [-1])
         elif at is not None:
             moved = inputs[at]
             zero = torch.zeros_like(builder.constants[moved])
             inputs[at] = "" if node.op == "Conv" else builder.constant(f"zeros.{zero.numel()}", zero)
         if node.op == "BatchNormalization" and self.follows_stream:
             inputs[3:] = self._statistics(inputs)
+            if self.adapt == "affine":
+                inputs[1] = self._input("weight", inputs[1], [-1])
         while inputs and not inputs[-1]:
             inputs.pop()
         builder.nodes.append(Node(node.op, tuple(inputs), node.output, node.attributes))
         if moved:
-            name = self._bias_input(moved, [1, -1] + [1] * (rank - 2))
+            name = self._input("bias", moved, [1, -1] + [1] * (rank - 2))
             self.renamed[node.output] = builder.emit("Add", node.output, name)
 
     def _bias_of(self, node: Node) -> int | None:
         """Where a node takes a per-channel bias that can adapt."""
         constants = self.graph.constants
-        if not self.adapt_bias:
+        if self.adapt == "meta":
             return None
         if node.op == "BatchNormalization":
             return 2
@@ -142,10 +148,11 @@ class _Settling:
                     return at
         return None
 
-    def _bias_input(self, bias: str, shape: list[int]) -> str:
-        values = self.builder.constants[bias].reshape(shape)
-        name = self.builder.input(_unused(f"bias.{bias}", self.builder.values), values.shape)
-        self.biases[name] = values
+    def _input(self, kind: str, constant: str, shape: list[int]) -> str:
+        """A constant as an input that adapts."""
+        values = self.builder.constants[constant].reshape(shape)
+        name = self.builder.input(_unused(f"{kind}.{constant}", self.builder.values), values.shape)
+        self.affine[name] = values
         return name
 
     def _statistics(self, inputs: list[str]) -> list[str]:

@@ -174,7 +174,7 @@ class _Writer:
                 if not _same(tensors.setdefault(constant, tensor), tensor):
                     raise EdgettaError(f"segment {name}: two graphs give {constant!r} different values; report this")
         state = _add(tensors, graphs.initial_state)
-        biases = _add(tensors, graphs.initial_biases)
+        biases = _add(tensors, graphs.initial_affine)
         weights = f"segments/{stem}.safetensors"
         self.write(weights, save(_owned(tensors)))
         structure = {
@@ -182,7 +182,7 @@ class _Writer:
             "residuals": describe(graphs.residuals),
             "state": dict(graphs.state),
             "initial_state": state,
-            "initial_biases": biases,
+            "initial_affine": biases,
         }
         self.write(f"segments/{stem}.json", _json(structure))
         for direction, graph in directions.items():

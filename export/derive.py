@@ -12,7 +12,7 @@ from torch import nn
 from edgetta.adaptation.meta_network import Initialisation, MetaSpec
 from edgetta.adaptation.model import AdaptableModel
 from edgetta.errors import UsageError
-from edgetta.export.batch_norm import fold, settle
+from edgetta.export.batch_norm import Adapt, fold, settle
 from edgetta.export.cut import CutModel, cut
 from edgetta.export.differentiate import differentiate
 from edgetta.export.quantise import Ranges, quantise
@@ -28,7 +28,7 @@ def derive(
     cuts: Sequence[str] | None = None,
     parts: int = 4,
     batch_norm: Literal["adaptive", "source"] = "adaptive",
-    adapt_bias: bool = False,
+    adapt: Adapt = "affine",
     initialisation: Initialisation = "identity",
     kernel: int | None = None,
     ranges: Ranges | None = None,
@@ -37,6 +37,8 @@ def derive(
 
     cuts       module names: the stem's end, then the end of each part; chosen automatically when None
     parts      how many parts when cuts are chosen automatically
+    adapt      what adapts beside the meta-networks: nothing (`meta`), per-channel biases (`bias`), or BatchNorm's
+               weights, too (`affine`), with the gradient through the statistics from one bit per element
     kernel     of the meta-networks' convolutions, 3 or 1; None chooses 3 where that stays small beside the backbone
     ranges     makes the backbone int8 (`quantise.measure_ranges` of the float model measures them)
     Raises `TraceError`, `UsageError`, `DifferentiationError` naming what stands in the way.
@@ -50,7 +52,7 @@ def derive(
     traced = trace(model, input_shape)
     pieces = cut(traced, cuts, parts)
     policy: Literal["ema", "source"] = "ema" if batch_norm == "adaptive" else "source"
-    settled = {f"part{k}": settle(part, policy, adapt_bias) for k, part in enumerate(pieces.parts, 1)}
+    settled = {f"part{k}": settle(part, policy, adapt) for k, part in enumerate(pieces.parts, 1)}
     settled |= {"stem": settle(pieces.stem, policy), "classifier": settle(pieces.classifier, policy)}
     source = fold(traced.graph)
     if ranges is not None:

@@ -2,7 +2,8 @@
 
 A rule may extend the forward graph to make a residual and must express the gradient in operators that every engine
 has. The residuals are what the exact gradient needs and no more: nothing for a convolution, one scale per channel for
-a BatchNorm (statistics are constants), one bit per element for a ReLU, two bits for a 2x2 max-pool.
+a BatchNorm (statistics are constants), one bit per element for a ReLU, two bits for a 2x2 max-pool. Where BatchNorm's
+weights adapt, one bit per element of its input stands for the gradient through its statistics.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 # Imported for the rules that they register.
 import edgetta.export.gradients
 import edgetta.export.gradients_activation
+import edgetta.export.gradients_batch_norm
 import edgetta.export.gradients_pooling  # noqa: F401
 from edgetta.export.batch_norm import Frozen
 from edgetta.export.derivation import RULES, Derivation, DifferentiationError
@@ -32,8 +34,8 @@ def differentiate(frozen: Frozen, needs_gradient: bool = True) -> SegmentGraphs:
     """
     graph = frozen.graph
     if not needs_gradient:
-        return SegmentGraphs(graph, None, None, (), frozen.state, frozen.initial_state, frozen.initial_biases)
-    wanted = ["x", *frozen.initial_biases]
+        return SegmentGraphs(graph, None, None, (), frozen.state, frozen.initial_state, frozen.initial_affine)
+    wanted = ["x", *frozen.initial_affine]
     active = _active(graph, wanted)
     derivation = Derivation(graph)
     output = graph.outputs[0]
@@ -74,7 +76,7 @@ def differentiate(frozen: Frozen, needs_gradient: bool = True) -> SegmentGraphs:
         residuals,
         frozen.state,
         frozen.initial_state,
-        frozen.initial_biases,
+        frozen.initial_affine,
     )
 
 
@@ -94,7 +96,7 @@ def _active(graph: Graph, wanted: Sequence[str]) -> set[str]:
     """Values that depend on a wanted input through something other than statistics."""
     active = set(wanted)
     for node in graph.nodes:
-        differentiable = node.inputs[:1] if node.op == "BatchNormalization" else node.inputs
+        differentiable = node.inputs[:3] if node.op == "BatchNormalization" else node.inputs
         if node.op not in _CONSTANT_IN_BACKWARD and active.intersection(differentiable):
             active.add(node.output)
     return active

@@ -1,4 +1,4 @@
-"""Gradient rules: convolutions, matrix products, BatchNorm, arithmetic and shape."""
+"""Gradient rules: convolutions, matrix products, arithmetic and shape."""
 
 from __future__ import annotations
 
@@ -66,23 +66,6 @@ def _transposed(d: Derivation, name: str) -> str:
 def fake_quantize(d: Derivation, node: Node, gradient: str) -> list[str | None]:
     """Straight through, as if nothing had been rounded: no residual (Bengio et al., 2013)."""
     return [gradient, None]
-
-
-@rule("BatchNormalization")
-def batch_normalization(d: Derivation, node: Node, gradient: str) -> list[str | None]:
-    """Statistics are constants: one scale per channel, weight / sqrt(var + epsilon)."""
-    _, scale, _, _, var = node.inputs
-    rank = len(d.shape(node.output))
-    column = [1, -1, *([1] * (rank - 2))]
-    if d.constant(var):
-        factor = d.forward.constants[scale] / torch.sqrt(d.forward.constants[var] + node.attributes["epsilon"])
-        kept = d.backward.constant(f"{scale}.scale", factor.reshape(column))
-        return [d.backward.emit("Mul", gradient, kept)]
-    forward = d.forward
-    deviation = forward.emit("Sqrt", forward.emit("Add", var, forward.scalar(node.attributes["epsilon"])))
-    kept = d.save(forward.emit("Div", scale, deviation), "scale")
-    channels = d.shape(node.output)[1]
-    return [d.backward.emit("Mul", gradient, d.backward.emit("Reshape", kept, shape=[1, channels, *column[2:]]))]
 
 
 @rule("Add")

@@ -34,7 +34,7 @@ def _kept(model: AdaptableModel, gradient: Gradient) -> dict[str, Any]:
         last = name == "classifier"
         mode = gradient_mode(graphs, "auto" if last and gradient == "local" else gradient)
         # Nothing before the first meta-network trains, unless biases do.
-        modes[name] = mode if k > 0 or graphs.initial_biases else None
+        modes[name] = mode if k > 0 or graphs.initial_affine else None
         if modes[name] is None:
             continue
         residuals += _per_image(graphs, mode)

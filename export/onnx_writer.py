@@ -169,6 +169,10 @@ def _dequantize_linear(w: _Writer, node: Node) -> None:
 
 def _masked(w: _Writer, node: Node) -> None:
     x, mask = node.inputs
+    constant = w.graph.constants.get(x)
+    if constant is not None and bool((constant == 1).all()):
+        w.emit("Cast", [mask], node.output, {"to": 1})
+        return
     cast = w.emit("Cast", [mask], f"{node.output}.mask", {"to": 1})
     w.emit("Mul", [x, cast], node.output)
 

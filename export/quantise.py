@@ -171,7 +171,7 @@ def _program(graph: Graph, watched: list[_Rounding]) -> Program:
 
 def _inputs(graphs: SegmentGraphs, x: Tensor) -> dict[str, Tensor]:
     momentum = {EMA_MOMENTUM: torch.zeros(1)} if graphs.state else {}
-    return {"x": x, **graphs.initial_state, **graphs.initial_biases, **momentum}
+    return {"x": x, **graphs.initial_state, **graphs.initial_affine, **momentum}
 
 
 def _collect(samples: list[list[Tensor]], watched: list[_Rounding], values: list[Tensor]) -> None:

@@ -19,6 +19,7 @@ from edgetta.adaptation.meta_network import Initialisation
 from edgetta.adaptation.model import AdaptableModel, Gradient, build
 from edgetta.adaptation.network import AdaptiveNetwork, BatchNorm
 from edgetta.errors import UsageError
+from edgetta.export.batch_norm import Adapt
 from edgetta.export.cut import automatic_cuts
 from edgetta.export.derive import derive
 from edgetta.export.quantise import Ranges, measure_ranges
@@ -51,7 +52,7 @@ class Recipe:
     parts: int | None = None  # None: the network's published number, else `DEFAULT_PARTS` or what it has
     cuts: tuple[str, ...] | None = None  # module names, the stem's end first; None: published, else automatic
     batch_norm: Literal["adaptive", "source"] = "adaptive"
-    adapt_bias: bool = False
+    adapt: Adapt = "affine"
     initialisation: Initialisation = "identity"
     kernel: int | None = None  # None: the published one, else what stays small beside the backbone
     precision: Literal["fp32", "int8"] = "fp32"  # of the backbone
@@ -144,7 +145,7 @@ def derive_recipe(recipe: Recipe, model: Model | None = None, calibration: Itera
         cuts,
         DEFAULT_PARTS if recipe.parts is None else recipe.parts,
         recipe.batch_norm,
-        recipe.adapt_bias,
+        recipe.adapt,
         recipe.initialisation,
         kernel,
     )

@@ -41,6 +41,7 @@ from edgetta.bench.baselines import (
 )
 from edgetta.bench.datasets import data_folder
 from edgetta.errors import UsageError
+from edgetta.export.batch_norm import Adapt
 from edgetta.export.derive import derive
 from edgetta.models import load_model
 from edgetta.models.parts import cuts
@@ -70,15 +71,13 @@ class SourceModel:
         return warmed_up(self.architecture, self.weights, self.cache)
 
     @staticmethod
-    def load(weights: str, cache: ImageCache, parts: int = 4, adapt_bias: bool = True) -> SourceModel:
+    def load(weights: str, cache: ImageCache, parts: int = 4, adapt: Adapt = "affine") -> SourceModel:
         """A network of the data folder, e.g. `resnet20_jpegft`. Raises `EdgettaError` where data is absent."""
         architecture = next((name for name in ("resnet20", "resnet44", "resnet56") if name in weights), None)
         if architecture is None:
             raise UsageError(f"--model {weights!r}: the bench knows networks of resnet20, resnet44 and resnet56")
         loaded = load_model(architecture, weights=data_folder() / "weights" / f"{weights}.npz")
-        adaptable = derive(
-            loaded.module, loaded.input_shape, cuts(architecture, parts), kernel=3, adapt_bias=adapt_bias
-        )
+        adaptable = derive(loaded.module, loaded.input_shape, cuts(architecture, parts), kernel=3, adapt=adapt)
         images = as_tensor(cache.images("train", CLEAN, 1, SOURCE_IMAGES, SOURCE_SEED).images)
         network = network_of(adaptable)
         set_source_statistics(network, batches_of(images, 64), loaded.input_shape)
@@ -158,9 +157,9 @@ METHODS: dict[str, Entry] = {
     "edgetta": Entry(
         _edgetta,
         (
-            {"learning_rate": 1e-3},
+            *_rates(5e-3, 1e-2, anchor=0.02),
             *_rates(5e-3, entropy_margin=1.0, regulariser=0.0, anchor=0.02),
-            *_rates(1e-3, 2e-3, optimizer="adam", entropy_margin=1.0, regulariser=0.0, anchor=0.01),
+            *_rates(5e-4, optimizer="adam", entropy_margin=1.0, regulariser=0.0, anchor=0.01),
         ),
     ),
 }

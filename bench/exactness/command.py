@@ -97,7 +97,7 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
     for name in ("float64", "masks imposed", "own masks", "flipped"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        policy = f"{row['policy']} + biases" if row["adapt_bias"] else row["policy"]
+        policy = f"{row['policy']} + biases" if row["adapt"] == "bias" else row["policy"]
         worst = ["-" if row[name] is None else f"{row[name]:.1e}" for name in errors]
         flipped = f"{row['flipped']} of {row['masks'] / 1e6:.1f}M"
         table.add_row(row["network"], policy, row["gradient"], row["engine"], *worst, flipped)

@@ -18,7 +18,7 @@ from edgetta.bench.exactness.segments import (
     residuals_in_float64,
     segment,
 )
-from edgetta.export.batch_norm import BatchNormPolicy
+from edgetta.export.batch_norm import Adapt, BatchNormPolicy
 from edgetta.export.cut import CutModel, cut
 from edgetta.export.recipe import DEFAULT_PARTS, Recipe, load
 from edgetta.export.trace import trace
@@ -50,10 +50,10 @@ class Row:
     part: str
     policy: str
     gradient: str
-    adapt_bias: bool
+    adapt: Adapt
     engine: str
     float64_error: float  # of grad_x, derived graphs in float64 on the torch engine
-    bias_error: float | None  # of the worst bias gradient, in float64; None without adapt_bias
+    bias_error: float | None  # of the worst bias gradient, in float64; None where they do not adapt
     output_error: float  # of y in float32
     imposed_error: float | None  # of grad_x in float32 from the residuals of float64; None for recompute
     given_error: float | None  # of grad_x in float32, given the residuals that the engine itself made; the same
@@ -89,7 +89,7 @@ def worst(rows: Iterable[Row]) -> list[dict[str, Any]]:
     what exceeds its tolerance first ("excess", "" where nothing does)."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row.network, row.policy, row.gradient, row.adapt_bias, row.engine), []).append(row)
+        groups.setdefault((row.network, row.policy, row.gradient, row.adapt, row.engine), []).append(row)
     found = []
     for members in groups.values():
         first = asdict(members[0])
@@ -125,27 +125,27 @@ def measure(
     chosen = [policy for policy in policies if normalised or policy == "source"]
     for policy in chosen:
         wanted = reference(network, pieces.names, images, policy, MOMENTUM, biases=policy == chosen[-1])
-        yield from _of_policy(name, pieces, policy, False, wanted, engines)
+        yield from _of_policy(name, pieces, policy, "meta", wanted, engines)
         if policy == chosen[-1]:
-            yield from _of_policy(name, pieces, policy, True, wanted, engines)
+            yield from _of_policy(name, pieces, policy, "bias", wanted, engines)
 
 
 def _of_policy(
     name: str,
     pieces: CutModel,
     policy: BatchNormPolicy,
-    adapt_bias: bool,
+    adapt: Adapt,
     wanted: Sequence[PartReference],
     engines: Sequence[str],
 ) -> Iterator[Row]:
-    exact, single = (derive(pieces, policy, adapt_bias, dtype) for dtype in (torch.float64, torch.float32))
+    exact, single = (derive(pieces, policy, adapt, dtype) for dtype in (torch.float64, torch.float32))
     titles = [*(f"part{k}" for k in range(1, len(wanted))), "classifier"]
     for title, part64, part32, part in zip(titles, exact, single, wanted, strict=True):
         residuals = residuals_in_float64(part64, part.x, MOMENTUM)
         masks = {r.value.name: residuals[r.value.name] for r in part32.residuals if r.kind == "mask"}
         x, grad_y = part.x.float(), part.grad_y.float()
         flipped: dict[str, dict[str, int]] = {}  # by engine; recomputed masks are those of `exact`
-        for gradient in GRADIENTS[:1] if adapt_bias else GRADIENTS:
+        for gradient in GRADIENTS[:1] if adapt == "bias" else GRADIENTS:
             float64_error, bias_error = _in_float64(part64, part, gradient)
             for engine in engines:
                 imposed = given = None
@@ -163,7 +163,7 @@ def _of_policy(
                     part=title,
                     policy=policy,
                     gradient=gradient,
-                    adapt_bias=adapt_bias,
+                    adapt=adapt,
                     engine=engine,
                     float64_error=float64_error,
                     bias_error=bias_error,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edgetta.export.batch_norm import EMA_MOMENTUM, BatchNormPolicy, settle
+from edgetta.export.batch_norm import EMA_MOMENTUM, Adapt, BatchNormPolicy, settle
 from edgetta.export.cut import CutModel
 from edgetta.export.differentiate import differentiate
 from edgetta.export.onnx_writer import to_onnx
@@ -30,16 +30,16 @@ class Result:
 
 
 def derive(
-    model: CutModel, policy: BatchNormPolicy, adapt_bias: bool = False, dtype: torch.dtype = torch.float32
+    model: CutModel, policy: BatchNormPolicy, adapt: Adapt = "meta", dtype: torch.dtype = torch.float32
 ) -> list[SegmentGraphs]:
     """The graphs of every part, then the classifier's (the stem, which has no backward, is left out)."""
-    return [derive_one(graph, policy, adapt_bias, dtype) for graph in (*model.parts, model.classifier)]
+    return [derive_one(graph, policy, adapt, dtype) for graph in (*model.parts, model.classifier)]
 
 
 def derive_one(
-    graph: Graph, policy: BatchNormPolicy, adapt_bias: bool = False, dtype: torch.dtype = torch.float32
+    graph: Graph, policy: BatchNormPolicy, adapt: Adapt = "meta", dtype: torch.dtype = torch.float32
 ) -> SegmentGraphs:
-    return differentiate(settle(graph.to(dtype), policy, adapt_bias))
+    return differentiate(settle(graph.to(dtype), policy, adapt))
 
 
 def models(graphs: SegmentGraphs, gradient: GradientMode) -> dict[str, bytes]:
@@ -96,7 +96,7 @@ def gradient_in_float64(graphs: SegmentGraphs, residuals: Mapping[str, Tensor], 
 def residuals_in_float64(graphs: SegmentGraphs, x: Tensor, momentum: float = 0.1) -> dict[str, Tensor]:
     """The residuals of `graphs` (derived in float64) on x, unpacked, by name."""
     inputs = {"x": x.double()}
-    inputs |= {k: v.double() for k, v in {**graphs.initial_state, **graphs.initial_biases}.items()}
+    inputs |= {k: v.double() for k, v in {**graphs.initial_state, **graphs.initial_affine}.items()}
     if graphs.state:
         inputs[EMA_MOMENTUM] = torch.full((1,), momentum, dtype=torch.float64)
     outputs = Program(graphs.forward, dtype=torch.float64).run(inputs)
@@ -115,7 +115,7 @@ def gradient_with_imposed(
     else:
         program = OnnxProgram(to_onnx(graphs.backward, "backward").SerializeToString(), graphs.backward, threads=1)
         outputs = program.run(inputs)
-    return outputs[0], dict(zip(graphs.initial_biases, outputs[1:], strict=True))
+    return outputs[0], dict(zip(graphs.initial_affine, outputs[1:], strict=True))
 
 
 def parameter_name(bias: str) -> str:

@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,12 +14,12 @@ from torch import Tensor
 from edgetta.adaptation.blend import States, before_images, stream_alone
 from edgetta.adaptation.network import AdaptiveNetwork, Tape
 from edgetta.adaptation.objective import Objective, entropy, filtered_entropy
+from edgetta.adaptation.schedule import ON_DRIFT, schedule, stopwatch
 from edgetta.adaptation.step_rate import DEFAULT_RATE, StepRate
 from edgetta.adaptation.stream_statistics import Domain, StreamStatistics
 from edgetta.errors import UsageError
 from edgetta.rate_law import RateLaw
 
-ON_DRIFT = "on-drift"
 _OPTIMIZER_STATE = {
     "sgd": {"momentum": "momentum_buffer"},
     "adam": {"mean": "exp_avg", "square": "exp_avg_sq", "step": "step"},
@@ -34,16 +34,20 @@ class AdaptConfig:
     """How the stream is adapted to. The same names stand in TOML files and on the command line."""
 
     optimizer: Literal["sgd", "adam"] = "sgd"  # the rate law is one of SGD
-    learning_rate: float | None = None  # None: by the rate law for the images of an update, else 1e-3
+    learning_rate: float | None = None  # None: by the rate law for the images of an update, else 5e-3
     momentum: float = 0.9  # of SGD, and Adam's first beta; the second is 0.999
     regulariser: float = 0.5  # lambda: weight of the self-distilled regularisation
-    anchor: float = 0.0  # after each update, weights go back by this share of the way to those that were shipped
+    anchor: float = 0.02  # after each update, weights go back by this share of the way to those that were shipped
     entropy_margin: float = 0.4  # samples with entropy above this share of ln(classes) do not count
     passes: int = 1  # 2: the published order, a regulariser step and then an entropy step on a second forward
-    when: str = "always"  # "always", "off", "every N" (batches), or "on-drift": until a change is settled
+    when: str = (
+        "always"  # "always", "off", "every N" (batches), "on-drift": until a change is settled, "budgeted P%" of time
+    )
     window: int = 64  # batches smaller than `small_batch` are gathered: one update per this many images
     small_batch: int = 16
-    adapt_bias: bool = True  # biases of frozen segments adapt too, in a bundle exported with them (--adapt-bias)
+    adapt_affine: bool = (
+        True  # biases and weights of frozen segments adapt too, in a bundle exported with them (--adapt)
+    )
     mirrored: bool = False  # predict the mean of an image's and its mirror image's prediction: a second inference
     watched: int = 4  # first updates whose effect on the predictions may damp a rate of the law; 0: none
     statistics: Literal["stream", "batch"] = "stream"  # BatchNorm: of all images since a change, or of each batch
@@ -136,28 +140,6 @@ def merged(results: Sequence[StepResult]) -> StepResult:
     )
 
 
-class Schedule(Protocol):
-    """Decides, batch by batch, whether to adapt."""
-
-    def __call__(self, batch: int, step: int) -> bool: ...
-
-
-def schedule(when: str) -> Schedule:
-    """The schedule named `when`: "always", "off", "every N". Raises `UsageError` for another name.
-
-    "on-drift" adapts always, as far as the count of batches goes.
-    """
-    if when in ("always", ON_DRIFT):
-        return lambda batch, step: True
-    if when == "off":
-        return lambda batch, step: False
-    words = when.split()
-    if len(words) == 2 and words[0] == "every" and words[1].isdigit() and int(words[1]) > 0:
-        period = int(words[1])
-        return lambda batch, step: step % period == 0
-    raise UsageError(f"unknown schedule {when!r}; use 'always', 'off', 'on-drift' or 'every N' with N of at least 1")
-
-
 class Adapter:
     """Adapts a network to a stream, batch by batch.
 
@@ -181,13 +163,13 @@ class Adapter:
         self.config = config or AdaptConfig()
         law = law_for(self.config, rate_law)
         self.rate = StepRate(self.config.learning_rate, law, self.config.momentum, self.config.watched)
-        network.adapt_bias = self.config.adapt_bias
+        network.adapt_affine = self.config.adapt_affine
         self._parameters = list(network.parameters())
         if self.config.anchor:
             self._shipped = [value.detach().clone() for value in shipped or self._parameters]
         self._source = source or network.statistics_snapshot()
         self.optimizer = self._make_optimizer()
-        self._due = schedule(self.config.when)
+        self.schedule = schedule(self.config.when)
         self.stream = StreamStatistics(self.config.statistics_images, self.config.change)
         self._recent: deque[Tensor] = deque(maxlen=self.config.window)
         self._fresh = 0
@@ -218,8 +200,11 @@ class Adapter:
         """
         statistics, counters = self._statistics(), self.counters()
         recent, fresh = list(self._recent), self._fresh
+        elapsed = stopwatch()
         try:
-            return self._step(images, gather)
+            result = self._step(images, gather)
+            self.schedule.record(elapsed(), images.shape[0], self.updates > counters["updates"])
+            return result
         except BaseException:
             self._restore_statistics(statistics)
             self.optimizer.zero_grad(set_to_none=True)
@@ -284,7 +269,7 @@ class Adapter:
 
     def _step(self, images: Tensor, gather: bool) -> StepResult:
         small = gather and images.shape[0] < min(self.config.small_batch, self.window)
-        due = self._due(images.shape[0], self.steps) and not (self.config.when == ON_DRIFT and self.stream.settled)
+        due = self.schedule.due(self.steps, self.stream.settled)
         self.steps += 1
         if small and self.config.when != "off":
             return self._small_step(images, due)

@@ -81,7 +81,7 @@ def adapt(
     source_images  images (N, C, H, W), or batches of them, for the source statistics of the meta-networks; synthetic
                    ones serve when there are none
     memory         what a step keeps between forward and backward
-    options        go to `edgetta.export.derive.derive` (kernel, initialisation, adapt_bias)
+    options        go to `edgetta.export.derive.derive` (kernel, initialisation, adapt)
     Raises `TraceError` or `UsageError` naming what stands in the way.
     """
     from edgetta.export.derive import derive

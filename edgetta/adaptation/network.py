@@ -4,7 +4,8 @@ One batch flows forward and back:
 
     x~_0 = stem(x);  x_k = part_k(x~_{k-1});  x~_k = meta_k(x~_{k-1}, x_k);  logits = classifier(x~_K)
 
-Nothing before the first meta-network trains: the stem needs no backward, nor the first part unless its biases adapt.
+Nothing before the first meta-network trains: the stem needs no backward, nor the first part unless something in it
+adapts.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ class AdaptiveNetwork:
         self.batch_norm: BatchNorm = batch_norm
         self.ema_images = ema_images
         self.memory = memory
-        self.adapt_bias = True
-        """Whether biases of frozen segments that can adapt get a gradient."""
+        self.adapt_affine = True
+        """Whether biases and weights of frozen segments that can adapt get a gradient."""
         self._dither = Dither()
 
     @property
@@ -144,8 +145,8 @@ class AdaptiveNetwork:
             for piece in slices:
                 if piece.to_frozen is not None:
                     residuals = recorded.rows(part.graphs, x_in, piece.start, piece.stop)
-                    through, bias_gradients = part.input_gradient(residuals, piece.to_frozen)
-                    self._accumulate(part, bias_gradients)
+                    through, affine_gradients = part.input_gradient(residuals, piece.to_frozen)
+                    self._accumulate(part, affine_gradients)
                     if piece.to_input is not None:
                         piece.to_input.add_(through)
                 if piece.to_input is not None:
@@ -165,8 +166,8 @@ class AdaptiveNetwork:
         for start in range(0, tape.batch, images):
             stop = min(start + images, tape.batch)
             residuals = recorded.rows(self.classifier.graphs, x_in, start, stop)
-            gradient, bias_gradients = self.classifier.input_gradient(residuals, grad_logits[start:stop])
-            self._accumulate(self.classifier, bias_gradients)
+            gradient, affine_gradients = self.classifier.input_gradient(residuals, grad_logits[start:stop])
+            self._accumulate(self.classifier, affine_gradients)
             gathered.put(start, gradient)
         return gathered.whole
 
@@ -191,17 +192,17 @@ class AdaptiveNetwork:
         return bool(torch.isfinite(flat).all())
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Everything that adaptation updates: the meta-networks', then the biases of frozen segments that adapt."""
+        """Everything that adaptation updates: the meta-networks', then what adapts of the frozen segments."""
         for meta in self._metas:
             yield from meta.trainable()
         for segment in (*self.parts, self.classifier):
-            yield from segment.biases.values()  # type: ignore[misc]
+            yield from segment.affine.values()  # type: ignore[misc]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Every tensor that changes on the device: meta-networks, running statistics, adapted biases."""
+        """Every tensor that changes on the device: meta-networks, running statistics, adapted biases and weights."""
         tensors = {f"metas.{name}": tensor for name, tensor in self.metas.state_dict().items()}
         for name, segment in self.segments():
-            tensors |= {f"{name}.{key}": tensor for key, tensor in {**segment.state, **segment.biases}.items()}
+            tensors |= {f"{name}.{key}": tensor for key, tensor in {**segment.state, **segment.affine}.items()}
         return {name: tensor.detach() for name, tensor in tensors.items()}
 
     @torch.no_grad()
@@ -219,8 +220,8 @@ class AdaptiveNetwork:
         for prefix, segment in self.segments():
             for key in segment.state:
                 segment.state[key] = tensors[f"{prefix}.{key}"].to(segment.state[key]).clone()
-            for key, bias in segment.biases.items():
-                bias.copy_(tensors[f"{prefix}.{key}"])
+            for key, value in segment.affine.items():
+                value.copy_(tensors[f"{prefix}.{key}"])
         self._dither.restart()
 
     def segments(self) -> list[tuple[str, Segment]]:
@@ -231,14 +232,14 @@ class AdaptiveNetwork:
     def _passes_gradient(self, k: int, memory: StepMemory) -> bool:
         """Part k (from 0) passes a gradient on, unless local, or the first with nothing that adapts."""
         part = self.parts[k]
-        return not memory.local and part.gradient != "local" and (k > 0 or (self.adapt_bias and bool(part.biases)))
+        return not memory.local and part.gradient != "local" and (k > 0 or (self.adapt_affine and bool(part.affine)))
 
     def _accumulate(self, segment: Segment, gradients: dict[str, Tensor]) -> None:
-        if not self.adapt_bias:
+        if not self.adapt_affine:
             return
         for name, gradient in gradients.items():
-            bias = segment.biases[name]
-            bias.grad = gradient if bias.grad is None else bias.grad.add_(gradient)
+            parameter = segment.affine[name]
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
 
 def _frozen_again(part: Segment, state: dict[str, Tensor], x_in: KeptTensor, start: int, stop: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from edgetta.rate_law import RateLaw
 
-DEFAULT_RATE = 1e-3
+DEFAULT_RATE = 5e-3
 """Where neither a rate was given nor a law was measured."""
 TOLERANCE = 4.0
 """So many times the expected divergence is still taken for the law's own spread."""

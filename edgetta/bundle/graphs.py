@@ -44,7 +44,7 @@ def read_segment(files: BundleFiles, entry: SegmentEntry) -> SegmentGraphs:
             tuple(_residual(item, forward) for item in data["residuals"]),
             {str(name): str(output) for name, output in data["state"].items()},
             {str(name): tensors[tensor] for name, tensor in data["initial_state"].items()},
-            {str(name): tensors[tensor] for name, tensor in data["initial_biases"].items()},
+            {str(name): tensors[tensor] for name, tensor in data["initial_affine"].items()},
         )
         _check_segment(segment)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -163,19 +163,19 @@ def _residual(item: Mapping[str, Any], forward: Graph) -> Residual:
 def _check_segment(segment: SegmentGraphs) -> None:
     """Engines give inputs by name and take outputs by position: names, order and shapes are those of the contract."""
     forward = segment.forward
-    biases, residuals = tuple(segment.initial_biases), tuple(r.value.name for r in segment.residuals)
+    affine, residuals = tuple(segment.initial_affine), tuple(r.value.name for r in segment.residuals)
     momentum = ("ema_momentum",) if segment.state else ()
-    _among("inputs of forward", forward.inputs, ("x", *segment.state, *momentum, *biases))
+    _among("inputs of forward", forward.inputs, ("x", *segment.state, *momentum, *affine))
     _same("outputs of forward", forward.outputs[1:], (*segment.state.values(), *residuals))
     _same("state", tuple(segment.initial_state), tuple(segment.state))
     if momentum:
         _same("shape of ema_momentum", forward.values["ema_momentum"].shape, (1,))
-    for name, tensor in {**segment.initial_state, **segment.initial_biases}.items():
+    for name, tensor in {**segment.initial_state, **segment.initial_affine}.items():
         _same(f"shape of {name!r}", forward.values[name].shape, tuple(tensor.shape))
         _same(f"type of {name!r}", tensor.is_floating_point(), True)
     for name, output in segment.state.items():
         _same(f"shape of the new {name!r}", forward.values[output].shape, forward.values[name].shape)
-    gradients = [segment.input.shape, *(forward.values[name].shape for name in biases)]
+    gradients = [segment.input.shape, *(forward.values[name].shape for name in affine)]
     for graph, inputs in ((segment.backward, residuals), (segment.recompute, forward.inputs)):
         if graph is None:
             continue

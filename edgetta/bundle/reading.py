@@ -77,7 +77,7 @@ class Bundle:
         return self.files.file(entry.onnx[direction])
 
     def meta_tensors(self) -> dict[str, Tensor]:
-        """The shipped state of the network: meta-networks, running statistics, adaptable biases."""
+        """The shipped state of the network: meta-networks, running statistics, adaptable biases and weights."""
         tensors = read_tensors(self.files, self.files.manifest.meta_tensors)
         for name, tensor in tensors.items():
             if not bool(torch.isfinite(tensor).all()):

@@ -115,5 +115,5 @@ def _parameters(network: AdaptiveNetwork) -> dict[str, Tensor]:
         named |= {f"metas.{k}.{name}": p for name, p in meta.named_parameters() if id(p) in trainable}
     segments = {**{f"part{k}": part for k, part in enumerate(network.parts, 1)}, "classifier": network.classifier}
     for prefix, segment in segments.items():
-        named |= {f"{prefix}.{name}": bias for name, bias in segment.biases.items()}
+        named |= {f"{prefix}.{name}": bias for name, bias in segment.affine.items()}
     return named

@@ -41,8 +41,8 @@ class Job:
 
 def jobs_of(name: str, graphs: SegmentGraphs, mode: GradientMode) -> Iterator[Job]:
     """The programs of the segment called `name` in a gradient mode."""
-    # Nothing before the first meta-network trains, unless its biases adapt.
-    needed = name != "stem" and (name != "part1" or bool(graphs.initial_biases)) and mode != "local"
+    # Nothing before the first meta-network trains, unless its biases or weights adapt.
+    needed = name != "stem" and (name != "part1" or bool(graphs.initial_affine)) and mode != "local"
     yield _job(name, "forward" if needed and mode == "exact" else "predict", graphs)
     if needed:
         yield _job(name, "backward" if mode == "exact" else "recompute", graphs)

@@ -2,8 +2,9 @@
 
 The reference was computed at export, in float64, by the torch engine, without rounding any residual. What is compared:
 the source network's logits, the adapted network's logits under running statistics, and gradients of a fixed linear
-function of the logits with respect to meta-network parameters and adaptable biases. Linear, because the gradient of
-the entropy vanishes where a network is sure or knows nothing, and rounding errors would then drown what is tested.
+function of the logits with respect to meta-network parameters and to biases and weights that adapt. Linear, because
+the gradient of the entropy vanishes where a network is sure or knows nothing, and rounding errors would then drown
+what is tested.
 """
 
 from __future__ import annotations

@@ -207,7 +207,7 @@ class BundleEngines:
     def _errors(self, job: Job, program: TensorRTProgram, options: BuildOptions) -> dict[str, float]:
         """The test of an engine, on the golden images as they reach its segment."""
         graphs = self._segments[job.segment]
-        state = {**graphs.initial_state, **graphs.initial_biases}
+        state = {**graphs.initial_state, **graphs.initial_affine}
         reference = forward_reference(graphs, self._golden[job.segment], state, _MOMENTUM)
         if job.direction in ("backward", "recompute"):
             reference = gradient_reference(graphs, job.direction, reference)

@@ -23,7 +23,11 @@ OPTIONS: dict[str, tuple[Any, str, str]] = {
     "anchor": (float, "SHARE", "After each update, weights go back by this share of the way to the shipped ones."),
     "entropy_margin": (float, "SHARE", "Samples with entropy above this share of ln(classes) do not count."),
     "passes": (click.IntRange(1, 2), "1|2", "2: the published order, two forwards per step."),
-    "when": (str, "WHEN", "Adapt always, off, 'every N' (batches), or on-drift: a while after the stream changed."),
+    "when": (
+        str,
+        "WHEN",
+        "Adapt always, off, 'every N' (batches), on-drift (a while after a change), or 'budgeted P%' of the time.",
+    ),
     "window": (click.IntRange(1), "IMAGES", "Small batches are gathered: one update per so many images."),
     "small_batch": (click.IntRange(1), "IMAGES", "Batches below this size are small."),
     "statistics": (click.Choice(("stream", "batch")), "stream|batch", STATISTICS),
@@ -34,7 +38,11 @@ OPTIONS: dict[str, tuple[Any, str, str]] = {
         "Of training's statistics in the stream's; default: found after a change.",
     ),
     "change": (float, "TIMES", "Statistics that depart so many times more than usual begin a new average."),
-    "adapt_bias": (bool, "true|false", "Biases of frozen convolutions adapt too, in a bundle exported with them."),
+    "adapt_affine": (
+        bool,
+        "true|false",
+        "Biases and weights inside the frozen parts adapt too, as exported (--adapt).",
+    ),
     "mirrored": (
         bool,
         "true|false",

@@ -75,7 +75,7 @@ Examples:
 )
 @click.option("--classes", metavar="NAMES", help="Class names in the order of the outputs: a,b,c or a text file.")
 @click.option("--name", help="Of the bundle, for people; default the model's.")
-@partial(adaptation_options, but="adapt_bias")
+@partial(adaptation_options, but="adapt_affine")
 @click.option(
     "--gradient",
     type=click.Choice(["auto", "exact", "recompute", "local"]),
@@ -368,7 +368,7 @@ def _rows(derived: Derived, gradient: Any) -> Iterator[tuple[str, ...]]:
         mode: str = gradient_mode(graphs, "auto" if last and gradient == "local" else gradient)
         kept = (graphs.kept_bytes(16, mode) - graphs.kept_bytes(8, mode)) / 8  # type: ignore[arg-type]
         kinds = Counter(residual.kind for residual in graphs.residuals) if mode == "exact" else Counter()
-        if number == 0 and not graphs.initial_biases:
+        if number == 0 and not graphs.initial_affine:
             mode, kept, kinds = "none needed", 0.0, Counter()
         shapes = (" x ".join(map(str, value.shape[1:])) for value in (graphs.input, graphs.output))
         meta = "" if last else _meta(adaptable.metas[number])

@@ -68,7 +68,7 @@ def _show(bundle: Bundle, results: dict[str, SelfTest]) -> None:
 
     print_facts(_facts(bundle))
     print_table(
-        ("part", "takes", "gives", "nodes", "residuals", "adapting biases"),
+        ("part", "takes", "gives", "nodes", "residuals", "adapting"),
         [_row(name, graphs) for name, graphs in bundle.model.segments().items()],
         left=("part", "takes", "gives", "residuals"),
     )
@@ -136,7 +136,7 @@ def _row(name: str, graphs: SegmentGraphs) -> Sequence[str]:
     directions = (graphs.forward, graphs.backward)
     nodes = " + ".join(str(len(graph.nodes)) for graph in directions if graph is not None)
     takes, gives = (" x ".join(map(str, value.shape[1:])) for value in (graphs.input, graphs.output))
-    return name, takes, gives, nodes, residuals or "none", str(len(graphs.initial_biases))
+    return name, takes, gives, nodes, residuals or "none", str(len(graphs.initial_affine))
 
 
 def _classes(count: int, names: Sequence[str] | None) -> str:

@@ -17,7 +17,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 # Parameter name of the command line -> field of `Recipe`, where they differ.
 _FIELDS = {"input_size": "input_shape", "bn": "batch_norm", "option": "options"}
 NAMES = (
-    *("weights", "num_classes", "width", "input_size", "mean", "std", "option", "parts", "cuts", "bn", "adapt_bias"),
+    *("weights", "num_classes", "width", "input_size", "mean", "std", "option", "parts", "cuts", "bn", "adapt"),
     *("initialisation", "kernel", "precision"),
 )
 
@@ -65,7 +65,10 @@ def model_options(function: _Function) -> _Function:
             help="Frozen BatchNorms follow the stream (adaptive, the default) or are folded away as trained (source).",
         ),
         click.option(
-            "--adapt-bias/--no-adapt-bias", default=None, help="Let the biases inside the frozen parts adapt, too."
+            "--adapt",
+            type=click.Choice(["meta", "bias", "affine"]),
+            help="What adapts: meta-networks alone; biases inside the frozen parts, too (no memory); or BatchNorm's "
+            "weights as well (affine, the default: adapts best, for a bit per element and a slower backward).",
         ),
         click.option(
             "--initialisation",

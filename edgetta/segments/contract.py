@@ -74,9 +74,9 @@ class Residual:
 class SegmentGraphs:
     """The derived graphs of one frozen part, the same for every engine.
 
-    forward    inputs "x", the state, "ema_momentum" where there is state, the biases;
+    forward    inputs "x", the state, "ema_momentum" where there is state, the biases and weights that adapt;
                outputs y, the new state in the order of `state`, then the residuals
-    backward   inputs the residuals and "grad_y"; outputs grad_x, then the gradients of the biases
+    backward   inputs the residuals and "grad_y"; outputs grad_x, then the gradients of what adapts
     recompute  inputs those of `forward` and "grad_y"; outputs as `backward`, rebuilding the residuals on the way
     """
 
@@ -86,7 +86,7 @@ class SegmentGraphs:
     residuals: tuple[Residual, ...] = ()
     state: Mapping[str, str] = field(default_factory=dict)
     initial_state: Mapping[str, Tensor] = field(default_factory=dict)
-    initial_biases: Mapping[str, Tensor] = field(default_factory=dict)
+    initial_affine: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def input(self) -> Value:
@@ -138,14 +138,14 @@ class Segment(Protocol):
     graphs: SegmentGraphs
     gradient: GradientMode
     state: dict[str, Tensor]
-    biases: dict[str, Tensor]
+    affine: dict[str, Tensor]  # biases and weights that adapt
 
     def forward(self, x: Tensor, *, keep: bool = True, momentum: float = 0.1) -> tuple[Tensor, Residuals]:
         """y for x (N, ...), and the residuals when `keep` is set; running statistics move by `momentum`."""
         ...
 
     def input_gradient(self, residuals: Residuals, grad_y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """grad_x for grad_y, and the gradients of the adaptable biases by name."""
+        """grad_x for grad_y, and the gradients of what adapts by name."""
         ...
 
 

@@ -50,7 +50,7 @@ class GpuSegment:
         self.graphs = graphs
         self.gradient: GradientMode = gradient
         self.state = {name: tensor.to(device, copy=True) for name, tensor in graphs.initial_state.items()}
-        self.biases = {name: tensor.to(device, copy=True) for name, tensor in graphs.initial_biases.items()}
+        self.affine = {name: tensor.to(device, copy=True) for name, tensor in graphs.initial_affine.items()}
         self._device = device
         self._plain = graphs.forward.outputs[: 1 + len(graphs.state)]
         self._residuals = {r.value.name: r for r in graphs.residuals}
@@ -67,7 +67,7 @@ class GpuSegment:
         return 0 if self._scale is None else int(self._scale.overflows)
 
     def forward(self, x: Tensor, *, keep: bool = True, momentum: float = 0.1) -> tuple[Tensor, Residuals]:
-        inputs = {"x": x, **self.state, **self.biases}
+        inputs = {"x": x, **self.state, **self.affine}
         if self.state:
             inputs["ema_momentum"] = torch.full((1,), momentum, device=self._device)
         residuals = Residuals(batch=x.shape[0])
@@ -91,14 +91,14 @@ class GpuSegment:
             residual = self._residuals.get(name) if self.gradient == "exact" else None
             inputs[name] = residual.unpack(kept, residuals.batch) if residual is not None else kept
         if self.gradient == "recompute":
-            inputs.update(self.biases)
+            inputs.update(self.affine)
         program = self._backward
 
         def backward(grad: Tensor) -> list[Tensor]:
             return program.run({**inputs, "grad_y": grad}, program.graph.outputs)
 
         gradients = backward(grad_y) if self._scale is None else self._scale.through(grad_y, backward)
-        return gradients[0], dict(zip(self.biases, gradients[1:], strict=True))
+        return gradients[0], dict(zip(self.affine, gradients[1:], strict=True))
 
     def _pack(self, name: str, tensor: Tensor) -> Tensor:
         residual = self._residuals.get(name)

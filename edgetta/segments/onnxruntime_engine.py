@@ -120,7 +120,7 @@ class OnnxRuntimeSegment:
         self.graphs = graphs
         self.gradient: GradientMode = gradient
         self.state = {name: tensor.clone() for name, tensor in graphs.initial_state.items()}
-        self.biases = {name: tensor.clone() for name, tensor in graphs.initial_biases.items()}
+        self.affine = {name: tensor.clone() for name, tensor in graphs.initial_affine.items()}
         self._residuals = {r.value.name: r for r in graphs.residuals}
         self._made = [r.value.name for r in graphs.residuals if r.value.name not in graphs.forward.inputs]
         self._plain = graphs.forward.outputs[: 1 + len(graphs.state)]
@@ -136,7 +136,7 @@ class OnnxRuntimeSegment:
         self._loaded: dict[str, OnnxProgram] = {}
 
     def forward(self, x: Tensor, *, keep: bool = True, momentum: float = 0.1) -> tuple[Tensor, Residuals]:
-        inputs = {"x": x, **self.state, **self.biases}
+        inputs = {"x": x, **self.state, **self.affine}
         if self.state:
             inputs["ema_momentum"] = torch.full((1,), momentum)
         residuals = Residuals(batch=x.shape[0])
@@ -162,9 +162,9 @@ class OnnxRuntimeSegment:
             residual = self._residuals.get(name) if self.gradient == "exact" else None
             inputs[name] = residual.unpack(kept, residuals.batch) if residual is not None else kept
         if self.gradient == "recompute":
-            inputs.update(self.biases)
+            inputs.update(self.affine)
         outputs = self._program(self._back).run(inputs)
-        return outputs[0], dict(zip(self.biases, outputs[1:], strict=True))
+        return outputs[0], dict(zip(self.affine, outputs[1:], strict=True))
 
     def _forward(self, residuals: bool) -> OnnxProgram:
         """The forward, with residuals or without. Once the one with them is there, it serves both: memory for one."""

@@ -72,8 +72,8 @@ def _same(x: Shape) -> Shape:
 
 
 def _masked(x: Shape, mask: Shape) -> Shape:
-    _need(x == mask, f"a mask of shape {mask} does not fit {x}")
-    return x
+    _need(_broadcast(x, mask) == mask, f"a mask of shape {mask} does not fit {x}")
+    return mask
 
 
 def _window(size: int, kernel: int, stride: int, pads: int, dilation: int = 1) -> int:

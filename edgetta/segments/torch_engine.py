@@ -93,7 +93,7 @@ class TorchSegment:
         self.gradient: GradientMode = gradient
         self.dtype = dtype
         self.state = {name: _moved(t, device, dtype).clone() for name, t in graphs.initial_state.items()}
-        self.biases = {name: _moved(t, device, dtype).clone() for name, t in graphs.initial_biases.items()}
+        self.affine = {name: _moved(t, device, dtype).clone() for name, t in graphs.initial_affine.items()}
         self._residuals = {r.value.name: r for r in graphs.residuals}
         self._pack = pack
         forward = graphs.forward
@@ -105,7 +105,7 @@ class TorchSegment:
         self._backward = Program(backward, device, dtype) if backward else None
 
     def forward(self, x: Tensor, *, keep: bool = True, momentum: float = 0.1) -> tuple[Tensor, Residuals]:
-        inputs = {"x": x, **self.state, **self.biases}
+        inputs = {"x": x, **self.state, **self.affine}
         if self.state:
             inputs["ema_momentum"] = torch.full((1,), momentum, dtype=x.dtype, device=x.device)
         residuals = Residuals(batch=x.shape[0])
@@ -131,14 +131,14 @@ class TorchSegment:
             raise RuntimeError(f"a segment in gradient mode {self.gradient!r} has no backward")
         inputs = {**residuals.shared, "grad_y": grad_y}
         if self.gradient == "recompute":
-            inputs |= {**residuals.kept, **self.biases}
+            inputs |= {**residuals.kept, **self.affine}
         else:
             for name in list(residuals.kept):
                 kept = residuals.kept.pop(name)
                 inputs[name] = self._residuals[name].unpack(kept, residuals.batch, self.dtype) if self._pack else kept
         with torch.no_grad():
             outputs = self._backward.run(inputs)
-        return outputs[0], dict(zip(self.biases, outputs[1:], strict=True))
+        return outputs[0], dict(zip(self.affine, outputs[1:], strict=True))
 
     def _keep(self, name: str, tensor: Tensor) -> Tensor:
         residual = self._residuals.get(name)

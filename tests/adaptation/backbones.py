@@ -75,13 +75,13 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 @functools.cache
-def small_model(initialisation: str = "identity", adapt_bias: bool = False, form: str = "adaptive") -> AdaptableModel:
+def small_model(initialisation: str = "identity", adapt: str = "meta", form: str = "adaptive") -> AdaptableModel:
     return derive(
         randomised(SmallNet()),
         (3, 16, 16),
         SmallNet.cuts,
         batch_norm=form,  # type: ignore[arg-type]
-        adapt_bias=adapt_bias,
+        adapt=adapt,
         initialisation=initialisation,  # type: ignore[arg-type]
         kernel=3,
     )

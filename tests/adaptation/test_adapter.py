@@ -50,21 +50,24 @@ def test_mirrored_predicts_the_mean_of_both_images_before_it_updates(settings: d
     assert same(learnt(adapter), learnt(plain)), "what is learnt is the same"
 
 
-def test_biases_of_the_bundle_adapt_unless_switched_off() -> None:
-    """Off, the meta-networks learn what they learn where no biases can adapt."""
+@pytest.mark.parametrize("adapt", ["bias", "affine"])
+def test_affine_weights_of_the_bundle_adapt_unless_switched_off(adapt: str) -> None:
+    """Off, the meta-networks learn what they learn where nothing else can adapt."""
     found = {}
     for exported, asked in ((True, True), (True, False), (False, False)):
-        model = network_of(small_model(adapt_bias=exported), "batch")
+        model = network_of(small_model(adapt=adapt if exported else "meta"), "batch")
         before = snapshot(model)
-        adapter = Adapter(model, AdaptConfig(entropy_margin=1.0, learning_rate=0.1, anchor=0.1, adapt_bias=asked))
+        adapter = Adapter(model, AdaptConfig(entropy_margin=1.0, learning_rate=0.1, anchor=0.1, adapt_affine=asked))
         for seed in range(2):
             assert adapter.step(stream(seed=seed).double()).adapted
-        biases = [name for name in before if ".bias." in name]
-        assert bool(biases) == exported
-        for name in biases:
+        adapting = [name for name in before if ".bias." in name or ".weight." in name]
+        assert bool(adapting) == exported
+        assert any(".weight." in name for name in adapting) == (exported and adapt == "affine")
+        for name in adapting:
             assert torch.equal(before[name], snapshot(model)[name]) != asked, name
         found[exported, asked] = {name: t for name, t in snapshot(model).items() if name.startswith("metas.")}
-    assert all(torch.allclose(t, found[False, False][name]) for name, t in found[True, False].items())
+    if adapt == "bias":  # else the gradient goes through the statistics, too
+        assert all(torch.allclose(t, found[False, False][name]) for name, t in found[True, False].items())
     assert not same(found[True, True], found[True, False])
 
 
@@ -85,7 +88,7 @@ def test_entropy_falls_on_a_repeated_batch() -> None:
 
 def test_adam_is_torchs_and_stands_where_it_stood_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three steps against torch's own Adam on the same gradients, with a step in between that fails and is undone."""
-    adapter = Adapter(network(), AdaptConfig(optimizer="adam", learning_rate=1e-2, entropy_margin=1.0))
+    adapter = Adapter(network(), AdaptConfig(optimizer="adam", learning_rate=1e-2, entropy_margin=1.0, anchor=0.0))
     values = [parameter.detach().clone().requires_grad_() for parameter in adapter.network.parameters()]
     reference = torch.optim.Adam(values, 1e-2)
     gradients: list[list[torch.Tensor]] = []

@@ -30,11 +30,17 @@ def weights(network: AdaptiveNetwork) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("mode", "policy", "biases"),
-    [("exact", "batch", False), ("exact", "ema", True), ("recompute", "batch", False), ("local", "batch", False)],
+    ("mode", "policy", "adapt"),
+    [
+        ("exact", "batch", "meta"),
+        ("exact", "ema", "bias"),
+        ("exact", "batch", "affine"),
+        ("recompute", "batch", "affine"),
+        ("local", "batch", "meta"),
+    ],
 )
-def test_same_weights_after_100_steps(mode: str, policy: str, biases: bool) -> None:
-    model = small_model(adapt_bias=biases)
+def test_same_weights_after_100_steps(mode: str, policy: str, adapt: str) -> None:
+    model = small_model(adapt=adapt)
     ends, start = [], None
     for engine in (on_torch, on_onnxruntime):
         network = build(model, engine, mode, policy)  # type: ignore[arg-type]

@@ -55,7 +55,7 @@ def test_state_dict_holds_everything_learnt(tmp_path: Path) -> None:
     def made() -> AdaptedModule:
         config = edgetta.AdaptConfig(learning_rate=0.05, momentum=0.0, entropy_margin=1.0)
         return edgetta.adapt(
-            randomised(SmallNet()), SmallNet.cuts, input_shape=(3, 16, 16), batch_norm="ema", adapt_bias=True,
+            randomised(SmallNet()), SmallNet.cuts, input_shape=(3, 16, 16), batch_norm="ema", adapt="bias",
             config=config,
         )  # fmt: skip
 

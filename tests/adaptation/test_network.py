@@ -58,7 +58,7 @@ def test_local_differs_from_exact() -> None:
 
 
 def test_bias_gradients_equal_autograd() -> None:
-    network = network_of(small_model(adapt_bias=True), "batch")
+    network = network_of(small_model(adapt="bias"), "batch")
     logits, tape = network.forward(images())
     network.backward(tape, filtered_entropy(logits, 0.92).gradient, REGULARISER)
 
@@ -66,8 +66,8 @@ def test_bias_gradients_equal_autograd() -> None:
     autograd_loss(backbone, network.metas, images(), 0.92, REGULARISER).backward()
     references = dict(backbone.named_parameters())
     for part, segment in zip(("block1", "block2", "block3"), network.parts, strict=True):
-        assert segment.biases, "adapt_bias exposes the biases of every part"
-        for name, bias in segment.biases.items():
+        assert segment.affine, "adapt exposes the biases of every part"
+        for name, bias in segment.affine.items():
             layer = name.removeprefix("bias.").removesuffix(".bias").split(".")[-1]
             reference = references[f"{part}.{layer}.norm.bias"].grad
             assert torch.allclose(bias.grad.flatten(), reference, rtol=1e-8, atol=1e-12), f"{part} {name}"

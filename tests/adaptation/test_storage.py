@@ -72,7 +72,7 @@ def test_exact_storages_equal_autograd_in_every_slice(storage: str, gradient: st
 @pytest.mark.parametrize(("policy", "form"), POLICIES)
 @pytest.mark.parametrize("gradient", ["exact", "recompute", "local"])
 def test_slices_and_recompute_change_nothing(gradient: str, policy: str, form: str, biases: bool) -> None:
-    network = network_of(small_model(adapt_bias=biases, form=form), policy, gradient)  # type: ignore[arg-type]
+    network = network_of(small_model(adapt="bias" if biases else "meta", form=form), policy, gradient)  # type: ignore[arg-type]
     reference = gradients(network, StepMemory(), images())
     assert len(reference) == len(list(network.parameters())) - (gradient == "local") * _biases_of_parts(network)
     for storage in ("full", "recompute"):
@@ -81,7 +81,7 @@ def test_slices_and_recompute_change_nothing(gradient: str, policy: str, form: s
 
 
 def _biases_of_parts(network: AdaptiveNetwork) -> int:
-    return sum(len(part.biases) for part in network.parts)
+    return sum(len(part.affine) for part in network.parts)
 
 
 @pytest.mark.parametrize("size", [0, 5])
@@ -89,7 +89,7 @@ def _biases_of_parts(network: AdaptiveNetwork) -> int:
 @pytest.mark.parametrize(("policy", "form"), POLICIES)
 @pytest.mark.parametrize("storage", list(BOUNDS))
 def test_gradient_errors_are_bounded(storage: str, policy: str, form: str, gradient: str, size: int) -> None:
-    network = network_of(small_model(adapt_bias=True, form=form), policy, gradient, torch.float32)  # type: ignore[arg-type]
+    network = network_of(small_model(adapt="bias", form=form), policy, gradient, torch.float32)  # type: ignore[arg-type]
     batch = images().float()
     reference = gradients(network, StepMemory(), batch)
     found = error(gradients(network, StepMemory(storage, size), batch), reference)  # type: ignore[arg-type]
@@ -97,12 +97,20 @@ def test_gradient_errors_are_bounded(storage: str, policy: str, form: str, gradi
     assert storage == "recompute" or found > 1e-7, "few bits must show, or nothing was tested"
 
 
+def test_statistics_are_those_of_a_slice_where_the_gradient_goes_through_them() -> None:
+    """Close to the gradients of the whole batch, in the same places, but not the same."""
+    network = network_of(small_model(adapt="affine"), "batch")
+    reference = gradients(network, StepMemory(), images())
+    sliced = gradients(network, StepMemory("full", 8), images())
+    assert sliced.keys() == reference.keys() and 1e-6 < error(sliced, reference) < 0.5
+
+
 @pytest.mark.parametrize("name", ["transformer", "convnext", "gates", "mobile"])
 @pytest.mark.parametrize("gradient", ["auto", "exact", "recompute"])
 def test_other_backbones_in_slices(name: str, gradient: str) -> None:
     """Tokens, layers without BatchNorm, and activations that are kept as codes."""
     small = SMALL[name]
-    derived = derive(randomised(small.build()), small.input_shape, small.cuts)
+    derived = derive(randomised(small.build()), small.input_shape, small.cuts, adapt="bias")
     policy = "source" if derived.batch_norm == "source" else "batch"
     network = build(derived, lambda _, graphs, mode: TorchSegment(graphs, mode, dtype=torch.float64), gradient, policy)  # type: ignore[arg-type]
     network.metas.double()

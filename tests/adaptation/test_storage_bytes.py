@@ -26,7 +26,7 @@ MOST = {"full": 80, "half": 45, "int8": 27, "recompute": 40, "recompute-int8": 2
 @functools.cache
 def wide_resnet() -> AdaptableModel:
     model = load_model("wrn40_2")
-    return derive(model.module, model.input_shape, cuts("wrn40_2", 4), kernel=3)
+    return derive(model.module, model.input_shape, cuts("wrn40_2", 4), adapt="meta", kernel=3)
 
 
 @functools.cache
@@ -47,7 +47,7 @@ def test_wide_resnet_keeps_what_was_promised(storage: Storage, engine: str) -> N
 
 @pytest.mark.parametrize(("engine", "gradient"), [("onnxruntime", "exact"), ("torch", "recompute")])
 def test_both_counts_agree(engine: str, gradient: str) -> None:
-    network = build(small_model(adapt_bias=True), ENGINES[engine], gradient, "batch")  # type: ignore[arg-type]
+    network = build(small_model(adapt="bias"), ENGINES[engine], gradient, "batch")  # type: ignore[arg-type]
     counts = {}
     for storage in STORAGES:
         network.memory = StepMemory(storage)  # type: ignore[arg-type]
@@ -61,7 +61,7 @@ def test_both_counts_agree(engine: str, gradient: str) -> None:
 def test_slices_on_onnxruntime_give_the_gradients_of_torch(gradient: str) -> None:
     found = []
     for engine, memory in (("torch", StepMemory()), ("onnxruntime", StepMemory("recompute", 5))):
-        network = build(small_model(adapt_bias=True), ENGINES[engine], gradient, "batch")  # type: ignore[arg-type]
+        network = build(small_model(adapt="bias"), ENGINES[engine], gradient, "batch")  # type: ignore[arg-type]
         network.memory = memory
         logits, tape = network.forward(torch.rand(24, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
         network.backward(tape, logits.cos(), 0.5)

@@ -120,11 +120,11 @@ def step(network: AdaptiveNetwork, batch: Tensor) -> tuple[Tensor, float]:
     return logits, margin
 
 
-@pytest.mark.parametrize("adapt_bias", [False, True])
+@pytest.mark.parametrize("adapt", ["meta", "bias"])
 @pytest.mark.parametrize("gradient", ["exact", "recompute"])
 @pytest.mark.parametrize(("form", "policy", "count"), POLICIES)
-def test_every_gradient_is_autograds(form: str, policy: str, count: int, gradient: str, adapt_bias: bool) -> None:
-    network = network_of(small_model(adapt_bias=adapt_bias, form=form), policy, gradient)  # type: ignore[arg-type]
+def test_every_gradient_is_autograds(form: str, policy: str, count: int, gradient: str, adapt: str) -> None:
+    network = network_of(small_model(adapt=adapt, form=form), policy, gradient)  # type: ignore[arg-type]
     statistics, momentum = network.statistics(count)
     metas = copy.deepcopy(network.metas)  # the step moves running statistics
     logits, margin = step(network, images(count))
@@ -140,9 +140,9 @@ def test_every_gradient_is_autograds(form: str, policy: str, count: int, gradien
         assert close(parameter.grad, wanted[name]), name
     moved = dict(backbone.named_parameters())
     biases = [
-        (f"block{k}", name, bias) for k, part in enumerate(network.parts, 1) for name, bias in part.biases.items()
+        (f"block{k}", name, bias) for k, part in enumerate(network.parts, 1) for name, bias in part.affine.items()
     ]
-    assert bool(biases) == adapt_bias
+    assert bool(biases) == (adapt == "bias")
     for block, name, bias in biases:
         norm = name.removeprefix("bias.").removesuffix(".folded").removesuffix(".bias").split(".")[-1]
         owner = norm.replace("bn", "conv") if form == "source" else f"{norm}.norm"

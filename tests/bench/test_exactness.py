@@ -32,21 +32,23 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rows_of_every_part_policy_gradient_and_engine() -> None:
     rows = list(measure("small", SMALL, policies=("source", "ema")))
     assert {row.part for row in rows} == {"part1", "part2", "classifier"}
-    plain = {(row.policy, row.gradient, row.engine) for row in rows if not row.adapt_bias}
+    plain = {(row.policy, row.gradient, row.engine) for row in rows if row.adapt == "meta"}
     assert len(plain) == 2 * 2 * 2
-    assert {(row.policy, row.gradient) for row in rows if row.adapt_bias} == {("ema", "exact")}
+    assert {(row.policy, row.gradient) for row in rows if row.adapt == "bias"} == {("ema", "exact")}
     for row in rows:
         assert not row.excess(), row
         assert 0 <= row.float64_error < 1e-13 < 1e-9 < row.own_masks_error
         assert (row.imposed_error is None) == (row.given_error is None) == (row.gradient == "recompute")
-        assert (row.bias_error is not None) == ((row.adapt_bias and row.part != "classifier") or row.bias_error == 0.0)
+        assert (row.bias_error is not None) == (
+            (row.adapt == "bias" and row.part != "classifier") or row.bias_error == 0.0
+        )
     assert sum(row["masks"] for row in worst(rows)) == sum(row.masks for row in rows) > 0
 
 
 def test_worst_takes_the_largest_error_of_the_parts() -> None:
     rows = list(measure("small", SMALL, policies=("source",), engines=("torch",)))
-    exact = [row for row in rows if row.gradient == "exact" and not row.adapt_bias]
-    found = next(r for r in worst(rows) if r["gradient"] == "exact" and not r["adapt_bias"])
+    exact = [row for row in rows if row.gradient == "exact" and row.adapt == "meta"]
+    found = next(r for r in worst(rows) if r["gradient"] == "exact" and r["adapt"] == "meta")
     assert found["parts"] == 3
     assert found["own_masks_error"] == pytest.approx(max(row.own_masks_error for row in exact), rel=1e-2)
 

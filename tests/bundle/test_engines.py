@@ -26,7 +26,7 @@ from tests.small_bundle import ENGINES, NAMES, small_network, write_small
 IMAGES = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(5))
 
 
-@pytest.mark.parametrize("options", [{}, {"initialisation": "published", "adapt_bias": True}, {"form": "source"}])
+@pytest.mark.parametrize("options", [{}, {"initialisation": "published", "adapt": "bias"}, {"form": "source"}])
 def test_round_trip_of_the_model(tmp_path: Path, options: dict[str, Any]) -> None:
     model = small_model(**options)
     bundle = read_bundle(write_small(tmp_path / "small", model))
@@ -41,7 +41,7 @@ def test_round_trip_of_the_model(tmp_path: Path, options: dict[str, Any]) -> Non
                 continue
             assert json.loads(json.dumps(graph.to_json())) == json.loads(json.dumps(again.to_json()))
             assert all(torch.equal(again.constants[k], t.float()) for k, t in graph.constants.items())
-        for kind in ("initial_state", "initial_biases"):
+        for kind in ("initial_state", "initial_affine"):
             tensors, others = getattr(graphs, kind), getattr(found, kind)
             assert list(tensors) == list(others) and all(torch.equal(others[k], t) for k, t in tensors.items())
     assert bundle.model.source.to_json()["inputs"] == ["x"]

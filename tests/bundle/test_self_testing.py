@@ -42,7 +42,7 @@ def test_self_test_without_gradients_loads_nothing_for_them(whole: Path) -> None
 
 
 def test_self_test_covers_adaptable_biases(tmp_path: Path) -> None:
-    bundle = read_bundle(write_small(tmp_path / "small", small_model(adapt_bias=True)))
+    bundle = read_bundle(write_small(tmp_path / "small", small_model(adapt="bias")))
     result = self_test(bundle, build_network(bundle, "onnxruntime"))
     assert {name.split(".")[0] for name in result.gradient_errors} >= {"metas", "part1", "part2", "part3"}
 

@@ -231,7 +231,7 @@ def test_state_moves_between_engines(trt: Double, cache: Path, tmp_path: Path) -
 
 
 def test_adaptable_biases_and_recompute(trt: Double, cache: Path, tmp_path: Path) -> None:
-    bundle = write_small(tmp_path / "biases", small_model(adapt_bias=True))
+    bundle = write_small(tmp_path / "biases", small_model(adapt="bias"))
     for gradient in ("exact", "recompute"):
         runtime = edgetta.load(bundle, "tensorrt", gradient=gradient, tensorrt=CONFIG)  # type: ignore[arg-type]
         assert runtime.step(IMAGES).adapted

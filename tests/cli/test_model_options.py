@@ -37,7 +37,7 @@ def test_everything_that_can_be_said() -> None:
     arguments = (
         *("--weights", "w.pt", "--num-classes", "7", "--width", "0.5", "--input-size", "1x28x20"),
         *("--mean", "0.5,0.25,0.125", "--std", "1,2,3", "--option", "pretrained=true", "--option", "name=big net"),
-        *("--option", "depth=3", "--cuts", "stem, block1,block2", "--bn", "source", "--adapt-bias"),
+        *("--option", "depth=3", "--cuts", "stem, block1,block2", "--bn", "source", "--adapt", "bias"),
         *("--initialisation", "published", "--kernel", "1"),
     )
     values = parsed(*arguments)
@@ -52,16 +52,16 @@ def test_everything_that_can_be_said() -> None:
         options={"pretrained": True, "name": "big net", "depth": 3},
         cuts=("stem", "block1", "block2"),
         batch_norm="source",
-        adapt_bias=True,
+        adapt="bias",
         initialisation="published",
         kernel=1,
         seed=4,
     )
     assert given_names(values) == [
         *("--weights", "--num-classes", "--width", "--input-size", "--mean", "--std", "--option", "--cuts", "--bn"),
-        *("--adapt-bias", "--initialisation", "--kernel"),
+        *("--adapt", "--initialisation", "--kernel"),
     ]
-    assert recipe_from("x", parsed("--parts", "5", "--no-adapt-bias")) == Recipe("x", parts=5, adapt_bias=False)
+    assert recipe_from("x", parsed("--parts", "5", "--adapt", "meta")) == Recipe("x", parts=5, adapt="meta")
 
 
 @pytest.mark.parametrize(

@@ -188,9 +188,9 @@ def test_int8_ships_the_ranges_that_meta_networks_were_warmed_up_with(model: str
 def test_export_of_a_prepared_folder_leaves_no_choice_open(tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "prepared").mkdir()
     (tmp_path / "prepared" / "prepared.json").write_text("{}")
-    options = ("--parts", "3", "--adapt-bias", "--meta", "x")
+    options = ("--parts", "3", "--adapt", "bias", "--meta", "x")
     assert main(["export", str(tmp_path / "prepared"), "-o", str(tmp_path / "bundle"), *options]) == 2
-    assert "--parts, --adapt-bias, --meta: settled when" in error_of(capsys)
+    assert "--parts, --adapt, --meta: settled when" in error_of(capsys)
 
 
 def test_a_full_disk_keeps_the_checkpoint(

@@ -134,14 +134,14 @@ def test_the_reference_is_that_of_float64() -> None:
 
 @pytest.mark.parametrize("gradient", ["auto", "exact", "recompute", "local"])
 @pytest.mark.parametrize("form", ["adaptive", "source"])
-@pytest.mark.parametrize("adapt_bias", [False, True])
-def test_kept_bytes_are_those_of_the_tape(form: str, adapt_bias: bool, gradient: str) -> None:
+@pytest.mark.parametrize("adapt", ["meta", "bias", "affine"])
+def test_kept_bytes_are_those_of_the_tape(form: str, adapt: str, gradient: str) -> None:
     from edgetta.adaptation.model import build
     from edgetta.adaptation.step_memory import STORAGES, StepMemory
     from edgetta.export.kept_bytes import kept_bytes
     from edgetta.segments.torch_engine import TorchSegment
 
-    model = small_model(form=form, adapt_bias=adapt_bias)
+    model = small_model(form=form, adapt=adapt)
     network = build(model, lambda _, graphs, mode: TorchSegment(graphs, mode), gradient)  # type: ignore[arg-type]
     said = kept_bytes(model)[gradient]
     for storage in STORAGES:
@@ -257,7 +257,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 
 def test_arguments_that_do_not_fit(tmp_path: Path) -> None:
     model, network = small_model(), small_network(small_model())
-    other = small_network(small_model(adapt_bias=True))
+    other = small_network(small_model(adapt="bias"))
     cases: list[tuple[dict[str, Any], str]] = [
         ({"classes": ["a", "b"]}, "2 class names were given for a model with 5 classes"),
         ({"golden": torch.rand(2, 3, 8, 8)}, "golden images have shape"),

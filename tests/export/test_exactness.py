@@ -51,8 +51,8 @@ def expected(name: str, policy: BatchNormPolicy, batch: int = 3, biases: bool = 
 
 
 @functools.cache
-def graphs(name: str, policy: BatchNormPolicy, dtype: torch.dtype, adapt_bias: bool = False) -> list[SegmentGraphs]:
-    return derive(network(name)[1], policy, adapt_bias, dtype)
+def graphs(name: str, policy: BatchNormPolicy, dtype: torch.dtype, adapt: str = "meta") -> list[SegmentGraphs]:
+    return derive(network(name)[1], policy, adapt, dtype)
 
 
 @pytest.mark.parametrize("gradient", ["exact", "recompute"])
@@ -105,7 +105,7 @@ def test_any_batch_size(name: str, policy: BatchNormPolicy, engine: str, batch: 
 
 @pytest.mark.parametrize(("name", "policy"), CASES)
 def test_gradients_of_biases(name: str, policy: BatchNormPolicy) -> None:
-    exact, single = graphs(name, policy, torch.float64, True), graphs(name, policy, torch.float32, True)
+    exact, single = graphs(name, policy, torch.float64, "bias"), graphs(name, policy, torch.float32, "bias")
     for part64, part32, wanted in zip(exact, single, expected(name, policy, biases=True), strict=True):
         found = gradient_of(
             segment(part64, "torch", dtype=torch.float64, pack=False), wanted.x, wanted.grad_y, MOMENTUM
@@ -124,9 +124,9 @@ def test_gradients_of_biases(name: str, policy: BatchNormPolicy) -> None:
 
 def test_biases_change_what_they_should() -> None:
     """A bias that is moved by hand moves the output as the module's own parameter would."""
-    part, wanted = graphs("wide_resnet", "batch", torch.float64, True)[0], expected("wide_resnet", "batch")[0]
+    part, wanted = graphs("wide_resnet", "batch", torch.float64, "bias")[0], expected("wide_resnet", "batch")[0]
     made = segment(part, "torch", dtype=torch.float64, pack=False)
-    made.biases["bias.block1.layer.0.bn2.bias"] += 0.25
+    made.affine["bias.block1.layer.0.bn2.bias"] += 0.25
     model = copy.deepcopy(network("wide_resnet")[0])
     with torch.no_grad():
         model.get_parameter("block1.layer.0.bn2.bias").add_(0.25)
@@ -138,9 +138,9 @@ def test_biases_change_what_they_should() -> None:
 
 def test_no_bias_that_a_normalisation_cancels() -> None:
     """A convolution's bias before a BatchNorm of the stream's statistics has no effect, so it is no input."""
-    part = graphs("vgg", "batch", torch.float32, True)[1]
-    assert set(part.initial_biases) == {"bias.body.b.2.bias"}
-    assert set(graphs("vgg", "source", torch.float32, True)[1].initial_biases) == {"bias.body.b.2.bias.folded"}
+    part = graphs("vgg", "batch", torch.float32, "bias")[1]
+    assert set(part.initial_affine) == {"bias.body.b.2.bias"}
+    assert set(graphs("vgg", "source", torch.float32, "bias")[1].initial_affine) == {"bias.body.b.2.bias.folded"}
 
 
 @pytest.mark.parametrize(("momentum", "same_as"), [(0.0, "source"), (1.0, "batch")])

@@ -29,34 +29,34 @@ from edgetta.segments.onnxruntime_engine import OnnxProgram
 from edgetta.segments.torch_engine import Program
 from tests.export.small_networks import SMALL
 
-VARIANTS = [("wide_resnet", "ema", True), ("vgg", "source", False), ("mobile", "batch", True)]
-VARIANTS += [("gates", "ema", False), ("transformer", "source", True), ("convnext", "source", False)]
-VARIANTS += [("odds", "source", True)]
+VARIANTS = [("wide_resnet", "ema", "affine"), ("vgg", "source", "meta"), ("mobile", "batch", "bias")]
+VARIANTS += [("gates", "ema", "meta"), ("transformer", "source", "bias"), ("convnext", "source", "meta")]
+VARIANTS += [("odds", "source", "bias")]
 # One output for MaxPool and LayerNormalization, no bit operators, nothing that ONNX has only since a later opset.
 REFUSED_BY_TENSORRT = {"BitwiseAnd", "BitwiseOr", "BitShift", "LayerNormalization", "Gelu", "Loop", "If", "Scan"}
 
 
 @functools.cache
-def pieces(name: str, policy: Any, adapt_bias: bool) -> list[SegmentGraphs]:
+def pieces(name: str, policy: Any, adapt: str) -> list[SegmentGraphs]:
     """Stem, parts and classifier."""
     torch.manual_seed(0)
     model = cut(trace(randomise(SMALL[name].build()).eval(), SMALL[name].input_shape), SMALL[name].cuts)
     stem = differentiate(settle(model.stem, policy), needs_gradient=False)
-    parts = [differentiate(settle(part, policy, adapt_bias)) for part in model.parts]
+    parts = [differentiate(settle(part, policy, adapt)) for part in model.parts]
     return [stem, *parts, differentiate(settle(model.classifier, policy))]
 
 
-def every_graph(name: str, policy: Any, adapt_bias: bool) -> Iterator[tuple[str, Graph]]:
-    for k, graphs in enumerate(pieces(name, policy, adapt_bias)):
+def every_graph(name: str, policy: Any, adapt: str) -> Iterator[tuple[str, Graph]]:
+    for k, graphs in enumerate(pieces(name, policy, adapt)):
         for direction in ("forward", "backward", "recompute"):
             graph = getattr(graphs, direction)
             if graph is not None:
                 yield f"{name}_{k}_{direction}", graph
 
 
-@pytest.mark.parametrize(("name", "policy", "adapt_bias"), VARIANTS)
-def test_valid_at_opset_17_and_ir_8(name: str, policy: str, adapt_bias: bool) -> None:
-    for title, graph in every_graph(name, policy, adapt_bias):
+@pytest.mark.parametrize(("name", "policy", "adapt"), VARIANTS)
+def test_valid_at_opset_17_and_ir_8(name: str, policy: str, adapt: str) -> None:
+    for title, graph in every_graph(name, policy, adapt):
         model = to_onnx(graph, title)
         onnx.checker.check_model(model, full_check=True)
         assert (model.ir_version, [(o.domain, o.version) for o in model.opset_import]) == (8, [("", 17)])
@@ -72,7 +72,7 @@ def test_valid_at_opset_17_and_ir_8(name: str, policy: str, adapt_bias: bool) ->
 
 @pytest.mark.parametrize("opset", [17, 18, 20])
 def test_later_opsets_compute_the_same(opset: int) -> None:
-    for title, graph in every_graph("gates", "ema", False):
+    for title, graph in every_graph("gates", "ema", "meta"):
         model = to_onnx(graph, title, opset=opset)
         onnx.checker.check_model(model, full_check=True)
         generator = torch.Generator().manual_seed(0)
@@ -90,11 +90,11 @@ def test_later_opsets_compute_the_same(opset: int) -> None:
 @pytest.mark.parametrize("opset", [16, 9999])
 def test_other_opsets_are_refused(opset: int) -> None:
     with pytest.raises(UsageError, match=f"opset {opset} cannot be written; choose one from 17 to"):
-        to_onnx(pieces("wide_resnet", "source", False)[1].forward, "forward", opset=opset)
+        to_onnx(pieces("wide_resnet", "source", "meta")[1].forward, "forward", opset=opset)
 
 
 def test_weights_lie_in_the_safetensors_file(tmp_path: Path) -> None:
-    graphs = pieces("wide_resnet", "ema", True)[2]
+    graphs = pieces("wide_resnet", "ema", "bias")[2]
     assert graphs.backward is not None
     assert graphs.recompute is not None
     weights = tmp_path / "weights.safetensors"
@@ -117,7 +117,7 @@ def test_weights_lie_in_the_safetensors_file(tmp_path: Path) -> None:
 
 
 def test_a_weight_file_of_something_else_is_refused(tmp_path: Path) -> None:
-    graph = pieces("wide_resnet", "source", False)[1].forward
+    graph = pieces("wide_resnet", "source", "meta")[1].forward
     save_file({name: torch.zeros(3) for name in graph.constants}, tmp_path / "weights.safetensors")
     with pytest.raises(UsageError, match="is not the graph's own tensor"):
         to_onnx(graph, "forward", tmp_path / "weights.safetensors")
@@ -128,7 +128,7 @@ def test_onnx_runtime_makes_masks_early(tmp_path: Path) -> None:
 
     Otherwise all activations would be alive at the end of the forward.
     """
-    graph = pieces("wide_resnet", "source", False)[2].forward
+    graph = pieces("wide_resnet", "source", "meta")[2].forward
     options = onnxruntime.SessionOptions()
     options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
     session = onnxruntime.InferenceSession(to_onnx(graph, "forward").SerializeToString(), options)
@@ -152,9 +152,9 @@ def parse(graphs: Iterable[tuple[str, Graph]]) -> None:
         assert network.num_outputs == len(graph.outputs)
 
 
-@pytest.mark.parametrize(("name", "policy", "adapt_bias"), VARIANTS)
-def test_tensorrt_parses_every_graph(name: str, policy: str, adapt_bias: bool) -> None:
-    parse(every_graph(name, policy, adapt_bias))
+@pytest.mark.parametrize(("name", "policy", "adapt"), VARIANTS)
+def test_tensorrt_parses_every_graph(name: str, policy: str, adapt: str) -> None:
+    parse(every_graph(name, policy, adapt))
 
 
 @pytest.mark.full
@@ -174,7 +174,7 @@ def test_tensorrt_parses_networks_with_layer_norm(name: str) -> None:
 
 def graphs_of(model: CutModel, policy: Any) -> Iterator[tuple[str, Graph]]:
     for k, piece in enumerate((*model.parts, model.classifier)):
-        graphs = differentiate(settle(piece, policy, adapt_bias=True))
+        graphs = differentiate(settle(piece, policy, adapt="bias"))
         yield f"{k}_forward", graphs.forward
         for direction, graph in (("backward", graphs.backward), ("recompute", graphs.recompute)):
             assert graph is not None

@@ -75,7 +75,7 @@ def test_begun_again_it_continues_or_refuses(tmp_path: Path) -> None:
     assert begin(folder, derived(), None, {"data": "x", "seed": 1}).folder == files.folder and checkpoint.exists()
     for other, settings, words in (
         (derived(), {"data": "y", "seed": 1}, "data 'x'"),
-        (derived(adapt_bias=True), {"data": "x", "seed": 1}, "adapt_bias False"),
+        (derived(adapt="bias"), {"data": "x", "seed": 1}, "adapt 'affine'"),
     ):
         with pytest.raises(UsageError, match=f"was begun with other settings \\({words}\\)"):
             begin(folder, other, None, settings)

@@ -37,7 +37,7 @@ def models(name: str, batch_norm: str) -> tuple[AdaptableModel, AdaptableModel]:
     small = SMALL[name]
     torch.manual_seed(0)
     make = functools.partial(
-        derive, randomise(small.build()).eval(), small.input_shape, small.cuts, batch_norm=batch_norm
+        derive, randomise(small.build()).eval(), small.input_shape, small.cuts, adapt="bias", batch_norm=batch_norm
     )
     single = make()
     return single, make(ranges=measure_ranges(single, synthetic_images(small.input_shape, 16, 8)))
@@ -130,7 +130,7 @@ def reference(graphs: SegmentGraphs, x: Tensor, grad_y: Tensor) -> tuple[Tensor,
     graph = graphs.forward.to(torch.float64)
     x = x.clone().requires_grad_()
     values = {**graph.constants, "": None, "x": x, "ema_momentum": torch.full((1,), 0.3, dtype=torch.float64)}
-    values |= {name: tensor.double() for name, tensor in {**graphs.initial_state, **graphs.initial_biases}.items()}
+    values |= {name: tensor.double() for name, tensor in {**graphs.initial_state, **graphs.initial_affine}.items()}
     for node in graph.nodes:
         operands = [values[name] for name in node.inputs]
         if node.op.startswith("Channel"):

@@ -26,7 +26,7 @@ FULL = Recipe(
     options={"depth": 3},
     cuts=("stem", "block"),
     batch_norm="source",
-    adapt_bias=True,
+    adapt="bias",
     initialisation="published",
     kernel=1,
     seed=4,
@@ -72,16 +72,16 @@ def test_built_in_networks_are_cut_as_published(
     asked: list[tuple[Any, ...]], model: str, parts: int | None, origin: str
 ) -> None:
     derived = derive_recipe(Recipe(model, width=0.25, parts=parts))
-    (_, shape, cuts, _, batch_norm, adapt_bias, initialisation, kernel) = asked[0]
+    (_, shape, cuts, _, batch_norm, adapt, initialisation, kernel) = asked[0]
     assert cuts == published_parts(model).cuts(parts) and kernel == published_parts(model).kernel
     assert derived.origin == origin and shape == (3, 32, 32)
-    assert (batch_norm, adapt_bias, initialisation) == ("adaptive", False, "identity")
+    assert (batch_norm, adapt, initialisation) == ("adaptive", "affine", "identity")
 
 
 def test_what_is_said_wins(asked: list[tuple[Any, ...]]) -> None:
-    recipe = Recipe("resnet50", width=0.25, cuts=("relu", "layer2.0"), kernel=3, batch_norm="source", adapt_bias=True)
+    recipe = Recipe("resnet50", width=0.25, cuts=("relu", "layer2.0"), kernel=3, batch_norm="source", adapt="bias")
     derived = derive_recipe(recipe)
-    assert asked[0][2:] == (("relu", "layer2.0"), 4, "source", True, "identity", 3) and derived.origin == "given"
+    assert asked[0][2:] == (("relu", "layer2.0"), 4, "source", "bias", "identity", 3) and derived.origin == "given"
 
 
 def test_other_networks_are_cut_automatically_into_what_they_have(

@@ -33,7 +33,7 @@ def engine_maps(policy: str) -> dict[str, float]:
     """Activations that the engine holds beyond its outputs and its inputs, by what it does; and what stays behind."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    graphs = differentiate(settle(trace(Chain().eval(), (CHANNELS, SIZE, SIZE)).graph, policy, True))  # type: ignore[arg-type]
+    graphs = differentiate(settle(trace(Chain().eval(), (CHANNELS, SIZE, SIZE)).graph, policy, "bias"))  # type: ignore[arg-type]
     masks = sum(
         r.value.elements(BATCH) for r in graphs.residuals if r.kind == "mask"
     )  # a byte each, as engines see them

@@ -12,6 +12,7 @@ from torch import Tensor
 from edgetta.adaptation.model import AdaptableModel, build
 from edgetta.adaptation.network import AdaptiveNetwork
 from edgetta.bench.exactness.segments import segment
+from edgetta.export.batch_norm import Adapt
 from edgetta.export.derive import derive
 from edgetta.memory.meter import measure_kept
 from edgetta.models import load_model
@@ -22,29 +23,30 @@ IMAGES = (8, 3, 32, 32)
 
 
 @functools.cache
-def model(name: str) -> AdaptableModel:
+def model(name: str, adapt: Adapt) -> AdaptableModel:
     loaded = load_model(name)
     assert loaded.parts is not None
-    return derive(loaded.module, loaded.input_shape, loaded.parts.cuts(4), kernel=3)
+    return derive(loaded.module, loaded.input_shape, loaded.parts.cuts(4), adapt=adapt, kernel=3)
 
 
-def network(name: str, engine: str, mode: str) -> AdaptiveNetwork:
-    return build(model(name), lambda _, graphs, m: segment(graphs, engine, m), mode, "batch")  # type: ignore[arg-type]
+def network(name: str, engine: str, mode: str, adapt: Adapt = "meta") -> AdaptiveNetwork:
+    return build(model(name, adapt), lambda _, graphs, m: segment(graphs, engine, m), mode, "batch")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("adapt", ["meta", "affine"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_both_counts_agree_and_are_the_contracts(engine: str, mode: str) -> None:
-    made = network("resnet20", engine, mode)
+def test_both_counts_agree_and_are_the_contracts(engine: str, mode: str, adapt: Adapt) -> None:
+    made = network("resnet20", engine, mode, adapt)
     kept = measure_kept(made, torch.rand(IMAGES))
     assert kept.alive == pytest.approx(kept.contract, rel=0.1)
     for k, part in enumerate(made.parts, 1):
-        expected = part.graphs.kept_bytes(IMAGES[0], part.gradient) if k > 1 else 0
+        expected = part.graphs.kept_bytes(IMAGES[0], part.gradient) if k > 1 or adapt == "affine" else 0
         assert kept.by_owner[f"part {k}: residuals"] == expected
 
 
 def test_wide_resnet_on_onnx_runtime_keeps_what_it_keeps_on_torch() -> None:
-    """WRN-40-2, K=4, batch policy, exact: at most 80 MB at batch 64, counted at batch 8 (an eighth)."""
+    """WRN-40-2, K=4, batch policy, exact, meta-networks alone: at most 80 MB at batch 64, an eighth at batch 8."""
     counts = [measure_kept(network("wrn40_2", engine, "exact"), torch.rand(IMAGES)) for engine in ENGINES]
     assert counts[0].by_owner == counts[1].by_owner
     assert max(count for kept in counts for count in (kept.alive, kept.contract)) <= 80e6 / 8

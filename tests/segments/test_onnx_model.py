@@ -38,7 +38,7 @@ def test_what_is_read_is_what_was_written(name: str, policy: str) -> None:
 
 
 def test_weights_beside_the_file_are_taken_in(tmp_path: Path) -> None:
-    graph = part("vgg", "source", False).forward
+    graph = part("vgg", "source", "meta").forward
     constants = {name: tensor.float().clone() for name, tensor in graph.constants.items()}
     save_file(constants, tmp_path / "weights.safetensors")
     (tmp_path / "a.onnx").write_bytes(to_onnx(graph, "g", tmp_path / "weights.safetensors").SerializeToString())
@@ -88,7 +88,7 @@ def test_the_device_needs_no_onnx_package() -> None:
 
 def test_weights_may_come_from_elsewhere() -> None:
     """A file without some weights says so; what is given in their place must be what the graph says."""
-    graph = part("vgg", "source", False).forward
+    graph = part("vgg", "source", "meta").forward
     data = to_onnx(graph, "graph").SerializeToString()
     whole = parse_onnx(data)
     name, weight = max(whole.weights.items(), key=lambda item: item[1].nbytes)

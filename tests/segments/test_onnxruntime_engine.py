@@ -24,10 +24,10 @@ from tests.export.small_networks import SMALL
 
 
 @functools.cache
-def part(name: str, policy: str, adapt_bias: bool = True) -> SegmentGraphs:
+def part(name: str, policy: str, adapt: str = "bias") -> SegmentGraphs:
     torch.manual_seed(0)
     pieces = cut(trace(randomise(SMALL[name].build()).eval(), SMALL[name].input_shape), SMALL[name].cuts)
-    return differentiate(settle(pieces.parts[-1], policy, adapt_bias))  # type: ignore[arg-type]
+    return differentiate(settle(pieces.parts[-1], policy, adapt))  # type: ignore[arg-type]
 
 
 def inputs(graphs: SegmentGraphs, batch: int) -> tuple[Tensor, Tensor]:
@@ -57,7 +57,7 @@ def test_step_by_step_as_torch(name: str, policy: str, gradient: GradientMode) -
             other.input_gradient(kept_other, grad_y),
         )
         assert torch.allclose(found, found_other, rtol=1e-3, atol=1e-4)
-        assert biases.keys() == biases_other.keys() == graphs.initial_biases.keys()
+        assert biases.keys() == biases_other.keys() == graphs.initial_affine.keys()
         assert all(torch.allclose(biases[k], biases_other[k], rtol=1e-3, atol=1e-3) for k in biases)
         assert one.state.keys() == other.state.keys() == graphs.state.keys()
         assert all(torch.allclose(one.state[k], other.state[k], rtol=1e-4, atol=1e-6) for k in one.state)
@@ -67,7 +67,7 @@ def test_step_by_step_as_torch(name: str, policy: str, gradient: GradientMode) -
 
 def test_masks_of_one_engine_serve_the_other() -> None:
     """Residuals have one form: what ONNX Runtime kept, torch differentiates with, and the other way round."""
-    graphs = part("vgg", "source", False)
+    graphs = part("vgg", "source", "meta")
     x, grad_y = inputs(graphs, 3)
     one, other = (segment(graphs, engine) for engine in ("torch", "onnxruntime"))
     of_torch, of_runtime = one.forward(x)[1], other.forward(x)[1]
@@ -89,7 +89,7 @@ def test_local_and_unkept_forwards_keep_nothing() -> None:
 
 def test_what_is_not_needed_is_not_loaded() -> None:
     """Without residuals the forward makes none; with them, one session serves both. Predictions are the same."""
-    graphs = part("vgg", "ema", False)
+    graphs = part("vgg", "ema", "meta")
     x, grad_y = inputs(graphs, 2)
     made, fresh = segment(graphs, "onnxruntime"), segment(graphs, "onnxruntime")
     before, _ = made.forward(x, keep=False)
@@ -107,14 +107,14 @@ def test_what_is_not_needed_is_not_loaded() -> None:
 
 @pytest.mark.parametrize("gradient", ["recompute", "local"])
 def test_modes_that_keep_no_masks_make_none(gradient: GradientMode) -> None:
-    made = segment(part("vgg", "source", False), "onnxruntime", gradient)
+    made = segment(part("vgg", "source", "meta"), "onnxruntime", gradient)
     made.forward(inputs(made.graphs, 2)[0])
     assert set(made._loaded) == {"predict"}
 
 
 def test_inputs_of_another_type_or_layout_are_converted() -> None:
     """The session reads raw memory; doubles, halves and transposed tensors must not be read as they lie."""
-    graphs = part("vgg", "source", False)
+    graphs = part("vgg", "source", "meta")
     x, grad_y = inputs(graphs, 2)
     made = segment(graphs, "onnxruntime")
     y, residuals = made.forward(x)

@@ -56,7 +56,7 @@ def test_step_by_step_as_torch(gpu: Double, engine: str, gradient: str) -> None:
 
 
 def test_options_of_the_providers(gpu: Double, tmp_path: Path) -> None:
-    graph = part("vgg", "source", False).backward
+    graph = part("vgg", "source", "meta").backward
     assert graph is not None
     OnnxGpuProgram(model_of(graph), graph, "b", "onnxruntime-cuda", CPU)
     OnnxGpuProgram(model_of(graph), graph, "b", "onnxruntime-tensorrt", CPU, (1, 4, 8), tmp_path / "b")
@@ -123,7 +123,7 @@ def test_a_provider_that_does_not_start(gpu: Double) -> None:
 
 
 def test_a_model_that_is_refused(gpu: Double) -> None:
-    graph = part("vgg", "source", False).forward
+    graph = part("vgg", "source", "meta").forward
     model = model_of(graph)
     strange = replace(model, nodes=(replace(model.nodes[0], op="Strange"), *model.nodes[1:]))
     with pytest.raises(BundleError, match=r"ONNX Runtime refuses part1.forward: .*Strange.*try --engine torch-cuda"):

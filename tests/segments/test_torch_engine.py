@@ -22,10 +22,10 @@ from tests.export.small_networks import SMALL
 
 
 @functools.cache
-def part(name: str, policy: str = "source", index: int = 0, adapt_bias: bool = False) -> SegmentGraphs:
+def part(name: str, policy: str = "source", index: int = 0, adapt: str = "meta") -> SegmentGraphs:
     torch.manual_seed(0)
     pieces = cut(trace(randomise(SMALL[name].build()).eval(), SMALL[name].input_shape), SMALL[name].cuts)
-    return differentiate(settle(pieces.parts[index], policy, adapt_bias))  # type: ignore[arg-type]
+    return differentiate(settle(pieces.parts[index], policy, adapt))  # type: ignore[arg-type]
 
 
 def inputs(graphs: SegmentGraphs, batch: int = 3) -> tuple[Tensor, Tensor]:
@@ -90,10 +90,10 @@ def test_masks_replace_activations_while_the_forward_runs() -> None:
 @pytest.mark.parametrize("gradient", ["exact", "recompute"])
 @pytest.mark.parametrize(("name", "policy"), [("wide_resnet", "ema"), ("vgg", "batch"), ("transformer", "source")])
 def test_nothing_of_the_caller_is_written(name: str, policy: str, gradient: GradientMode) -> None:
-    graphs = part(name, policy, adapt_bias=True)
+    graphs = part(name, policy, adapt="bias")
     segment = TorchSegment(graphs, gradient)
     x, grad_y = inputs(graphs)
-    mine = [x, grad_y, *segment.state.values(), *segment.biases.values(), *graphs.forward.constants.values()]
+    mine = [x, grad_y, *segment.state.values(), *segment.affine.values(), *graphs.forward.constants.values()]
     before = [tensor.clone() for tensor in mine]
     y, residuals = segment.forward(x)
     first, first_biases = segment.input_gradient(residuals, grad_y)
@@ -103,7 +103,7 @@ def test_nothing_of_the_caller_is_written(name: str, policy: str, gradient: Grad
     second, second_biases = again.input_gradient(residuals, grad_y)
     assert torch.equal(y, y2)
     assert torch.equal(first, second)
-    assert first_biases.keys() == second_biases.keys() == graphs.initial_biases.keys()
+    assert first_biases.keys() == second_biases.keys() == graphs.initial_affine.keys()
     assert all(torch.equal(first_biases[name], second_biases[name]) for name in first_biases)
 
 

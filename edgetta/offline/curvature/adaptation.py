@@ -108,7 +108,7 @@ def _run(segment: Segment, x: Tensor, momentum: float) -> Tensor:
     graph: Graph = segment.graphs.forward
     moved = graph.outputs[1 : 1 + len(segment.graphs.state)]
     values: dict[str, Tensor | None] = {"": None, "x": x, "ema_momentum": x.new_full((1,), momentum)}
-    held: Mapping[str, Tensor] = {**graph.constants, **segment.state, **segment.biases}
+    held: Mapping[str, Tensor] = {**graph.constants, **segment.state, **segment.affine}
     for name, tensor in held.items():
         values[name] = tensor.detach().to(x.device, x.dtype if tensor.is_floating_point() else tensor.dtype)
     for node in graph.nodes:

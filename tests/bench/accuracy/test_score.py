@@ -61,7 +61,7 @@ def test_rounds_of_a_stream_that_recurs(cache: ImageCache) -> None:
 
 
 def test_edgetta_counts_its_updates_and_what_it_keeps(cache: ImageCache) -> None:
-    model = small_model(adapt_bias=True)
+    model = small_model(adapt="bias")
     state = Edgetta(model, None).adapter.network.state_dict()
     every = score(Edgetta(model, state), spec(), cache, clean=0)
     half = score(Edgetta(model, state, AdaptConfig(when="every 2")), spec(), cache, clean=0)

@@ -174,7 +174,7 @@ def test_files_that_are_in_the_way(photos: Path, tmp_path: Path, capsys: Capture
         (("--save-every", "3"), 2, "--save-every needs a file: add --state FILE"),
         (("-o", "x.txt"), 2, "cannot tell the format of x.txt"),
         (("--learning-rate", "-1"), 2, "learning_rate must be a number of at least 0"),
-        (("--when", "sometimes"), 2, "unknown schedule 'sometimes'; use 'always', 'off', 'on-drift' or 'every N'"),
+        (("--when", "sometimes"), 2, "unknown schedule 'sometimes'; use 'always', 'off', 'on-drift', 'every N'"),
         (("--batch", "0"), 2, "Invalid value for '--batch'"),
         (("--gradient", "wrong"), 2, "Invalid value for '--gradient'"),
     ],

@@ -89,7 +89,7 @@ def test_options_reach_the_runtime_by_their_own_names(
         "statistics_images": 300,
         "change": 0.75,
         "source_share": 0.25,
-        "adapt_bias": False,
+        "adapt_affine": False,
         "mirrored": True,
     }
     assert set(values) == set(OPTIONS)

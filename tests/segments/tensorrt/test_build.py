@@ -31,7 +31,7 @@ def model_of(graph: Graph, opset: int = 17) -> OnnxModel:
 
 
 def forward() -> OnnxModel:
-    return model_of(part("vgg", "source", False).forward)
+    return model_of(part("vgg", "source", "meta").forward)
 
 
 @pytest.fixture

@@ -31,10 +31,10 @@ CPU = torch.device("cpu")
 
 
 @functools.cache
-def part(name: str, policy: str, adapt_bias: bool = True, int8: bool = False) -> SegmentGraphs:
+def part(name: str, policy: str, adapt: str = "bias", int8: bool = False) -> SegmentGraphs:
     torch.manual_seed(0)
     pieces = cut(trace(randomise(SMALL[name].build()).eval(), SMALL[name].input_shape), SMALL[name].cuts)
-    frozen = settle(pieces.parts[-1], policy, adapt_bias)  # type: ignore[arg-type]
+    frozen = settle(pieces.parts[-1], policy, adapt)  # type: ignore[arg-type]
     if int8:
         frozen = replace(frozen, graph=quantise(frozen.graph, dict.fromkeys(frozen.graph.values, 8.0)))
     return differentiate(frozen)
@@ -91,7 +91,7 @@ def test_step_by_step_as_torch(trt: Double, gradient: GradientMode) -> None:
             other.input_gradient(kept_other, grad_y),
         )
         assert torch.allclose(found, found_other, rtol=1e-3, atol=1e-4)
-        assert biases.keys() == biases_other.keys() == graphs.initial_biases.keys()
+        assert biases.keys() == biases_other.keys() == graphs.initial_affine.keys()
         assert all(torch.allclose(biases[k], biases_other[k], rtol=1e-3, atol=1e-3) for k in biases)
         assert all(torch.allclose(one.state[k], other.state[k], rtol=1e-4, atol=1e-6) for k in one.state)
         assert torch.equal(x, mine[0])
@@ -100,7 +100,7 @@ def test_step_by_step_as_torch(trt: Double, gradient: GradientMode) -> None:
 
 def test_only_names_that_the_version_has_are_used(trt: Double) -> None:
     """The double raises for others; here, that each version gets what only it has."""
-    segment(part("vgg", "source", False), "exact").forward(inputs(part("vgg", "source", False), 2)[0])
+    segment(part("vgg", "source", "meta"), "exact").forward(inputs(part("vgg", "source", "meta"), 2)[0])
     used = {f"{owner}.{name}" for owner, name, _ in trt.calls}
     version = tuple(int(n) for n in trt.__version__.split(".")[:2])
     assert ("IBuilderConfig.builder_optimization_level" in used) == (version >= (8, 6))
@@ -126,7 +126,7 @@ def test_inputs_of_another_type_or_layout_are_converted(newest: Double) -> None:
     Converted copies must outlive the call that enqueues the engine.
     """
     newest.watch_lifetimes = True
-    graphs = part("vgg", "source", False)
+    graphs = part("vgg", "source", "meta")
     x, grad_y = inputs(graphs, 2)
     made = segment(graphs, "exact")
     y, residuals = made.forward(x)
@@ -139,7 +139,7 @@ def test_inputs_of_another_type_or_layout_are_converted(newest: Double) -> None:
 
 
 def test_shapes_are_set_when_they_change(newest: Double) -> None:
-    graphs = part("vgg", "source", False)
+    graphs = part("vgg", "source", "meta")
     made = program(graphs.forward)
     for batch in (2, 2, 3):
         made.run({"x": inputs(graphs, batch)[0]}, graphs.forward.outputs[:1])
@@ -148,7 +148,7 @@ def test_shapes_are_set_when_they_change(newest: Double) -> None:
 
 @pytest.mark.parametrize("member", ["set_input_shape", "set_tensor_address", "execute_async_v3"])
 def test_every_refusal_is_noticed(newest: Double, member: str) -> None:
-    graphs = part("vgg", "source", False)
+    graphs = part("vgg", "source", "meta")
     made = program(graphs.forward)
     newest.fail.add(member)
     with pytest.raises(EdgettaError, match=r"TensorRT failed in part1.forward: .*try --engine onnxruntime"):
@@ -158,7 +158,7 @@ def test_every_refusal_is_noticed(newest: Double, member: str) -> None:
 
 
 def test_a_batch_outside_the_profile_names_the_remedy(newest: Double) -> None:
-    graphs = part("vgg", "source", False)
+    graphs = part("vgg", "source", "meta")
     made = program(graphs.forward, batch=(2, 4, 8))
     for batch, remedy in ((1, "1,2,8"), (9, "2,8,9")):
         with pytest.raises(UsageError, match=f"batches of 2 to 8 images, and this one has {batch}.*--batch {remedy}`"):
@@ -168,11 +168,11 @@ def test_a_batch_outside_the_profile_names_the_remedy(newest: Double) -> None:
 @pytest.mark.parametrize("wrong", [b"no engine", b""])
 def test_an_engine_that_is_none_is_rejected(trt: Double, wrong: bytes) -> None:
     with pytest.raises(EngineRejectedError, match=rf"TensorRT {trt.__version__} refuses the engine: Serialization"):
-        TensorRTProgram(wrong, part("vgg", "source", False).forward, CPU, "part1.forward")
+        TensorRTProgram(wrong, part("vgg", "source", "meta").forward, CPU, "part1.forward")
 
 
 def test_the_engine_of_another_segment_is_rejected(newest: Double) -> None:
-    one, other = part("vgg", "source", False).backward, part("vgg", "source", False).forward
+    one, other = part("vgg", "source", "meta").backward, part("vgg", "source", "meta").forward
     assert one is not None
     built = build_engine(parse_onnx(to_onnx(one, "one").SerializeToString()), "one", BuildOptions("fp32", (1, 4, 8)))
     with pytest.raises(EngineRejectedError, match="other inputs and outputs"):
@@ -182,7 +182,7 @@ def test_the_engine_of_another_segment_is_rejected(newest: Double) -> None:
 def test_a_runtime_that_does_not_start_names_the_driver(newest: Double) -> None:
     newest.fail.add("Runtime")
     with pytest.raises(MissingDependencyError, match="driver is too old for it: update the driver"):
-        TensorRTProgram(b"", part("vgg", "source", False).forward, CPU, "part1.forward")
+        TensorRTProgram(b"", part("vgg", "source", "meta").forward, CPU, "part1.forward")
 
 
 @pytest.mark.parametrize("size", [1e-9, 1.0, 3e4])

@@ -78,7 +78,7 @@ def test_close_to_float32_and_typed_throughout(name: str, policy: str) -> None:
 
 def test_folded_networks_stay_in_float16_from_end_to_end() -> None:
     """One cast in, one out, and no other between float types: nothing is read or written wider than needed."""
-    graphs = part("vgg", "source", False)
+    graphs = part("vgg", "source", "meta")
     assert graphs.backward is not None
     for graph in (graphs.forward, graphs.backward):
         model = read(graph)
@@ -106,7 +106,7 @@ def test_single_nodes_are_those_that_are_left() -> None:
     ops = {node.name: node.op for node in model.nodes}
     assert {"ReduceMean", "Sqrt"} <= {ops[name] for name in named}
     assert not HALF & {ops[name] for name in named}
-    folded = read(part("vgg", "source", False).forward)
+    folded = read(part("vgg", "source", "meta").forward)
     assert {node.op for node in folded.nodes if node.name in single_nodes(folded)} == {"ReduceMean"}
 
 

@@ -78,7 +78,7 @@ def test_step_by_step_as_torch(
 
 
 def test_cuda_graphs_compute_the_same(gpu: torch.device) -> None:
-    graphs = part("vgg", "source", False)
+    graphs = part("vgg", "source", "meta")
     built = build_engine(model_of(graphs.forward), "forward", BuildOptions("fp32", (1, 4, 8)))
     plain = TensorRTProgram(built.data, graphs.forward, gpu, "forward")
     graphed = GraphedProgram(TensorRTProgram(built.data, graphs.forward, gpu, "forward"))

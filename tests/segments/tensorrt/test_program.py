@@ -59,7 +59,7 @@ def test_recordings_compute_as_programs_do(trt: Double) -> None:
     """One recording per batch size, made once; results of earlier replays stay what they were."""
     graphs = part("wide_resnet", "ema")
     plain, graphed = program(graphs.forward), GraphedProgram(program(graphs.forward))
-    state = {**graphs.initial_state, **graphs.initial_biases, "ema_momentum": torch.full((1,), 0.2)}
+    state = {**graphs.initial_state, **graphs.initial_affine, "ema_momentum": torch.full((1,), 0.2)}
     earlier: list[tuple[list[Tensor], list[Tensor]]] = []
     for seed, batch in enumerate((4, 2, 4, 2, 4)):
         x = torch.randn(batch, *inputs(graphs, batch)[0].shape[1:], generator=torch.Generator().manual_seed(seed))
@@ -72,7 +72,7 @@ def test_recordings_compute_as_programs_do(trt: Double) -> None:
 
 
 def test_masks_are_packed_from_the_recording_without_a_copy(trt: Double) -> None:
-    graphs = part("vgg", "source", False)
+    graphs = part("vgg", "source", "meta")
     graphed = GraphedProgram(program(graphs.forward))
     names = [residual.value.name for residual in graphs.residuals]
     seen = set()
@@ -89,7 +89,7 @@ def test_masks_are_packed_from_the_recording_without_a_copy(trt: Double) -> None
 
 def test_a_recording_is_made_outside_first(trt: Double) -> None:
     """After a change of shapes TensorRT has work that cannot be recorded."""
-    graphs = part("vgg", "source", False)
+    graphs = part("vgg", "source", "meta")
     GraphedProgram(program(graphs.forward)).run({"x": inputs(graphs, 2)[0]}, graphs.forward.outputs[:1])
     kinds = [call[1] for call in trt.calls if call[1] in ("set_input_shape", "execute_async_v3")]
     assert kinds[:3] == ["set_input_shape", "execute_async_v3", "execute_async_v3"]
@@ -98,7 +98,7 @@ def test_a_recording_is_made_outside_first(trt: Double) -> None:
 
 def test_scratch_memory_is_shared_and_given_back(trt: Double, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each call takes what it needs from torch's allocator and leaves nothing taken."""
-    graphs = part("vgg", "source", False)
+    graphs = part("vgg", "source", "meta")
     taken: list[Tensor] = []
     original = torch.empty
 
