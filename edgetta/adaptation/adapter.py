@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -14,7 +15,7 @@ from torch import Tensor
 from edgetta.adaptation.blend import States, before_images, stream_alone
 from edgetta.adaptation.network import AdaptiveNetwork, Tape
 from edgetta.adaptation.objective import Objective, entropy, filtered_entropy
-from edgetta.adaptation.schedule import ON_DRIFT, schedule, stopwatch
+from edgetta.adaptation.schedule import ON_DRIFT, schedule
 from edgetta.adaptation.step_rate import DEFAULT_RATE, StepRate
 from edgetta.adaptation.stream_statistics import Domain, StreamStatistics
 from edgetta.errors import UsageError
@@ -200,10 +201,10 @@ class Adapter:
         """
         statistics, counters = self._statistics(), self.counters()
         recent, fresh = list(self._recent), self._fresh
-        elapsed = stopwatch()
+        start = time.perf_counter()
         try:
             result = self._step(images, gather)
-            self.schedule.record(elapsed(), images.shape[0], self.updates > counters["updates"])
+            self.schedule.record(time.perf_counter() - start, images.shape[0], self.updates > counters["updates"])
             return result
         except BaseException:
             self._restore_statistics(statistics)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
 
 from edgetta.errors import UsageError
@@ -53,7 +52,6 @@ class Budgeted(Schedule):
     is spent when images come. The clock decides, so that two runs need not update on the same batches.
 
     share  above 0 and at most 1
-    clock  in seconds
     """
 
     def __init__(self, share: float) -> None:
@@ -91,12 +89,6 @@ def schedule(when: str) -> Schedule:
     if budgeted is not None and 0 < float(budgeted[1]) <= 100:
         return Budgeted(float(budgeted[1]) / 100)
     raise UsageError(
-        f"unknown schedule {when!r}; use 'always', 'off', 'on-drift', 'every N' with N of at least 1, or 'budgeted P%' "
-        "with P above 0 and at most 100"
+        f"unknown schedule {when!r}; use 'always', 'off', 'on-drift', 'every N' with N of at least 1, "
+        "or 'budgeted P%' with P above 0 and at most 100"
     )
-
-
-def stopwatch() -> Callable[[], float]:
-    """Call it for the seconds since it was made."""
-    start = time.perf_counter()
-    return lambda: time.perf_counter() - start

@@ -42,7 +42,7 @@ def test_updates_take_their_share_of_the_time(when: str, share: float) -> None:
         made.record(3.0 if due else 1.0, 8, due)
         spent, total = spent + 2 * due, total + (3 if due else 1)
     # Until the first step without an update, all of an update's step counts as the update's.
-    assert share - 0.02 < spent / total < share + 0.01 or share == 1.0 and spent / total > 0.66
+    assert share - 0.02 < spent / total < share + 0.01 or (share == 1.0 and spent / total > 0.66)
 
 
 def test_what_is_saved_is_spent_later() -> None:

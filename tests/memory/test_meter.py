@@ -15,7 +15,7 @@ MB = 1e6
 
 
 def test_wide_resnet_keeps_at_most_80_megabytes_and_both_counts_agree() -> None:
-    """WRN-40-2, K=4, 32x32, fp32, batch policy, exact, meta-networks alone: 80 MB at batch 64, counted at batch 16 (a quarter)."""
+    """WRN-40-2, K=4, 32x32, fp32, batch policy, exact, meta-networks alone: 80 MB at batch 64, a quarter at 16."""
     model = load_model("wrn40_2")
     derived = derive(model.module, model.input_shape, cuts("wrn40_2", 4), adapt="meta", kernel=3)
     network = build(derived, lambda name, graphs, mode: TorchSegment(graphs, mode), "exact", "batch")
