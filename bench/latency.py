@@ -26,11 +26,13 @@ if TYPE_CHECKING:
     from edgetta.adaptation.model import Gradient
     from edgetta.adaptation.network import BatchNorm
     from edgetta.bundle import Bundle
+    from edgetta.export.batch_norm import Adapt
     from edgetta.models import Model
 
 ENGINES = ("torch", "onnxruntime")
 GRADIENTS = ("exact", "recompute", "local")
 POLICIES = ("source", "batch", "ema")
+ADAPTING = ("meta", "bias", "affine")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Case:
     engine: str
     gradient: Gradient
     batch_norm: BatchNorm
+    adapt: Adapt = "affine"
 
 
 @click.command(
@@ -51,6 +54,7 @@ class Case:
 @click.option("--engine", "engines", default="torch,onnxruntime", show_default=True, help="Engines, comma-separated.")
 @click.option("--gradient", "gradients", default="exact,local,recompute", show_default=True, help="Gradient modes.")
 @click.option("--bn", "policies", default="source,batch", show_default=True, help="BatchNorm policies.")
+@click.option("--adapt", default="meta,affine", show_default=True, help="What adapts: meta, bias, affine.")
 @click.option("--repetitions", default=9, show_default=True, type=click.IntRange(1), help="Rounds; medians are shown.")
 @click.option("--threads", default=0, type=click.IntRange(0), help="Threads per engine; 0: as many as torch takes.")
 @click.option("--parts", default=4, show_default=True, type=click.IntRange(1), help="Meta-networks (K).")
@@ -61,6 +65,7 @@ def command(
     engines: str,
     gradients: str,
     policies: str,
+    adapt: str,
     repetitions: int,
     threads: int,
     parts: int,
@@ -75,7 +80,8 @@ def command(
     from edgetta.memory.allocator import keep_freed_memory
 
     cases = [
-        Case(engine, gradient, policy)  # type: ignore[arg-type]
+        Case(engine, gradient, policy, what)  # type: ignore[arg-type]
+        for what in _chosen(adapt, ADAPTING, "--adapt")
         for policy in _chosen(policies, POLICIES, "--bn")
         for engine in _chosen(engines, ENGINES, "--engine")
         for gradient in _chosen(gradients, GRADIENTS, "--gradient")
@@ -109,16 +115,16 @@ def measure(
     model = load_model(name)
     images = torch.rand(batch, *model.input_shape, generator=torch.Generator().manual_seed(0))
     config = AdaptConfig(entropy_margin=1.0, small_batch=1)
-    forms = {case: "source" if case.batch_norm == "source" else "adaptive" for case in cases}
+    forms = {case: ("source" if case.batch_norm == "source" else "adaptive", case.adapt) for case in cases}
     with tempfile.TemporaryDirectory() as folder:
-        bundles = {form: _bundle(model, parts, form, Path(folder)) for form in dict.fromkeys(forms.values())}
+        bundles = {form: _bundle(model, parts, *form, Path(folder)) for form in dict.fromkeys(forms.values())}
         runs: dict[Any, Callable[[], object]] = {}
         for engine in dict.fromkeys(case.engine for case in cases):
             plain = next(iter(bundles.values()))
             runs[engine] = partial(source_program(plain, engine, threads), images)
         for case in cases:
             make = partial(build_network, bundles[forms[case]], case.engine, threads=threads)
-            off = (case.engine, case.batch_norm)
+            off = (case.engine, case.batch_norm, case.adapt)
             if off not in runs:  # the gradient mode says nothing where nothing adapts
                 runs[off] = partial(make(batch_norm=case.batch_norm).forward, images, keep=False)
             runs[case] = partial(Adapter(make(case.gradient, case.batch_norm), config).step, images)
@@ -131,8 +137,9 @@ def measure(
             "engine": case.engine,
             "gradient": case.gradient,
             "bn": case.batch_norm,
+            "adapt": case.adapt,
             "inference_seconds": seconds[case.engine],
-            "predict_seconds": seconds[case.engine, case.batch_norm],
+            "predict_seconds": seconds[case.engine, case.batch_norm, case.adapt],
             "step_seconds": seconds[case],
             "packing_seconds": packing[case],
             "repetitions": repetitions,
@@ -171,7 +178,7 @@ class _Packing:
         return spent
 
 
-def _bundle(model: Model, parts: int, form: str, folder: Path) -> Bundle:
+def _bundle(model: Model, parts: int, form: str, adapt: Adapt, folder: Path) -> Bundle:
     from edgetta.adaptation.adapter import AdaptConfig
     from edgetta.adaptation.model import build
     from edgetta.bundle import read_bundle
@@ -188,11 +195,12 @@ def _bundle(model: Model, parts: int, form: str, folder: Path) -> Bundle:
         cuts,
         parts,
         form,  # type: ignore[arg-type]
+        adapt,
         kernel=published.kernel if published is not None else None,
     )
     network = build(derived, lambda _, graphs, mode: TorchSegment(graphs, mode), "auto", "auto")
     set_source_statistics(network, None, model.input_shape)
-    path = folder / form
+    path = folder / f"{form}-{adapt}"
     write_bundle(path, derived, network, name=model.name, config=AdaptConfig())
     return read_bundle(path)
 
@@ -233,14 +241,14 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(title="Seconds per batch, and how many times plain inference")
-    names = ("model", "engine", "gradient", "bn", "inference", "off", "", "step", "", "packing")
+    names = ("model", "engine", "gradient", "bn", "adapts", "inference", "off", "", "step", "", "packing")
     for i, name in enumerate(names):
-        table.add_column(name, justify="left" if i < 4 else "right", no_wrap=True)
+        table.add_column(name, justify="left" if i < 5 else "right", no_wrap=True)
     for row in rows:
         inference, predict, step = row["inference_seconds"], row["predict_seconds"], row["step_seconds"]
         times = [f"{inference:.3f}", f"{predict:.3f}", f"x{predict / inference:.2f}"]
         times += [f"{step:.3f}", f"x{step / inference:.2f}", f"{100 * row['packing_seconds'] / step:.1f} %"]
-        table.add_row(row["model"], row["engine"], row["gradient"], row["bn"], *times)
+        table.add_row(row["model"], row["engine"], row["gradient"], row["bn"], row["adapt"], *times)
     console = Console()
-    console.width = max(console.width, 100)  # a ratio cut short says nothing
+    console.width = max(console.width, 110)  # a ratio cut short says nothing
     console.print(table)

@@ -27,9 +27,12 @@ def test_writes_rows_with_machine_versions_and_settings(tmp_path: Path) -> None:
         and written["settings"]["batch"] == 4
     )
     rows = written["rows"]
-    assert [(r["engine"], r["gradient"]) for r in rows] == [
-        ("torch", "exact"), ("torch", "local"), ("onnxruntime", "exact"), ("onnxruntime", "local"),
-    ]  # fmt: skip
+    assert [(r["engine"], r["gradient"], r["adapt"]) for r in rows] == [
+        (engine, gradient, adapt)
+        for adapt in ("meta", "affine")
+        for engine in ("torch", "onnxruntime")
+        for gradient in ("exact", "local")
+    ]
     for row in rows:
         assert all(
             row[f"{kind}_seconds"] > 0 and math.isfinite(row[f"{kind}_seconds"])
@@ -37,8 +40,7 @@ def test_writes_rows_with_machine_versions_and_settings(tmp_path: Path) -> None:
         )
         assert (row["packing_seconds"] > 0) == (row["gradient"] == "exact"), "only bits are packed"
         assert row["packing_seconds"] < row["step_seconds"]
-    for engine in ("torch", "onnxruntime"):
-        assert len({row["predict_seconds"] for row in rows if row["engine"] == engine}) == 1
+    assert len({row["predict_seconds"] for row in rows}) == 4, "one per engine and what adapts"
 
 
 def test_unknown_engine_is_named() -> None:
