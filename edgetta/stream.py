@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -22,6 +23,9 @@ from edgetta.interruption import held
 from edgetta.predictions import Prediction, PredictionWriter
 from edgetta.sources import Frame, Skipped, Source
 from edgetta.sources.tensors import images_of
+
+RECENT = 512
+"""Frames that the estimate of the current error looks back."""
 
 if TYPE_CHECKING:
     from edgetta.adaptation.adapter import StepResult
@@ -44,6 +48,8 @@ class Summary:
     skipped_frames: Sequence[Skipped] = ()  # the first of them, with reasons
     classes: dict[int, int] = field(default_factory=dict)  # class index -> predictions
     entropy_sum: float = 0.0  # in nats, over the frames with finite logits
+    recent_doubts: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))  # 1 - confidence, per frame
+    errors_per_doubt: float | None = None  # of the bundle; None where it was not measured
     seconds: float = 0.0  # in all, reading and writing included
     step_seconds: float = 0.0  # of these, in prediction and adaptation
 
@@ -51,6 +57,17 @@ class Summary:
     def error_rate(self) -> float | None:
         """Share of labelled frames predicted wrong, 0 to 1; None without labels."""
         return None if self.errors is None or not self.labelled else self.errors / self.labelled
+
+    @property
+    def estimated_error(self) -> float | None:
+        """Share of the latest frames that is probably wrong, 0 to 1, without labels; None where nothing tells.
+
+        Their mean doubt, times how much more often than they say predictions were wrong on labelled source images
+        under corruptions (`AccuracyCosts.errors_per_doubt`).
+        """
+        if self.errors_per_doubt is None or not self.recent_doubts:
+            return None
+        return min(1.0, self.errors_per_doubt * sum(self.recent_doubts) / len(self.recent_doubts))
 
     @property
     def mean_entropy(self) -> float:
@@ -104,6 +121,8 @@ def run_stream(
     if channels not in (1, 3):
         raise UsageError(f"the bundle takes {channels} channels; sources deliver 3, and 1 can be made of them")
     summary = Summary() if summary is None else summary
+    costs = runtime.bundle.accuracy_costs
+    summary.errors_per_doubt = None if costs is None else costs.errors_per_doubt
     names = runtime.bundle.classes
     label_of = _labels_of(source) if label_of is None else label_of
     begun = time.perf_counter()
@@ -145,6 +164,7 @@ def _count(summary: Summary, predicted: Sequence[int], labels: Sequence[int | No
     summary.refused += result.reason == "non-finite"
     summary.not_finite += len(predicted) - int(finite.sum())
     summary.entropy_sum += float(result.entropy[finite].sum())
+    summary.recent_doubts.extend((1 - result.logits[finite].softmax(1).amax(1)).tolist())
     for guess in predicted:
         summary.classes[guess] = summary.classes.get(guess, 0) + 1
     wrong = [label != guess for label, guess in zip(labels, predicted, strict=True) if label is not None]

@@ -20,10 +20,11 @@ from torch import Tensor
 from edgetta.adaptation.adapter import AdaptConfig, StepResult
 from edgetta.bundle import read_bundle
 from edgetta.errors import EdgettaError, UsageError
+from edgetta.memory.accuracy_costs import AccuracyCosts
 from edgetta.predictions import open_writer
 from edgetta.runtime import Runtime
 from edgetta.sources import Frame, FrameSource, Skipped, open_source
-from edgetta.stream import BatchReport, Summary, run_stream
+from edgetta.stream import RECENT, BatchReport, Summary, run_stream
 from tests.small_bundle import NAMES, whole_bundle
 
 CONFIG = AdaptConfig(learning_rate=0.01, entropy_margin=1.0, window=8, small_batch=4)
@@ -53,7 +54,7 @@ class Scripted:
         self, logits: Tensor, classes: tuple[str, ...] | None = None, channels: int = 3, act: Any = None
     ) -> None:
         model = SimpleNamespace(input_shape=(channels, 16, 16))
-        self.bundle = SimpleNamespace(model=model, classes=classes)
+        self.bundle = SimpleNamespace(model=model, classes=classes, accuracy_costs=None)
         self.rows, self.at, self.act, self.seen = logits, 0, act, []
 
     def step(self, images: Tensor) -> StepResult:
@@ -235,3 +236,28 @@ def test_ctrl_c_in_the_middle_of_a_step_waits_for_its_rows(tmp_path: Path) -> No
     finally:
         signal.signal(signal.SIGINT, earlier)
     assert len(rows_of(tmp_path / "out.jsonl")) == 2 == summary.frames
+
+
+def test_the_error_is_estimated_from_the_doubt_of_the_latest_frames() -> None:
+    """Twice as often wrong as the predictions say, on source images under corruptions."""
+    sure, torn = torch.tensor([8.0, 0, 0, 0, 0]), torch.tensor([1.0, 1, 0, 0, 0])
+    scripted = Scripted(torch.stack([sure] * 300 + [torn] * RECENT))
+    scripted.bundle.accuracy_costs = AccuracyCosts(30.0, 64, (), doubt=15.0)
+    seen: list[float | None] = []
+    summary = run_stream(
+        scripted,  # type: ignore[arg-type]
+        Noise(300 + RECENT),
+        batch=100,
+        on_batch=lambda report: seen.append(report.summary.estimated_error),
+    )
+    doubts = [1 - float(logits.softmax(0).max()) for logits in (sure, torn)]
+    assert seen[0] == pytest.approx(2 * doubts[0], rel=1e-4)
+    assert summary.estimated_error == pytest.approx(min(1.0, 2 * doubts[1]), rel=1e-4)
+    assert seen[0] < seen[5] < summary.estimated_error  # type: ignore[operator]
+
+
+def test_without_a_measured_ratio_there_is_no_estimate() -> None:
+    for costs in (None, AccuracyCosts(30.0, 64, ())):
+        scripted = Scripted(logits_for(1, 2, 3))
+        scripted.bundle.accuracy_costs = costs
+        assert run_stream(scripted, Noise(3), batch=3).estimated_error is None  # type: ignore[arg-type]

@@ -35,6 +35,7 @@ JPEG_MODEL = "akamaster_resnet20"  # of lossless images; meets their JPEG copies
 @click.option("--clean", default=500, show_default=True, type=click.IntRange(0), help="Images of the clean error.")
 @click.option("--tune", is_flag=True, help="Try every method's settings on the tuning corruptions instead.")
 @click.option("--ablate", is_flag=True, help="Change edgetta one thing at a time, on the tuning corruptions.")
+@click.option("--estimate", is_flag=True, help="How far edgetta's estimate of its error without labels is from it.")
 @click.option("--tuning", type=click.Path(path_type=Path, exists=True), help="What --tune wrote: settings to use.")
 @click.option("--cache", type=click.Path(path_type=Path), help="Keeps corrupted images; default: the cache folder.")
 @click.option("--json", "path", type=click.Path(path_type=Path), help="Write the result file here; continues one.")
@@ -57,6 +58,7 @@ def command(
     clean: int,
     tune: bool,
     ablate: bool,
+    estimate: bool,
     tuning: Path | None,
     cache: Path | None,
     path: Path | None,
@@ -96,6 +98,9 @@ def command(
             _tune(names, sizes, **job)
         if ablate:
             _ablate(sizes, **job)
+        return
+    if estimate:
+        _estimate(_chosen("--streams", streams, STREAMS), sizes, numbers, tuning, **job)
         return
     _run(_chosen("--streams", streams, STREAMS), names, sizes, numbers, rounds, clean, tuning, **job)
     if markdown_path is not None or plot_path is not None:
@@ -141,6 +146,47 @@ def _ablate(sizes: list[int], *, source: Any, cache: Any, path: Any, end: Any, i
                     break
     cells = [(row["variant"], row["batch"], f"{row['error']:.2f}", bytes_text(row["kept_bytes"])) for row in rows]
     print_table(("variant", "batch", "error %", "kept"), cells, left=("variant",))
+
+
+def _estimate(
+    streams: list[str],
+    sizes: list[int],
+    seeds: list[int],
+    tuning: Path | None,
+    *,
+    source: Any,
+    cache: Any,
+    path: Path | None,
+    end: float | None,
+    images: int,
+    model: str,
+) -> None:
+    from edgetta.bench.accuracy.estimate import estimate
+    from edgetta.bench.accuracy.streams import StreamSpec
+    from edgetta.bench.accuracy.tuning import chosen
+    from edgetta.bench.result_file import rows_to_continue, write_results
+    from edgetta.cli.progress import progress_bar
+    from edgetta.cli.tables import print_table
+
+    tried = _trials(tuning) if tuning is not None else []
+    settings = {"severity": 5, "tuned": tuning is not None}
+    rows = [] if path is None else rows_to_continue(path, settings)
+    planned = [(stream, size, seed) for stream in streams for size in sizes for seed in seeds]
+    with progress_bar("estimates", len(planned), unit="runs") as update:
+        for position, (stream, size, seed) in enumerate(planned):
+            update(position, note=f"{stream}, batch {size}, seed {seed}")
+            key = {"stream": stream, "model": model, "batch": size, "images": images, "seed": seed}
+            if any(all(row[field] == value for field, value in key.items()) for row in rows):
+                continue
+            if end is not None and time.monotonic() > end:
+                break
+            picked = dict(chosen(tried, "edgetta", size, model))
+            rows.append(estimate(source(model), StreamSpec(stream, images, size, seed), cache, picked))
+            if path is not None:
+                write_results(path, rows, settings)
+    names = ("stream", "model", "batch", "images", "seed", "error", "estimated_error", "mean_absolute_error")
+    cells = [tuple(str(row[name]) for name in names) for row in rows]
+    print_table(tuple(name.replace("_", " ") for name in names), cells, left=("stream", "model"))
 
 
 def _run(

@@ -255,6 +255,8 @@ def _watching(source: Source, values: dict[str, Any]) -> Iterator[Callable[[Batc
             s = report.summary
             speed = s.frames / s.seconds if s.seconds else 0.0
             note = f"{speed:,.1f}/s  entropy {s.mean_entropy:.3f}  adapted {s.adapted:,}  skipped {s.skipped:,}"
+            if s.estimated_error is not None:
+                note += f"  error ~{100 * s.estimated_error:.0f} %"
             update(s.frames + s.skipped, note=note)
 
         yield watch

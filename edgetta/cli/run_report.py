@@ -40,6 +40,7 @@ class RunReport:
             ("frames", f"{s.frames:,} predicted{self._ending()}"),
             ("skipped", self._skipped()),
             ("error", self._error()),
+            ("estimate", self._estimate()),
             ("entropy", f"{s.mean_entropy:.4f} nats on average" if s.frames > s.not_finite else ""),
             ("classes", self._classes()),
             ("adaptation", self._adaptation()),
@@ -69,6 +70,7 @@ class RunReport:
             "labelled": s.labelled,
             "errors": s.errors,
             "error_rate": s.error_rate,
+            "estimated_error": s.estimated_error,
             "skipped": s.skipped,
             "skipped_frames": [{"name": f.name, "reason": f.reason} for f in s.skipped_frames],
             "mean_entropy": None if math.isnan(s.mean_entropy) else s.mean_entropy,
@@ -185,6 +187,12 @@ class RunReport:
         counts = sorted(self.summary.classes.items(), key=lambda item: (-item[1], item[0]))
         named = ", ".join(f"{self._name(k)} {count:,}" for k, count in counts[:NAMED])
         return named + (f", and {len(counts) - NAMED} more classes" if len(counts) > NAMED else "")
+
+    def _estimate(self) -> str:
+        s = self.summary
+        if s.estimated_error is None:
+            return ""
+        return f"{100 * s.estimated_error:.1f} % error, in the latest {len(s.recent_doubts):,} frames, without labels"
 
     def _adaptation(self) -> str:
         s, config = self.summary, self.runtime.config

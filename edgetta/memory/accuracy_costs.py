@@ -57,6 +57,8 @@ class AccuracyCosts:
 
     error   of the reference, in %
     batch   images per update of the reference
+    doubt   of the reference's predictions: 1 minus the probability of the class predicted, its mean in %; None in
+            bundles from before it was measured
     source  data, images, learning rate, date: for the reader
     """
 
@@ -64,6 +66,12 @@ class AccuracyCosts:
     batch: int
     measured: tuple[MeasuredCost, ...]
     source: Mapping[str, str] = field(default_factory=dict)
+    doubt: float | None = None
+
+    @property
+    def errors_per_doubt(self) -> float | None:
+        """How many times more often predictions are wrong than they say themselves; None where it was not measured."""
+        return self.error / self.doubt if self.doubt else None
 
     def of(self, kind: str, value: str) -> AccuracyCost:
         """What one choice was seen to cost. Raises `KeyError` where it was not measured."""
@@ -111,6 +119,7 @@ class AccuracyCosts:
             "version": VERSION,
             "error": self.error,
             "batch": self.batch,
+            "doubt": self.doubt,
             "measured": measured,
             "source": dict(self.source),
         }
@@ -134,7 +143,8 @@ class AccuracyCosts:
             if lacking:
                 raise ValueError(f"{' '.join(min(lacking))} is missing")
             source = {str(key): str(value) for key, value in data["source"].items()}
-            return AccuracyCosts(_number(data["error"], 0, 100), batch, measured, source)
+            doubt = None if data.get("doubt") is None else _number(data["doubt"], 0, 100)
+            return AccuracyCosts(_number(data["error"], 0, 100), batch, measured, source, doubt)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise BundleError(f"its accuracy costs cannot be used ({error}); prepare and export again") from error
 

@@ -42,8 +42,12 @@ REFERENCE = ("reference", str(BATCH))
 Domains = Mapping[str, tuple[Tensor, Tensor]]
 """Corruption -> images (N, C, H, W), bytes or floats in [0, 1], and labels (N,)."""
 
-Runs = Mapping[tuple[str, str], str]
-"""Kind and value of a choice -> "0" for each image that was classified right, "1" for each that was not."""
+Runs = Mapping[tuple[str, str], Mapping[str, Any]]
+"""Kind and value of a choice -> its run:
+
+wrong   "0" for each image that was classified right, "1" for each that was not
+doubt   1 minus the probability of the class predicted, its mean over the images in %
+"""
 
 
 def measure_accuracy_costs(
@@ -68,25 +72,26 @@ def measure_accuracy_costs(
     if fewest < BATCH:
         raise UsageError(f"accuracy costs need {BATCH} images under each corruption, and there are {fewest}")
     config = replace(config or AdaptConfig(), small_batch=1, when="always")
-    runs: dict[tuple[str, str], str] = {}
+    runs: dict[tuple[str, str], dict[str, Any]] = {}
     wanted = (REFERENCE, *CHOICES)
     for number, choice in enumerate(wanted):
         if progress is not None:
             progress(number, len(wanted), " ".join(choice))
-        run = partial(_wrong, network, domains, choice, config, rate_law)
+        run = partial(_run, network, domains, choice, config, rate_law)
         runs[choice] = stored(f"cost-{'-'.join(choice)}", run)
     return accuracy_costs(runs, _source(domains, config, rate_law))
 
 
 def accuracy_costs(runs: Runs, source: Mapping[str, str]) -> AccuracyCosts:
     """The costs that follow from runs over the same images."""
-    reference = runs[REFERENCE]
+    reference = runs[REFERENCE]["wrong"]
     measured = [
-        MeasuredCost(kind, value, _cost(runs[kind, value], reference))
+        MeasuredCost(kind, value, _cost(runs[kind, value]["wrong"], reference))
         for kind, value in CHOICES
         if (kind, value) in runs
     ]
-    return AccuracyCosts(100 * reference.count("1") / len(reference), BATCH, tuple(measured), source)
+    error = 100 * reference.count("1") / len(reference)
+    return AccuracyCosts(error, BATCH, tuple(measured), source, runs[REFERENCE]["doubt"])
 
 
 def _cost(wrong: str, reference: str) -> AccuracyCost:
@@ -97,26 +102,29 @@ def _cost(wrong: str, reference: str) -> AccuracyCost:
     )
 
 
-def _wrong(
+def _run(
     network: AdaptiveNetwork, domains: Domains, choice: tuple[str, str], config: AdaptConfig, rate_law: RateLaw | None
-) -> str:
-    """Which images a stream gets wrong with one choice."""
+) -> dict[str, Any]:
+    """A stream with one choice: see `Runs`."""
     kind, value = choice
     before, start = network.memory, {name: tensor.clone() for name, tensor in network.state_dict().items()}
     storage: Any = value if kind == "storage" else "full"
     network.memory = StepMemory(storage, local=kind == "gradient") if choice != REFERENCE else FULL
     adapter = Adapter(network, replace(config, when="off") if kind == "adaptation" else config, rate_law)
-    batch, wrong = int(value) if kind == "batch" else BATCH, []
+    batch, wrong, doubts = int(value) if kind == "batch" else BATCH, [], []
     try:
         for images, labels in domains.values():
             for shown, truth in zip(images.split(batch), labels.split(batch), strict=True):
                 floats = shown.float() / 255 if shown.dtype == torch.uint8 else shown
                 logits = adapter.step(floats.to(network.device), gather=False).logits
-                wrong.append(logits.argmax(1).cpu() != truth)
+                confidence, predicted = logits.softmax(1).max(1)
+                wrong.append(predicted.cpu() != truth)
+                doubts.append(1 - confidence.double().cpu())
     finally:
         network.memory = before
         network.load_state_dict(start)
-    return "".join("01"[int(flag)] for flag in torch.cat(wrong))
+    flags = "".join("01"[int(flag)] for flag in torch.cat(wrong))
+    return {"wrong": flags, "doubt": 100 * float(torch.cat(doubts).mean())}
 
 
 def _source(domains: Domains, config: AdaptConfig, rate_law: RateLaw | None) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -49,6 +50,10 @@ def test_costs_add_up() -> None:
 
 def test_it_comes_back_from_json() -> None:
     assert AccuracyCosts.from_json(costs().to_json()) == costs()
+    told = replace(costs(), doubt=12.5)
+    assert AccuracyCosts.from_json(told.to_json()) == told and told.errors_per_doubt == told.error / 12.5
+    before = {name: value for name, value in told.to_json().items() if name != "doubt"}
+    assert AccuracyCosts.from_json(before).errors_per_doubt is None, "bundles from before it was measured"
 
 
 @pytest.mark.parametrize(
@@ -56,6 +61,7 @@ def test_it_comes_back_from_json() -> None:
     [
         (lambda data: data.update(version=2), "have version 2"),
         (lambda data: data.update(error=101), "no number from 0 to 100"),
+        (lambda data: data.update(doubt=-1), "no number from 0 to 100"),
         (lambda data: data.update(batch=0), "batch of '0'"),
         (lambda data: data["measured"].pop(1), "gradient local is missing"),
         (lambda data: data["measured"][0].update(points="1"), "'1' is no number"),

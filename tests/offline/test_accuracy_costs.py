@@ -65,6 +65,8 @@ def test_costs_are_differences_between_streams(network: AdaptiveNetwork) -> None
         assert cost.deviation == pytest.approx(100 * float(differences.std(correction=0)) / math.sqrt(160))
     assert any(abs(m.cost.points) > 0 for m in found.measured), "and these streams do tell choices apart"
     assert AccuracyCosts.from_json(found.to_json()) == found
+    assert found.doubt is not None and 0 < found.doubt < 80, "of five classes"
+    assert found.errors_per_doubt == pytest.approx(found.error / found.doubt)
     assert found.source["corruptions"] == "dark, light" and found.source["images"] == "160"
 
 
@@ -96,9 +98,10 @@ def test_interrupted_it_continues_to_the_same_end(network: AdaptiveNetwork) -> N
 
 
 def test_what_both_get_wrong_is_no_noise() -> None:
-    runs = dict.fromkeys((REFERENCE, *CHOICES), "1" * 50 + "0" * 50) | {("batch", "32"): "1" * 54 + "0" * 46}
-    found = accuracy_costs(runs, {})
-    assert found.error == 50 and found.of("storage", "half").deviation == 0
+    runs = {choice: {"wrong": "1" * 50 + "0" * 50, "doubt": 20.0} for choice in (REFERENCE, *CHOICES)}
+    found = accuracy_costs(runs | {("batch", "32"): {"wrong": "1" * 54 + "0" * 46, "doubt": 30.0}}, {})
+    assert (found.error, found.doubt, found.errors_per_doubt) == (50, 20, 2.5)
+    assert found.of("storage", "half").deviation == 0
     cost = found.of("batch", "32")
     assert cost.points == pytest.approx(4) and cost.deviation == pytest.approx(100 * math.sqrt(0.04 * 0.96) / 10)
 
