@@ -101,7 +101,7 @@ class Stream:
         from edgetta.offline.source_statistics import batches_of, set_source_statistics
 
         loaded = load_model("resnet20", weights=data_folder() / "weights" / f"{settings.weights}.npz")
-        model = derive(loaded.module, loaded.input_shape, cuts("resnet20", settings.parts), kernel=3)
+        model = derive(loaded.module, loaded.input_shape, cuts("resnet20", settings.parts), adapt="meta", kernel=3)
         network = _network(model)
         source = cifar10_lossless("train").subset(np.random.default_rng(seed).permutation(6_000)[:SOURCE_IMAGES])
         set_source_statistics(network, batches_of(as_tensor(source.images), settings.batch), loaded.input_shape)

@@ -148,6 +148,9 @@ METHODS: dict[str, Entry] = {
     "warm_up_only": Entry(lambda source, settings, seed: _edgetta(source, {**settings, "when": "off"}, seed)),
     "edgetta_mirrored": Entry(lambda source, settings, seed: _edgetta(source, {**settings, "mirrored": True}, seed)),
     "edgetta_on_drift": Entry(lambda source, settings, seed: _edgetta(source, {**settings, "when": "on-drift"}, seed)),
+    "edgetta_budgeted": Entry(
+        lambda source, settings, seed: _edgetta(source, {**settings, "when": "budgeted 20%"}, seed)
+    ),
     "edgetta_recompute_int8": Entry(
         lambda source, settings, seed: _edgetta(source, settings, seed, StepMemory("recompute-int8", 8))
     ),
@@ -170,6 +173,7 @@ VARIANTS = {
     "warm_up_only": "edgetta",
     "edgetta_mirrored": "edgetta",
     "edgetta_on_drift": "edgetta",
+    "edgetta_budgeted": "edgetta",
     "edgetta_batch_statistics": "edgetta",
 }
 """Methods with one thing changed; they take the settings of the method that is named."""

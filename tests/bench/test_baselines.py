@@ -191,7 +191,7 @@ def test_error_rate_counts_over_all_batches() -> None:
 @pytest.mark.parametrize("initialisation", ["identity", "published"])
 def test_ecotta_on_autograd_is_the_step_of_edgetta(initialisation: str) -> None:
     """Logits of four steps and the weights after them, in float64, entropy and regulariser together."""
-    config = AdaptConfig(learning_rate=0.05, regulariser=0.7, entropy_margin=0.9)
+    config = AdaptConfig(learning_rate=0.05, regulariser=0.7, entropy_margin=0.9, anchor=0.0)
     network = network_of(small_model(initialisation))
     metas = [copy.deepcopy(meta) for meta in network.metas]
     reference = EcottaStock(randomised(SmallNet()).double(), SmallNet.cuts, metas, config)  # type: ignore[arg-type]

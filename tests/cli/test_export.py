@@ -58,7 +58,7 @@ def test_a_model_from_a_file_with_everything_said(model: str, tmp_path: Path, ca
     assert bundle.model.cuts == tuple(CUTS.split(",")) and bundle.classes == CLASSES
     assert bundle.config == AdaptConfig(learning_rate=0.002, when="every 4", window=32)
     assert {spec.kernel for spec in bundle.model.metas} == {3} and bundle.name == "net.py:build"
-    for words in ("images 3 x 8 x 8, 3 classes", "(as given)", "of 30 images from", "1 skipped", "1 mask, 1 scale"):
+    for words in ("images 3 x 8 x 8, 3 classes", "(as given)", "of 30 images from", "1 skipped", "2 mask, 1 scale"):
         assert words in printed
     assert "self-test on torch" in printed and "self-test on onnxruntime" in printed
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
