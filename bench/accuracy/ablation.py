@@ -25,16 +25,24 @@ CHANGES: dict[str, dict[str, Any]] = {
     "regulariser 2": {"regulariser": 2.0},
     "no entropy filter": {"entropy_margin": 1.0},
     "two passes": {"passes": 2},
-    "anchor 0.01": {"anchor": 0.01},
-    "no filter, no regulariser, anchor 0.01": {"entropy_margin": 1.0, "regulariser": 0.0, "anchor": 0.01},
-    "five times the rate": {"learning_rate": 5e-3},
+    "no filter, no regulariser": {"entropy_margin": 1.0, "regulariser": 0.0},
+    "no anchor": {"anchor": 0.0},
+    "anchor 0.1": {"anchor": 0.1},
+    "a fifth of the rate": {"learning_rate": 1e-3},
+    "twice the rate": {"learning_rate": 1e-2},
     "mirrored": {"mirrored": True},
 }
-PARTS = {"three parts": 3, "five parts": 5}
+MODELS: dict[str, dict[str, Any]] = {
+    "meta-networks and biases adapt": {"adapt": "bias"},
+    "meta-networks alone adapt": {"adapt": "meta"},
+    "three parts": {"parts": 3},
+    "five parts": {"parts": 5},
+}
+"""How the network is made adaptable, as `SourceModel.load` takes it."""
 
 
 def ablate(
-    source: Callable[[str, int], SourceModel],
+    source: Callable[..., SourceModel],
     cache: ImageCache,
     rows: Rows,
     images: int,
@@ -43,18 +51,26 @@ def ablate(
 ) -> Iterator[tuple[int, int, str]]:
     """Run what `rows` does not hold yet and add it there; yields runs done, runs in all, and the latest.
 
-    source   makes the source model of some weights in so many parts
+    source   makes the source model of some weights, adaptable in a way of `MODELS`
     """
-    plans: list[tuple[str, dict[str, Any], int]] = [(name, change, 4) for name, change in CHANGES.items()]
-    plans += [(name, {}, parts) for name, parts in PARTS.items()]
+    plans: list[tuple[str, dict[str, Any], dict[str, Any]]] = [(name, change, {}) for name, change in CHANGES.items()]
+    plans += [(name, {}, how) for name, how in MODELS.items()]
     keys = ("variant", "model", "batch", "images")
     done = {tuple(row[key] for key in keys) for row in rows}
-    for position, (name, change, parts) in enumerate(plans):
+    for position, (name, change, how) in enumerate(plans):
         if (name, model, batch, images) not in done:
-            made = source(model, parts)
+            made = source(model, **how)
             method = Edgetta(made.adaptable, made.state, AdaptConfig.from_json(change))
             found = score(method, tuning_stream(images, batch), cache, clean=0).row()
-            row = {"variant": name, "model": model, "batch": batch, "images": images, "seed": SEED, "parts": parts}
+            row = {
+                "variant": name,
+                "model": model,
+                "batch": batch,
+                "images": images,
+                "seed": SEED,
+                "parts": 4,
+                "adapt": "affine",
+            } | how
             fields = ("error", "errors", "kept_bytes", "adapted_share", "seconds")
             shown = {key: str(value) if value == float("inf") else value for key, value in change.items()}
             rows.append(row | {"changed": shown} | {key: found[key] for key in fields})

@@ -82,8 +82,8 @@ def command(
     end = None if minutes is None else time.monotonic() + 60 * minutes
 
     @functools.cache
-    def source(weights: str, parts: int = 4) -> SourceModel:
-        return SourceModel.load(weights, store, parts)
+    def source(weights: str, **how: Any) -> SourceModel:
+        return SourceModel.load(weights, store, **how)
 
     job: dict[str, Any] = {
         "source": source,
