@@ -101,13 +101,13 @@ def test_an_ablation_changes_one_thing_at_a_time_and_goes_on(
     object.__setattr__(made, "state", Edgetta(model, None).adapter.network.state_dict())
     asked: list[int] = []
 
-    def source(weights: str, parts: int) -> SourceModel:
+    def source(weights: str, parts: int = 4) -> SourceModel:
         asked.append(parts)
         return made
 
     monkeypatch.setattr(ablation, "tuning_stream", lambda images, batch: spec())
     monkeypatch.setattr(ablation, "CHANGES", {"as shipped": {}, "not adapted": {"when": "off"}})
-    monkeypatch.setattr(ablation, "PARTS", {"five parts": 5})
+    monkeypatch.setattr(ablation, "MODELS", {"five parts": {"parts": 5}})
     rows: list[dict[str, object]] = []
     steps = ablation.ablate(source, cache, rows, 40, 20, "small")
     next(steps), next(steps)
