@@ -18,7 +18,7 @@ import edgetta.export.gradients_pooling  # noqa: F401
 from edgetta.export.batch_norm import Frozen
 from edgetta.export.derivation import RULES, Derivation, DifferentiationError
 from edgetta.segments.contract import SegmentGraphs
-from edgetta.segments.graph import Graph, Node
+from edgetta.segments.graph import Graph
 
 __all__ = ["DifferentiationError", "differentiate"]
 
@@ -58,7 +58,7 @@ def differentiate(frozen: Frozen, needs_gradient: bool = True) -> SegmentGraphs:
 
     # Rules run eagerly for every input; what only inactive inputs needed is pruned here, residuals included.
     derivation.backward.inputs = [*derivation.residuals, GRAD_Y]
-    backward = _fold_scales(derivation.backward.graph([gradients[name] for name in wanted]))
+    backward = derivation.backward.graph([gradients[name] for name in wanted])
     used = {name for node in backward.nodes for name in node.inputs} | set(backward.outputs)
     residuals = tuple(r for name, r in derivation.residuals.items() if name in used)
     backward = Graph(
@@ -78,43 +78,6 @@ def differentiate(frozen: Frozen, needs_gradient: bool = True) -> SegmentGraphs:
         frozen.initial_state,
         frozen.initial_affine,
     )
-
-
-def _fold_scales(graph: Graph) -> Graph:
-    """Per-channel factors move into the convolution before them, through the mask of a ReLU: one pass less over it.
-
-    That is the backward of a convolution behind BatchNorm and ReLU, where BatchNorm has the statistics of training.
-    """
-    producers, consumers = graph.producers(), graph.consumers()
-
-    def alone(name: str) -> bool:
-        return len(consumers[name]) == 1 and name not in graph.outputs
-
-    constants, replaced, renamed = dict(graph.constants), dict[str, Node](), dict[str, str]()
-    for node in graph.nodes:
-        factor = constants.get(node.inputs[1]) if node.op == "Mul" else None
-        shape = graph.values[node.output].shape
-        if factor is None or len(shape) != 4 or tuple(factor.shape) != (1, shape[1], 1, 1):
-            continue
-        source = node.inputs[0]
-        before = producers.get(source)
-        conv = producers.get(before.inputs[0]) if before is not None and before.op == "Masked" else before
-        if conv is None or conv.op != "Conv" or conv.inputs[1] not in constants or len(conv.inputs) > 2:
-            continue
-        if not alone(source) or not alone(conv.output):
-            continue
-        weight = f"{conv.inputs[1]}.times.{node.inputs[1]}"
-        constants[weight] = constants[conv.inputs[1]] * factor.reshape(-1, 1, 1, 1)
-        replaced[conv.output] = Node("Conv", (conv.inputs[0], weight), conv.output, conv.attributes)
-        renamed[node.output] = source
-    nodes = []
-    for node in graph.nodes:
-        if node.output not in renamed:
-            node = replaced.get(node.output, node)
-            inputs = tuple(renamed.get(name, name) for name in node.inputs)
-            nodes.append(Node(node.op, inputs, node.output, node.attributes))
-    outputs = tuple(renamed.get(name, name) for name in graph.outputs)
-    return Graph(graph.inputs, outputs, tuple(nodes), graph.values, constants).pruned()
 
 
 def _recompute(forward: Graph, backward: Graph) -> Graph:

@@ -157,29 +157,3 @@ def test_recompute_gives_the_same() -> None:
     again = Program(graphs.recompute, dtype=torch.float64).run({**inputs, "grad_y": grad_y})
     for one, other in zip((found, *affine.values()), again, strict=True):
         assert torch.allclose(one, other, atol=1e-12)
-
-
-def test_factors_of_folded_statistics_move_into_the_convolution_before_them() -> None:
-    """BatchNorm, ReLU, convolution: backwards, no pass is left for BatchNorm's scale."""
-
-    class Preactivated(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm, self.conv = nn.BatchNorm2d(CHANNELS), nn.Conv2d(CHANNELS, 6, 3, 1, 1, bias=False)
-            nn.init.normal_(self.norm.weight, 1.0, 0.3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.conv(torch.relu(self.norm(x)))
-
-    torch.manual_seed(4)
-    module = Preactivated().eval()
-    graphs = differentiate(settle(trace(module, (CHANNELS, 6, 6)).graph.to(torch.float64), "source"))
-    assert graphs.backward is not None
-    assert [node.op for node in graphs.backward.nodes] == ["Conv", "Masked"]
-    x = torch.randn(5, CHANNELS, 6, 6, dtype=torch.float64, requires_grad=True)
-    segment = TorchSegment(graphs, dtype=torch.float64, pack=False)
-    y, residuals = segment.forward(x.detach())
-    grad_y = torch.randn_like(y)
-    module.double()(x).backward(grad_y)
-    found, _ = segment.input_gradient(residuals, grad_y)
-    assert x.grad is not None and torch.allclose(found, x.grad, rtol=1e-10, atol=1e-12)
