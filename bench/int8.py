@@ -241,7 +241,7 @@ def _prepare(name: str, precision: str, source: Labelled, held_out: Labelled, se
     small = name == "resnet20_jpegft"
     weights = data_folder() / "weights" / (f"{name}.npz" if small else f"{name}_quant_dequant.npz")
     model = "resnet20" if small else name
-    recipe = Recipe(model, str(weights), parts=settings.parts, precision=precision)  # type: ignore[arg-type]
+    recipe = Recipe(model, str(weights), parts=settings.parts, adapt="meta", precision=precision)  # type: ignore[arg-type]
     derived = derive_recipe(recipe, calibration=calibration(source))
     plain = Augmentation(jitter=0.0, blur=0.0, grey=0.0, flip=0.5)
     config = WarmUpConfig(

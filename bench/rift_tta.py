@@ -291,7 +291,7 @@ def _warmed_up(
     own = robust_networks.described(settings.network)
     loaded = load_model(own.model, width=own.width)
     loaded.module.load_state_dict(network.state_dict())
-    derived = derive_recipe(Recipe(own.model, width=own.width), loaded)
+    derived = derive_recipe(Recipe(own.model, width=own.width, adapt="meta"), loaded)
     train, validation = robust_networks.training_images(settings.warm_up_images, settings.sizes["validation_images"])
     source, held_out = (Labelled(*pair, None, settings.data) for pair in (train, validation))
     config = WarmUpConfig(settings.warm_up_epochs, seed=settings.seed)

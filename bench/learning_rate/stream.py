@@ -238,7 +238,7 @@ def shipped_network(config: StreamConfig) -> AdaptiveNetwork:
     """Identity meta-networks with source statistics: the start that needs no warm-up."""
     from edgetta.export.recipe import Recipe, derive_recipe
 
-    derived = derive_recipe(Recipe(config.model, weights=str(data_folder() / config.weights)))
+    derived = derive_recipe(Recipe(config.model, weights=str(data_folder() / config.weights), adapt="meta"))
     network = derived.network()
     rows = _drawn(TRAINING_IMAGES, config.statistics_images, config.source_seed + 1)
     clean = _tensor(cifar10_jpeg("train", rows).images)
