@@ -18,6 +18,7 @@ from edgetta.errors import EdgettaError, UsageError
 
 if TYPE_CHECKING:
     from edgetta.bundle import Bundle
+    from edgetta.export.batch_norm import Adapt
 
 NETWORKS = {"wrn40_2": 64, "resnet50_imagenet": 8, "mobilenet_v2_1.0_224": 16}
 """Network -> images per step."""
@@ -35,6 +36,13 @@ ABOVE, BELOW = 0.10, 0.05
 @click.option("--budgets", default=8, show_default=True, type=click.IntRange(1), help="So many for each network.")
 @click.option("--engine", "engines", help="Engines to plan with, comma-separated; default those of the processor.")
 @click.option(
+    "--adapt",
+    type=click.Choice(["meta", "bias", "affine"]),
+    default="meta",
+    show_default=True,
+    help="What adapts, as in `edgetta export`.",
+)
+@click.option(
     "--work",
     metavar="DIR",
     type=click.Path(path_type=Path, file_okay=False),
@@ -42,7 +50,13 @@ ABOVE, BELOW = 0.10, 0.05
 )
 @click.option("--json", "path", metavar="FILE", type=click.Path(path_type=Path), help="Write the result file here.")
 def command(
-    models: str, batch: int | None, budgets: int, engines: str | None, work: Path | None, path: Path | None
+    models: str,
+    batch: int | None,
+    budgets: int,
+    engines: str | None,
+    adapt: Adapt,
+    work: Path | None,
+    path: Path | None,
 ) -> None:
     """Plan budgets of three networks, run each plan in a process of its own, and compare.
 
@@ -50,7 +64,7 @@ def command(
     """
     names = [name.strip() for name in models.split(",")]
     chosen = _engines(engines)
-    rows = run(names, batch, budgets, chosen, work, path)
+    rows = run(names, batch, budgets, chosen, work, path, adapt)
     _print(rows)
     if path is not None:
         click.echo(f"wrote {path}")
@@ -66,12 +80,13 @@ def run(
     engines: Sequence[str],
     work: Path | None = None,
     path: Path | None = None,
+    adapt: Adapt = "meta",
 ) -> list[dict[str, Any]]:
     """Rows of the result file; with `path` they are written one by one, and those that are there are not redone."""
     from edgetta.bench.result_file import rows_to_continue, write_results
     from edgetta.cli.progress import progress_bar
 
-    settings = {"batch": batch, "budgets": budgets, "engines": list(engines), "entropy_margin": 1.0}
+    settings = {"batch": batch, "budgets": budgets, "engines": list(engines), "adapt": adapt, "entropy_margin": 1.0}
     rows = [] if path is None else rows_to_continue(path, settings)
     with (
         progress_bar("planning", total=budgets * len(names), unit="plans") as update,
@@ -80,7 +95,7 @@ def run(
         for number, name in enumerate(names):
             done = [row for row in rows if row["model"] == name]
             if len(done) < budgets:
-                bundle = exported(name, folder, engines)
+                bundle = exported(name, folder, engines, adapt)
                 images = batch or NETWORKS.get(name, 16)
                 there = {row["budget_bytes"] for row in done}
                 for budget in budgets_for(bundle, images, budgets):
@@ -180,7 +195,7 @@ def trouble_of(row: dict[str, Any]) -> str:
     return ""
 
 
-def exported(name: str, folder: Path, engines: Sequence[str] = ()) -> Bundle:
+def exported(name: str, folder: Path, engines: Sequence[str] = (), adapt: Adapt = "meta") -> Bundle:
     """The bundle of a network with random weights, written where it is not there, with the costs on some engines."""
     from edgetta.adaptation.adapter import AdaptConfig
     from edgetta.bundle import read_bundle
@@ -189,9 +204,9 @@ def exported(name: str, folder: Path, engines: Sequence[str] = ()) -> Bundle:
     from edgetta.memory.calibration import measure_cost_model
     from edgetta.offline.source_statistics import set_source_statistics
 
-    path = folder / name
+    path = folder / (name if adapt == "meta" else f"{name}-{adapt}")
     if not path.exists():
-        recipe = Recipe(name, adapt="meta", seed=0)  # a bit per normalised element less than by default
+        recipe = Recipe(name, adapt=adapt, seed=0)
         derived = derive_recipe(recipe, load(recipe))
         network = derived.network("auto")
         set_source_statistics(network, None, derived.adaptable.input_shape)
