@@ -116,6 +116,8 @@ def page(
         blocks += [_law(rates)] if drawn else []
     if costs is not None:
         words = f"{costs.source['images']} held-out images under {costs.source['corruptions']}."
+        if costs.errors_per_doubt is not None:
+            words += f" Predictions were wrong {costs.errors_per_doubt:.2f} times as often as they say themselves."
         blocks += [Heading("What choices cost in accuracy"), Table(cost_columns(costs), cost_rows(costs), words)]
     now = environment()
     packages = ", ".join(f"{name} {version}" for name, version in now["versions"].items())

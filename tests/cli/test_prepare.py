@@ -284,18 +284,18 @@ def test_costs_in_accuracy_are_measured_and_ship(
     assert prepare(model, data, straight, *options) == 0
     printed = capsys.readouterr().out
     assert "gradient local" in printed and "instead of exact gradients, 64 images per update" in printed
-    original, calls = accuracy_costs._wrong, [0]
+    original, calls = accuracy_costs._run, [0]
 
-    def stops(*arguments: Any) -> str:
+    def stops(*arguments: Any) -> dict[str, Any]:
         calls[0] += 1
         if calls[0] == 4:
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(accuracy_costs, "_wrong", stops)
+    monkeypatch.setattr(accuracy_costs, "_run", stops)
     assert prepare(model, data, stopped, *options) == 130
     assert len(list((stopped / "stages").glob("cost-*.json"))) == 3
-    monkeypatch.setattr(accuracy_costs, "_wrong", lambda *arguments: calls.append(1) or original(*arguments))
+    monkeypatch.setattr(accuracy_costs, "_run", lambda *arguments: calls.append(1) or original(*arguments))
     assert prepare(model, data, stopped, *options) == 0
     assert len(calls) == 1 + 6, "what was measured is not measured again"
     reports = [json.loads((folder / "report.json").read_text()) for folder in (straight, stopped)]
@@ -304,6 +304,7 @@ def test_costs_in_accuracy_are_measured_and_ship(
     assert main(["export", str(stopped), "-o", str(tmp_path / "bundle"), "--no-measure", "--quiet"]) == 0
     costs = read_bundle(tmp_path / "bundle").accuracy_costs
     assert costs is not None and costs.to_json() == reports[1]["costs"]
+    assert costs.doubt is not None and "times as often as they say" in (stopped / "report.html").read_text()
     assert costs.source["images"] == "288" and costs.source["corruptions"].count(",") == 3
 
 
