@@ -17,7 +17,7 @@ from edgetta.adaptation.network import AdaptiveNetwork, Tape
 from edgetta.adaptation.objective import Objective, entropy, filtered_entropy
 from edgetta.adaptation.schedule import ON_DRIFT, schedule
 from edgetta.adaptation.step_rate import DEFAULT_RATE, StepRate
-from edgetta.adaptation.stream_statistics import Domain, StreamStatistics
+from edgetta.adaptation.stream_statistics import RUNS_SHARE, Domain, StreamStatistics
 from edgetta.errors import UsageError
 from edgetta.rate_law import RateLaw
 
@@ -380,6 +380,7 @@ class Adapter:
             if self.stream.departs(images, share, stream[: len(now)], alone):
                 del logits, tape  # before another takes their place
                 logits, tape = self._blended(images, keep, stream, 1.0)
+        self.stream.saw(logits)
         return logits, tape
 
     def _blended(
@@ -397,6 +398,8 @@ class Adapter:
             source = self.stream.source
             if self.stream.compares:
                 source = self.stream.choose_source(lambda candidate: entropy(forward(candidate, False)[0]))
+            if self.stream.in_runs:
+                source = max(source, RUNS_SHARE)
         self.stream.blend(source)
         return forward(source, keep)
 

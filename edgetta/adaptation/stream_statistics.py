@@ -4,6 +4,9 @@ The statistics of one batch are noisy, and their noise costs accuracy; an averag
 but lags behind when another corruption begins. So batches are averaged as long as they are alike, and a change begins
 a new average. What a change is, the statistics tell themselves: those of a batch depart from the average by several
 times what is usual in this stream. Batches too small for that are compared by signals of the images.
+
+Where classes come in runs, an average over few classes is not that of the shift: predictions tell, and more of the
+source's statistics is then blended in.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,8 +41,15 @@ FEW = 32
 """Predictions of fewer images than this do not yet speak for a share of the source."""
 SURER = 0.05
 """Share of the mean entropy by which predictions must be surer for more of the source: sure is not yet right."""
+SEEN = 64
+"""Images over which it is counted how often an image is predicted as the one before it."""
+RUNS = 0.2
+"""So much more often than by chance: classes come in runs."""
+RUNS_SHARE = 0.75
+"""The source's share then, at least: statistics of such images are those of their classes, too."""
 
 _NOT_COMPARED = torch.zeros(len(SHARES) - 1, 2, dtype=torch.float64)
+_NO_CLASSES = torch.zeros(0)
 
 
 @dataclass(frozen=True)
@@ -53,9 +64,14 @@ class Domain:
     source: float = 0.0  # share of the source's statistics in the blend
     compared: int = 0  # images since the change whose predictions chose it
     entropies: Tensor = _NOT_COMPARED  # (shares - 1, 2) their sums with a share and the next larger one
+    classes: Tensor = _NO_CLASSES  # (C,) shares of the classes predicted
+    latest: int = -1  # class predicted for the latest image; -1 before the first
+    seen: int = 0  # images that were predicted, at most the limit
+    alike: float = 0.0  # share of the latest of them that were predicted as the one before
 
 
-_TENSORS = ("mean", "variance", "recent", "entropies")  # the last always on the CPU
+_NUMBERS = ("count", "usual", "source", "compared", "latest", "seen", "alike")
+_TENSORS = ("mean", "variance", "recent", "entropies", "classes")  # the last two always on the CPU
 
 
 class StreamStatistics:
@@ -158,6 +174,37 @@ class StreamStatistics:
         self.domain = replace(self.domain, compared=compared, entropies=sums)
         return SHARES[chosen]
 
+    def saw(self, logits: Tensor) -> None:
+        """Take in predictions (N, C) in the order of the stream."""
+        domain = self.domain
+        if domain is None:
+            return
+        predicted = logits.argmax(1).cpu()
+        count, before = len(predicted), domain.seen
+        shares = torch.bincount(predicted, minlength=logits.shape[1]).float() / count
+        found = predicted if domain.latest < 0 else torch.cat([predicted.new_tensor([domain.latest]), predicted])
+        same = float((found[1:] == found[:-1]).float().mean()) if len(found) > 1 else domain.alike
+        self.domain = replace(
+            domain,
+            classes=shares
+            if not before
+            else torch.lerp(domain.classes, shares, count / min(before + count, self.limit)),
+            latest=int(predicted[-1]),
+            seen=min(before + count, self.limit),
+            alike=domain.alike + min(1.0, count / min(before + count, SEEN)) * (same - domain.alike),
+        )
+
+    @property
+    def in_runs(self) -> bool:
+        """Whether classes come in runs, as far as predictions tell: images are predicted as the one before them more
+
+        often than shares of the classes explain.
+        """
+        domain = self.domain
+        if domain is None or domain.seen < FEW:
+            return False
+        return domain.alike > float(domain.classes.square().sum()) + RUNS
+
     @property
     def settled(self) -> bool:
         """Whether the stream has not changed for so many images that the average reaches back as far as it may."""
@@ -168,7 +215,7 @@ class StreamStatistics:
         if self.domain is None:
             return {}
         domain = self.domain
-        numbers = torch.tensor([domain.count, domain.usual, domain.source, domain.compared], dtype=torch.float64)
+        numbers = torch.tensor([getattr(domain, name) for name in _NUMBERS], dtype=torch.float64)
         return {name: getattr(self.domain, name) for name in _TENSORS} | {"numbers": numbers}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
@@ -176,16 +223,18 @@ class StreamStatistics:
         if not tensors:
             self.domain = None
             return
-        if set(tensors) != {"numbers", *_TENSORS} or tensors["numbers"].shape != (4,):
+        if set(tensors) != {"numbers", *_TENSORS} or tensors["numbers"].shape != (len(_NUMBERS),):
             raise ValueError("the statistics of the stream are not whole")
-        mean, variance, recent, entropies = (tensors[name].clone() for name in _TENSORS)
-        fits = mean.dim() == 1 and variance.shape == mean.shape and recent.shape[1:] == mean.shape
-        if not fits or entropies.shape != _NOT_COMPARED.shape:
+        held: dict[str, Any] = {name: tensors[name].clone() for name in _TENSORS}
+        mean = held["mean"]
+        fits = mean.dim() == 1 and held["variance"].shape == mean.shape and held["recent"].shape[1:] == mean.shape
+        if not fits or held["entropies"].shape != _NOT_COMPARED.shape or held["classes"].dim() != 1:
             raise ValueError("the statistics of the stream have other shapes than these")
-        count, usual, source, compared = tensors["numbers"].tolist()
-        if not 0 <= source < 1:
-            raise ValueError(f"the statistics of the stream hold a share of {source}")
-        self.domain = Domain(int(count), mean, variance, recent, usual, source, int(compared), entropies)
+        numbers: dict[str, Any] = dict(zip(_NUMBERS, tensors["numbers"].tolist(), strict=True))
+        if not 0 <= numbers["source"] < 1:
+            raise ValueError(f"the statistics of the stream hold a share of {numbers['source']}")
+        counts = {name: int(numbers[name]) for name in ("count", "compared", "latest", "seen")}
+        self.domain = Domain(**held, **{**numbers, **counts})
 
     def _unlike(self, signals: Tensor) -> bool:
         """Whether these images (R, S) are unlike those of the domain. What is not finite is like anything."""
@@ -201,8 +250,17 @@ class StreamStatistics:
     def _restart(self, signals: Tensor, count: int) -> None:
         """A new average begins, of `count` images that look like this (R, S)."""
         self.changes += 1
-        usual, source = (0.0, 0.0) if self.domain is None else (self.domain.usual, self.domain.source)
-        self.domain = Domain(count, *_moments(signals), signals[:0], usual, source)
+        assert self.domain is not None
+        mean, variance = _moments(signals)
+        self.domain = replace(
+            self.domain,
+            count=count,
+            mean=mean,
+            variance=variance,
+            recent=signals[:0],
+            compared=0,
+            entropies=_NOT_COMPARED,
+        )
 
     def _join(self, signals: Tensor, before: int) -> None:
         """Average the signals (N, S) with those of `before` images."""

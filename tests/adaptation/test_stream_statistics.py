@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -207,3 +208,53 @@ def test_on_drift_adapts_until_the_average_is_full_and_again_after_a_change() ->
 def test_on_drift_needs_to_see_changes() -> None:
     with pytest.raises(UsageError, match="on-drift"):
         AdaptConfig(when="on-drift", statistics="batch")
+
+
+def predictions(*classes: int, of: int = 5) -> torch.Tensor:
+    return 4 * torch.nn.functional.one_hot(torch.tensor(classes), of).float()
+
+
+def taken_in(*batches: tuple[int, ...]) -> StreamStatistics:
+    """Statistics of a stream with these predictions."""
+    stream = StreamStatistics()
+    for number, classes in enumerate(batches):
+        stream.share(grain(len(classes), number))
+        stream.saw(predictions(*classes))
+    return stream
+
+
+@pytest.mark.parametrize("size", [1, 8, 40])
+def test_runs_of_classes_are_told_from_shuffled_ones(size: int) -> None:
+    """Forty images of each of five classes, class after class, or in any order; as batches of any size."""
+    runs = [kind for kind in range(5) for _ in range(40)]
+    shuffled = [runs[i] for i in torch.randperm(200, generator=torch.Generator().manual_seed(1)).tolist()]
+    for order, expected in ((runs * 2, True), (shuffled * 2, False)):
+        batches = [tuple(order[i : i + size]) for i in range(0, len(order), size)]
+        assert taken_in(*batches).in_runs == expected
+
+
+def test_one_class_alone_is_no_run_and_few_images_tell_nothing() -> None:
+    assert not taken_in(*[(2,) * 32] * 4).in_runs, "that all are alike is what the shares of the classes say"
+    assert not taken_in((0,) * 8 + (1,) * 8).in_runs
+
+
+def test_runs_blend_more_of_the_source_in() -> None:
+    adapter = Adapter(network(), AdaptConfig(when="off"))
+    adapter.step(grain(32, 0))
+    adapter.stream.domain = replace(adapter.stream.domain, seen=64, alike=0.9, classes=torch.full((5,), 0.2))  # type: ignore[type-var]
+    adapter.step(grain(32, 1))
+    assert adapter.stream.source >= 0.75
+    asked = Adapter(network(), AdaptConfig(when="off", source_share=0.25))
+    asked.step(grain(32, 0))
+    asked.stream.domain = replace(asked.stream.domain, seen=64, alike=0.9, classes=torch.full((5,), 0.2))  # type: ignore[type-var]
+    asked.step(grain(32, 1))
+    assert asked.stream.source == 0.25, "what was asked for is kept"
+
+
+def test_what_was_predicted_is_saved_and_restored() -> None:
+    stream = taken_in((0, 1, 2, 3, 4) * 8, (1,) * 40)
+    again = StreamStatistics()
+    again.restore(stream.tensors())
+    assert again.domain is not None and stream.domain is not None
+    assert (again.domain.latest, again.domain.seen, again.domain.alike) == (1, 80, stream.domain.alike)
+    assert torch.equal(again.domain.classes, stream.domain.classes)
