@@ -70,6 +70,11 @@ class SourceModel:
         """EcoTTA's network as published, warmed up; the first call may train for minutes."""
         return warmed_up(self.architecture, self.weights, self.cache)
 
+    @cached_property
+    def constant(self) -> SourceModel:
+        """The same, but biases adapt alone: gradients take BatchNorm's statistics for constants."""
+        return SourceModel.load(self.weights, self.cache, adapt="bias")
+
     @staticmethod
     def load(weights: str, cache: ImageCache, parts: int = 4, adapt: Adapt = "affine") -> SourceModel:
         """A network of the data folder, e.g. `resnet20_jpegft`. Raises `EdgettaError` where data is absent."""
@@ -145,6 +150,10 @@ METHODS: dict[str, Entry] = {
         lambda source, settings, seed: MetaOracle(source.adaptable, source.state, **settings),
         _rates(5e-4, 1e-3, 2e-3, 4e-3),
     ),
+    "oracle_constant": Entry(
+        lambda source, settings, seed: MetaOracle(source.constant.adaptable, source.constant.state, **settings)
+    ),
+    "edgetta_constant": Entry(lambda source, settings, seed: _edgetta(source.constant, settings, seed)),
     "warm_up_only": Entry(lambda source, settings, seed: _edgetta(source, {**settings, "when": "off"}, seed)),
     "edgetta_mirrored": Entry(lambda source, settings, seed: _edgetta(source, {**settings, "mirrored": True}, seed)),
     "edgetta_on_drift": Entry(lambda source, settings, seed: _edgetta(source, {**settings, "when": "on-drift"}, seed)),
@@ -168,6 +177,8 @@ METHODS: dict[str, Entry] = {
 }
 ORACLES = ("oracle_affine", "oracle_meta")
 VARIANTS = {
+    "oracle_constant": "oracle_meta",
+    "edgetta_constant": "edgetta",
     "tent_mirrored": "tent",
     "edgetta_recompute_int8": "edgetta",
     "warm_up_only": "edgetta",
