@@ -174,14 +174,15 @@ def _estimate(
     planned = [(stream, size, seed) for stream in streams for size in sizes for seed in seeds]
     with progress_bar("estimates", len(planned), unit="runs") as update:
         for position, (stream, size, seed) in enumerate(planned):
+            weights = _weights(stream, model)
             update(position, note=f"{stream}, batch {size}, seed {seed}")
-            key = {"stream": stream, "model": model, "batch": size, "images": images, "seed": seed}
+            key = {"stream": stream, "model": weights, "batch": size, "images": images, "seed": seed}
             if any(all(row[field] == value for field, value in key.items()) for row in rows):
                 continue
             if end is not None and time.monotonic() > end:
                 break
-            picked = dict(chosen(tried, "edgetta", size, model))
-            rows.append(estimate(source(model), StreamSpec(stream, images, size, seed), cache, picked))
+            picked = dict(chosen(tried, "edgetta", size, weights))
+            rows.append(estimate(source(weights), StreamSpec(stream, images, size, seed), cache, picked))
             if path is not None:
                 write_results(path, rows, settings)
     names = ("stream", "model", "batch", "images", "seed", "error", "estimated_error", "mean_absolute_error")
@@ -220,7 +221,7 @@ def _run(
     planned = [(s, b, seed, n) for seed in seeds for s in streams for b in sizes for n in names]
     with progress_bar("streams", len(planned), unit="runs") as update:
         for position, (stream, batch, seed, name) in enumerate(planned):
-            weights = JPEG_MODEL if stream == "jpeg-shift" else model
+            weights = _weights(stream, model)
             update(position, note=f"{stream}, batch {batch}, seed {seed}, {name}")
             picked = dict(chosen(tried, name, batch, weights))
             key = {"stream": stream, "method": name, "model": weights, "batch": batch, "images": images, "seed": seed}
@@ -236,6 +237,11 @@ def _run(
                 write_results(path, rows, settings)
     wanted = [row for row in rows if row["stream"] in streams and row["batch"] in sizes and row["images"] == images]
     print_table(*table(wanted), left=("stream", "method"))
+
+
+def _weights(stream: str, model: str) -> str:
+    """The network that meets a stream."""
+    return JPEG_MODEL if stream == "jpeg-shift" else model
 
 
 def _write(path: Path | None, markdown_path: Path | None, plot_path: Path | None) -> None:
