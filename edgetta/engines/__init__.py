@@ -1,0 +1,1 @@
+"""Whole-network programs over plain arrays, and the engines that run them."""
