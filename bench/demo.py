@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgetta.adaptation.adapter import AdaptConfig
+from edgetta.segmented.adapter import AdaptConfig
 from edgetta.bench.baselines import BatchNormStatistics, EcottaStock, Method, Source, Tent, TentConfig
 from edgetta.bench.corruption import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt, frost_source
 from edgetta.bench.datasets import Images, digits

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgetta.adaptation.step_rate import choose_rate
+from edgetta.segmented.step_rate import choose_rate
 from edgetta.bench.corruption import EXTRA_CORRUPTIONS
 from edgetta.bench.report import PALETTE, Block, Facts, Heading, Paragraph, Picture, Table, picture, plot, render
 

@@ -145,7 +145,7 @@ def measure(
     """
     import torch
 
-    from edgetta.adaptation.adapter import Adapter
+    from edgetta.segmented.adapter import Adapter
     from edgetta.bundle.engines import engine_of
     from edgetta.devices import thermal
     from edgetta.memory.step_peak import StepCase, measure_step

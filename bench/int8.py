@@ -145,7 +145,7 @@ class _Predictor:
     """Logits for images, from one network in one of the three ways; with `every`, every image counts in updates."""
 
     def __init__(self, bundle: Bundle, adaptation: str, every: bool) -> None:
-        from edgetta.adaptation.adapter import Adapter
+        from edgetta.segmented.adapter import Adapter
         from edgetta.bundle import build_network, source_program
 
         self._bare = source_program(bundle, "onnxruntime") if adaptation == "bare" else None
@@ -230,7 +230,7 @@ def _floats(images: np.ndarray, size: int) -> Tensor:
 
 def _prepare(name: str, precision: str, source: Labelled, held_out: Labelled, settings: Settings, path: Path) -> None:
     """Warm the meta-networks up through the segments of this precision, and write the bundle."""
-    from edgetta.adaptation.adapter import AdaptConfig
+    from edgetta.segmented.adapter import AdaptConfig
     from edgetta.bench.datasets import data_folder
     from edgetta.export.bundle_writer import write_bundle
     from edgetta.export.preparation import calibration, prepare

@@ -106,7 +106,7 @@ def measure(
     """
     import torch
 
-    from edgetta.adaptation.adapter import AdaptConfig, Adapter
+    from edgetta.segmented.adapter import AdaptConfig, Adapter
     from edgetta.bundle import build_network, source_program
     from edgetta.models import load_model
 
@@ -179,7 +179,7 @@ class _Packing:
 
 
 def _bundle(model: Model, parts: int, form: str, adapt: Adapt, folder: Path) -> Bundle:
-    from edgetta.adaptation.adapter import AdaptConfig
+    from edgetta.segmented.adapter import AdaptConfig
     from edgetta.adaptation.model import build
     from edgetta.bundle import read_bundle
     from edgetta.export.bundle_writer import write_bundle

@@ -149,7 +149,7 @@ class Meta:
     """edgetta's network with its meta-networks, adapting or not."""
 
     def __init__(self, derived: Derived, network: AdaptiveNetwork, *, adapts: bool) -> None:
-        from edgetta.adaptation.adapter import AdaptConfig
+        from edgetta.segmented.adapter import AdaptConfig
         from edgetta.bench.baselines import EcottaStock
 
         self.network = network
@@ -165,7 +165,7 @@ class Meta:
         self.start()
 
     def start(self) -> None:
-        from edgetta.adaptation.adapter import Adapter
+        from edgetta.segmented.adapter import Adapter
 
         self.network.load_state_dict({name: tensor.clone() for name, tensor in self._start.items()})
         self._adapter = Adapter(self.network, self.config)

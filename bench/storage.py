@@ -19,7 +19,7 @@ from edgetta.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from edgetta.adaptation.adapter import AdaptConfig
+    from edgetta.segmented.adapter import AdaptConfig
     from edgetta.adaptation.model import AdaptableModel
     from edgetta.adaptation.network import AdaptiveNetwork
     from edgetta.adaptation.step_memory import StepMemory
@@ -120,7 +120,7 @@ def measure(
     stream: Stream, settings: Settings, seed: int, storage: str, base: dict[str, Any] | None
 ) -> dict[str, Any]:
     """The row of one storage; `base` is that of `full` on the same stream, None for `full` itself."""
-    from edgetta.adaptation.adapter import AdaptConfig, Adapter
+    from edgetta.segmented.adapter import AdaptConfig, Adapter
     from edgetta.adaptation.step_memory import StepMemory
     from edgetta.memory.meter import measure_kept
 
@@ -158,7 +158,7 @@ def gradient_error(network: AdaptiveNetwork, images: Tensor, memory: StepMemory,
     """Relative L2 distance of all gradients from those of `full`, from the network's weights; leaves it as it was."""
     import torch
 
-    from edgetta.adaptation.objective import filtered_entropy
+    from edgetta.segmented.objective import filtered_entropy
     from edgetta.adaptation.step_memory import FULL
 
     parameters = list(network.parameters())

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgetta.adaptation.adapter import AdaptConfig, Adapter, StepResult
+    from edgetta.segmented.adapter import AdaptConfig, Adapter, StepResult
     from edgetta.adaptation.module import AdaptedModule, adapt
     from edgetta.adaptation.step_memory import StepMemory
     from edgetta.errors import EdgettaError
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "AdaptConfig": "edgetta.adaptation.adapter",
+    "AdaptConfig": "edgetta.segmented.adapter",
     "AdaptedModule": "edgetta.adaptation.module",
-    "Adapter": "edgetta.adaptation.adapter",
+    "Adapter": "edgetta.segmented.adapter",
     "EdgettaError": "edgetta.errors",
     "Runtime": "edgetta.runtime",
     "StepMemory": "edgetta.adaptation.step_memory",
-    "StepResult": "edgetta.adaptation.adapter",
+    "StepResult": "edgetta.segmented.adapter",
     "adapt": "edgetta.adaptation.module",
     "load": "edgetta.runtime",
     "load_model": "edgetta.models",

@@ -11,29 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from safetensors import safe_open
-from safetensors.torch import save
-from torch import Tensor
+from safetensors.numpy import save
 
-from edgetta.adaptation.adapter import AdaptConfig, Adapter, StepResult
-from edgetta.adaptation.model import Gradient
-from edgetta.adaptation.network import BatchNorm
-from edgetta.adaptation.step_memory import FULL, StepMemory
-from edgetta.bundle import (
-    Bundle,
-    build_network,
-    engine_name,
-    open_engine,
-    processor_engines,
-    read_bundle,
-    self_test,
-)
+from edgetta.adaptation.adapter import Adapter, StepResult
+from edgetta.adaptation.config import AdaptConfig, BatchNorm
+from edgetta.adaptation.state import restored_state
+from edgetta.adaptation.step_plan import KEEP, StepPlan
+from edgetta.bundle import Bundle, engine_name, open_engine, processor_engines, read_bundle, self_test
 from edgetta.errors import BundleError, UsageError
 from edgetta.memory.allocator import return_freed_memory
-from edgetta.memory.choice import Choice
 from edgetta.memory.keep import Keeper, ladder_without_costs
-from edgetta.memory.kernel_cache import limit_kernel_cache
 from edgetta.memory.plan import Plan, Wishes, plan_step
 from edgetta.memory.room import RoomMeter
 from edgetta.memory.sizes import parse_size
@@ -41,11 +29,14 @@ from edgetta.storage import atomic_write_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from edgetta.bundle.tensorrt_engines import TensorRTConfig
 
+    Array = NDArray[Any]
+
 _STATE_FORMAT = "edgetta.state"
-_STATE_VERSION = 1
+_STATE_VERSION = 2
 _MAX_STATE_BYTES = 1 << 30
 
 
@@ -54,11 +45,10 @@ def load(
     engine: str = "auto",
     *,
     config: AdaptConfig | None = None,
-    gradient: Gradient = "auto",
     batch_norm: BatchNorm | None = None,
     threads: int = 0,
     check: bool = True,
-    memory: StepMemory | None = None,
+    memory: StepPlan | None = None,
     tensorrt: TensorRTConfig | None = None,
     engine_cache: str | os.PathLike[str] | None = None,
     budget: int | str | None = None,
@@ -70,25 +60,23 @@ def load(
                   TensorRT where `edgetta build` was run for this bundle, ONNX Runtime or torch on a GPU,
                   ONNX Runtime, torch
     config        adaptation settings; the bundle's own when None
-    gradient      "auto", "exact", "recompute" or "local"
-    batch_norm    "auto", "batch", "ema" or "source"; the bundle's own when None
-    threads       per engine; 0 takes torch's number
+    batch_norm    "stream", "batch" or "source" (as shipped), in place of the configured one
+    threads       per engine; 0: as many as there are cores to use
     check         run the bundle's self-test on this engine
-    memory        what a step keeps between forward and backward; everything when None, or what a budget leaves
+    memory        what a step uses of memory; everything when None, or what a budget leaves
     tensorrt      settings of the engine "tensorrt"; those of the last `edgetta build` when None. Engines that are
                   missing are built, which takes minutes
     engine_cache  folder of TensorRT's engines; `edgetta/engines` in the user's cache folder when None
     budget        bytes, or a size such as "256MiB", that steps may take above the loaded model. They are planned for
                   it (`Runtime.plan`), measured, and kept in it (`Runtime.keeper`); None takes what it takes
     batch         with a budget: images that one call brings at most; more are split
-    Raises `BundleError` when the bundle is damaged, unsafe, too new, or fails its self-test here, `BudgetError` for a
-    budget that is too small.
+    Raises `BundleError` when the bundle is damaged, unsafe, of another version, or fails its self-test here,
+    `BudgetError` for a budget that is too small.
     """
     return Runtime(
         read_bundle(Path(bundle)),
         engine,
         config,
-        gradient,
         batch_norm,
         threads,
         check,
@@ -103,8 +91,8 @@ def load(
 class Runtime:
     """Predicts and adapts. `runtime(images)` returns logits (N, classes) as predicted before the update.
 
-    Images are uint8 (N, H, W, C), float (N, C, H, W) in [0, 1], or one such image without N. On a GPU engine the
-    logits stay on the GPU.
+    Images are uint8 (N, H, W, C), float (N, C, H, W) in [0, 1], or one such image without N. Numpy arrays give numpy
+    arrays, torch tensors give torch tensors.
     """
 
     def __init__(
@@ -112,11 +100,10 @@ class Runtime:
         bundle: Bundle,
         engine: str = "auto",
         config: AdaptConfig | None = None,
-        gradient: Gradient = "auto",
         batch_norm: BatchNorm | None = None,
         threads: int = 0,
         check: bool = True,
-        memory: StepMemory | None = None,
+        memory: StepPlan | None = None,
         tensorrt: TensorRTConfig | None = None,
         engine_cache: str | os.PathLike[str] | None = None,
         budget: int | str | None = None,
@@ -124,95 +111,90 @@ class Runtime:
     ) -> None:
         self.bundle = bundle
         self.config = config or bundle.config
+        if batch_norm is not None:
+            self.config = replace(self.config, batch_norm=batch_norm)
         self.plan: Plan | None = None
         if budget is not None:
             return_freed_memory()
             wishes = Wishes(
                 batch=batch,
                 engine=engine if engine != "auto" else _processor_engine(bundle, engine_cache),
-                gradient=gradient,
-                storage=None if memory is None else memory.storage,
-                slice=None if memory is None else memory.slice,
-                batch_norm=batch_norm,
+                memory=memory,
                 config=self.config,
             )
             self.plan = plan_step(bundle, parse_size(budget), wishes)
-            engine, gradient = self.plan.choice.engine, self.plan.choice.gradient  # type: ignore[assignment]
-            limit_kernel_cache(engine, len(bundle.model.metas))
-            self.config = replace(self.config, window=self.plan.window or self.config.window)
+            engine = self.plan.choice.engine
         cache = Path(engine_cache) if engine_cache else None
         self.engine = open_engine(bundle, engine, threads, tensorrt, cache)
-        self.network = build_network(bundle, self.engine, gradient, batch_norm, memory=memory or FULL)
         if check:
-            self_test(bundle, self.network, self.engine.source(), gradients=self.config.when != "off")
-        self._start = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
-        parameters = list(self.network.parameters()) if self.config.anchor else []
-        self._shipped = [parameter.detach().clone() for parameter in parameters] or None
-        self._source: Any = None
-        self._statistics = self.network.statistics_snapshot()
-        self.adapter = self._adapter()
-        self.keeper = self._keeper(gradient)
+            self_test(bundle, self.engine, gradients=self.config.when != "off")
+        self.adapter = Adapter(self.engine, self.config, bundle.content, bundle.rate_law)
+        self.keeper = self._keeper(memory)
         if self.plan is not None:
             self._rehearse(self.plan)
 
-    def __call__(self, images: Tensor | NDArray[Any]) -> Tensor:
+    def __call__(self, images: Array | Tensor) -> Any:
         return self.step(images).logits
 
-    def step(self, images: Tensor | NDArray[Any]) -> StepResult:
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.bundle.input_shape))
+        return (
+            f"<edgetta.Runtime {self.bundle.name!r} on {self.engine.name}: images {shape}, "
+            f"{self.bundle.class_count} classes, {self.config.when}, {self.adapter.state.steps:,} batches seen>"
+        )
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of the classes in the order of the logits; None where the bundle has none."""
+        return self.bundle.classes
+
+    def step(self, images: Array | Tensor) -> StepResult:
         """Predict and adapt; see `StepResult`.
 
         Where memory runs out, in any engine, the step is undone and the images are predicted; see `keeper.record`.
         Raises `UsageError` for images of another shape or type.
         """
-        return self.keeper.step(self.as_input(images))
+        result = self.keeper.step(self.as_input(images))
+        if isinstance(images, np.ndarray):
+            return result
+        return replace(result, logits=_as_torch(result.logits), entropy=_as_torch(result.entropy))
 
-    def source(self, images: Tensor | NDArray[Any]) -> Tensor:
-        """Logits (N, classes) of the unadapted backbone with the statistics of its training."""
-        if self._source is None:
-            self._source = self.engine.source()
-        logits: Tensor = self._source(self.as_input(images))
-        return logits
+    def source(self, images: Array | Tensor) -> Any:
+        """Logits (N, classes) of the network as it was shipped, with the statistics of its training."""
+        programs = self.engine.programs
+        logits = self.engine.predict(self.as_input(images), programs.shipped, programs.source)
+        return logits if isinstance(images, np.ndarray) else _as_torch(logits)
 
-    def as_input(self, images: Tensor | NDArray[Any]) -> Tensor:
-        """Images as the network takes them: float32 (N, C, H, W) in [0, 1], contiguous, on the engine's device."""
-        tensor = torch.from_numpy(np.ascontiguousarray(images)) if isinstance(images, np.ndarray) else images
-        shape = self.bundle.model.input_shape
-        if tensor.dtype != torch.uint8 and not tensor.is_floating_point():
+    def as_input(self, images: Array | Tensor) -> Array:
+        """Images as programs take them: float32 (N, C, H, W) in [0, 1], contiguous, the runtime's own to keep."""
+        array = np.asarray(images if isinstance(images, np.ndarray) else images.detach().cpu().numpy())
+        channels, height, width = shape = self.bundle.input_shape
+        if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
             raise UsageError(f"images are {images.dtype}; give uint8 in [0, 255], or floats in [0, 1]")
-        if tensor.dim() == 3:
-            tensor = tensor[None]
-        if tensor.dtype == torch.uint8 and tensor.dim() == 4 and tensor.shape[3] == shape[0]:
-            tensor = tensor.permute(0, 3, 1, 2)
-        if tensor.dim() != 4 or tuple(tensor.shape[1:]) != shape or tensor.shape[0] == 0:
+        if array.ndim == 3:
+            array = array[None]
+        if array.dtype == np.uint8 and array.ndim == 4 and array.shape[3] == channels:
+            array = array.transpose(0, 3, 1, 2)
+        if array.ndim != 4 or tuple(array.shape[1:]) != shape or not len(array):
             raise UsageError(
                 f"images have shape {tuple(images.shape)}; this bundle takes float (N, {', '.join(map(str, shape))}) "
-                f"in [0, 1] or uint8 (N, {shape[1]}, {shape[2]}, {shape[0]})"
+                f"in [0, 1] or uint8 (N, {height}, {width}, {channels})"
             )
-        tensor = tensor.to(self.network.device)  # pixels as bytes, where they are bytes
-        floats = tensor.to(torch.float32, memory_format=torch.contiguous_format)
-        return floats.div_(255) if tensor.dtype == torch.uint8 else floats
+        if array.dtype == np.uint8:
+            return np.ascontiguousarray(array) * np.float32(1 / 255)
+        return np.ascontiguousarray(array, np.float32)
 
     def reset(self) -> None:
-        """Go back to the network that was shipped: weights, statistics, momentum, window and counters."""
-        self.network.load_state_dict(self._start)
-        self._attach(self._adapter())
+        """Go back to the network that was shipped: parameters, statistics, momentum, window and counters."""
+        self.adapter.state = self.adapter.begin()
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
-        """Write what was learnt to a file, atomically: a full disk or a crash leaves the file that was there.
+        """Write all that was learnt to a file, atomically: a full disk or a crash leaves the file that was there.
 
-        Weights, statistics and what they are averages of, momentum and counters; not the window of recent small
-        batches. Raises `StorageError`.
+        Raises `StorageError`.
         """
-        tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
-        tensors |= self.adapter.optimizer_tensors()
-        tensors |= {f"stream.{name}": tensor for name, tensor in self.adapter.stream.tensors().items()}
-        owned = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        info = {
-            "version": _STATE_VERSION,
-            "bundle": self.bundle.identity,
-            "counters": self.adapter.counters(),
-            "sha256": _digest(owned),
-        }
+        owned = {name: np.ascontiguousarray(array) for name, array in self.adapter.state.arrays().items()}
+        info = {"version": _STATE_VERSION, "bundle": self.bundle.identity, "sha256": _digest(owned)}
         atomic_write_bytes(path, save(owned, {_STATE_FORMAT: json.dumps(info)}))
 
     def load_state(self, path: str | os.PathLike[str]) -> None:
@@ -221,48 +203,37 @@ class Runtime:
         the runtime is then as it was.
         """
         file = Path(path)
-        info, tensors = _read_state(file)
+        info, arrays = _read_state(file)
         if info.get("bundle") != self.bundle.identity:
             raise BundleError(f"{file} belongs to another bundle; load it with the bundle that it was saved with")
-        if not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
-            raise BundleError(f"{file} holds values that are not finite; delete it and start from the bundle")
-        network = {k.removeprefix("network."): t for k, t in tensors.items() if k.startswith("network.")}
-        stream = {k.removeprefix("stream."): t for k, t in tensors.items() if k.startswith("stream.")}
-        optimizer = {k: t for k, t in tensors.items() if not k.startswith(("network.", "stream."))}
-        adapter = self._adapter()
         try:
-            adapter.stream.restore(stream)
-            adapter.restore(optimizer, info["counters"])
-            self.network.load_state_dict(network)
+            self.adapter.state = restored_state(arrays, self.adapter.state, self.adapter.normaliser)
         except ValueError as error:
-            raise BundleError(f"{file}: {error}") from error
-        self._attach(adapter)
+            raise BundleError(f"{file}: {error}; delete it and start from the bundle") from error
 
-    def _keeper(self, gradient: Gradient) -> Keeper:
+    def _keeper(self, memory: StepPlan | None) -> Keeper:
         plan = self.plan
         if plan is None:
-            memory = self.network.memory
-            unlimited = Choice(self.engine.name, 1 << 20, "", gradient, memory.storage, memory.slice)
-            return Keeper(self.adapter, ladder_without_costs(unlimited))
+            return Keeper(self.adapter, ladder_without_costs(self.engine.name, memory or KEEP))
         return Keeper(self.adapter, plan.ladder, needs=plan.at, budget=plan.budget, room=RoomMeter().read)
 
     def _rehearse(self, plan: Plan) -> None:
         """Take what a first step takes once, and see on a small batch whether this machine is as the plan has it."""
         count = max(1, plan.choice.batch // 8)
-        images = torch.rand(count, *self.bundle.model.input_shape, generator=torch.Generator().manual_seed(0))
+        images = np.random.default_rng(0).random((count, *self.bundle.input_shape), np.float32)
         try:
             # Every image counts, so that no part of the backward is left out.
-            self.keeper.attach(Adapter(self.network, replace(self.config, entropy_margin=1.0)))
+            config = replace(self.config, entropy_margin=1.0)
+            self.keeper.attach(Adapter(self.engine, config, self.bundle.content, self.bundle.rate_law))
             self.keeper.rehearse(images)
         finally:
-            self.reset()
+            self.keeper.attach(self.adapter)
 
-    def _adapter(self) -> Adapter:
-        return Adapter(self.network, self.config, self.bundle.rate_law, self._shipped, self._statistics)
 
-    def _attach(self, adapter: Adapter) -> None:
-        self.adapter = adapter
-        self.keeper.attach(adapter)
+def _as_torch(array: Array) -> Any:
+    import torch
+
+    return torch.from_numpy(array)
 
 
 def _processor_engine(bundle: Bundle, engine_cache: str | os.PathLike[str] | None) -> str:
@@ -276,34 +247,39 @@ def _processor_engine(bundle: Bundle, engine_cache: str | os.PathLike[str] | Non
     return "auto" if "onnxruntime" in processor_engines() else "torch"
 
 
-def _read_state(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What a state file says of itself, and its tensors, checked against their digest."""
+def _read_state(file: Path) -> tuple[dict[str, Any], dict[str, Array]]:
+    """What a state file says of itself, and its arrays, checked against their digest."""
     if not file.is_file():
         raise BundleError(f"there is no state file {file}")
     if file.stat().st_size > _MAX_STATE_BYTES:
         raise BundleError(f"{file} is larger than any state file; check the path")
     try:
-        with safe_open(file, "pt") as opened:
+        with safe_open(file, "np") as opened:
             info = json.loads((opened.metadata() or {})[_STATE_FORMAT])
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        if info["version"] > _STATE_VERSION:
+            arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        version = info["version"]
+        if type(version) is int and version > _STATE_VERSION:
             raise BundleError(f"{file} was written by a newer edgetta; update this one")
-        if info["sha256"] != _digest(tensors):
+        if type(version) is int and version < _STATE_VERSION:
+            raise BundleError(
+                f"{file} was written by an edgetta whose state this one cannot use; move it away to start from the bundle"
+            )
+        if info["sha256"] != _digest(arrays):
             raise ValueError("its SHA-256 differs")
-        info["counters"] = {str(name): int(count) for name, count in info["counters"].items()}
     except BundleError:
         raise
     except Exception as error:  # safetensors raises its own kind
         raise BundleError(
             f"{file} is not an edgetta state file or is damaged ({error}); delete it and start from the bundle"
         ) from error
-    return info, tensors
+    return info, arrays
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def _digest(arrays: Mapping[str, Array]) -> str:
     """SHA-256 of names, shapes and values: a flipped bit in a weight would otherwise go unnoticed."""
     digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype} ".encode())
-        digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.shape} {array.dtype} ".encode())
+        digest.update(array.tobytes())
     return digest.hexdigest()

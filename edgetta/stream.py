@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 
+from edgetta.adaptation.normaliser import softmax
 from edgetta.errors import UsageError
 from edgetta.interruption import held
 from edgetta.predictions import Prediction, PredictionWriter
 from edgetta.sources import Frame, Skipped, Source
-from edgetta.sources.tensors import images_of
+from edgetta.sources.pictures import images_of
 
 RECENT = 512
 """Frames that the estimate of the current error looks back."""
@@ -117,7 +118,7 @@ def run_stream(
         raise UsageError(f"a batch of {batch} frames is none; use 1 or more")
     if limit is not None and limit < 1:
         raise UsageError(f"a limit of {limit} frames leaves none; use 1 or more")
-    channels = runtime.bundle.model.input_shape[0]
+    channels = runtime.bundle.input_shape[0]
     if channels not in (1, 3):
         raise UsageError(f"the bundle takes {channels} channels; sources deliver 3, and 1 can be made of them")
     summary = Summary() if summary is None else summary
@@ -134,7 +135,8 @@ def run_stream(
                 started = time.perf_counter()
                 result = runtime.step(images)
                 summary.step_seconds += time.perf_counter() - started
-                confidence, predicted = (t.tolist() for t in torch.softmax(result.logits, 1).max(1))
+                probabilities = softmax(result.logits)
+                confidence, predicted = probabilities.max(1).tolist(), result.logits.argmax(1).tolist()
                 _count(summary, predicted, [label_of(frame) for frame in chosen], result)
                 if writer is not None:
                     writer.write(_rows(summary.frames - len(chosen), chosen, predicted, confidence, result, names))
@@ -156,7 +158,7 @@ def _labels_of(source: Source) -> Callable[[Frame], int | None]:
 
 
 def _count(summary: Summary, predicted: Sequence[int], labels: Sequence[int | None], result: StepResult) -> None:
-    finite = torch.isfinite(result.logits).all(1)
+    finite = np.isfinite(result.logits).all(1)
     summary.frames += len(predicted)
     summary.steps += 1
     summary.adapted += result.adapted
@@ -164,7 +166,7 @@ def _count(summary: Summary, predicted: Sequence[int], labels: Sequence[int | No
     summary.refused += result.reason == "non-finite"
     summary.not_finite += len(predicted) - int(finite.sum())
     summary.entropy_sum += float(result.entropy[finite].sum())
-    summary.recent_doubts.extend((1 - result.logits[finite].softmax(1).amax(1)).tolist())
+    summary.recent_doubts.extend((1 - softmax(result.logits[finite]).max(1)).tolist())
     for guess in predicted:
         summary.classes[guess] = summary.classes.get(guess, 0) + 1
     wrong = [label != guess for label, guess in zip(labels, predicted, strict=True) if label is not None]

@@ -26,7 +26,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from edgetta import __version__
-from edgetta.adaptation.adapter import AdaptConfig
+from edgetta.segmented.adapter import AdaptConfig
 from edgetta.adaptation.model import AdaptableModel, Gradient, build
 from edgetta.adaptation.network import AdaptiveNetwork
 from edgetta.bundle import SelfTest, build_network, engine_name, read_bundle, self_test

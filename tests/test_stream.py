@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgetta.adaptation.adapter import AdaptConfig, StepResult
+from edgetta.segmented.adapter import AdaptConfig, StepResult
 from edgetta.bundle import read_bundle
 from edgetta.errors import EdgettaError, UsageError
 from edgetta.memory.accuracy_costs import AccuracyCosts

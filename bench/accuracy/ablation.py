@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from edgetta.adaptation.adapter import AdaptConfig
+from edgetta.segmented.adapter import AdaptConfig
 from edgetta.bench.accuracy.edgetta_method import Edgetta
 from edgetta.bench.accuracy.images import ImageCache
 from edgetta.bench.accuracy.methods import SourceModel

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgetta.adaptation.adapter import AdaptConfig, Adapter
+from edgetta.segmented.adapter import AdaptConfig, Adapter
 from edgetta.adaptation.model import AdaptableModel, build
 from edgetta.adaptation.network import AdaptiveNetwork
-from edgetta.adaptation.objective import cross_entropy
+from edgetta.segmented.objective import cross_entropy
 from edgetta.adaptation.step_memory import FULL, StepMemory
 from edgetta.bench.baselines.batch_norm_statistics import batch_norms, with_batch_statistics
 from edgetta.segments.torch_engine import TorchSegment

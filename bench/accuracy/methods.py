@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgetta.adaptation.adapter import AdaptConfig
+from edgetta.segmented.adapter import AdaptConfig
 from edgetta.adaptation.model import AdaptableModel
 from edgetta.adaptation.step_memory import FULL, StepMemory
 from edgetta.bench.accuracy.edgetta_method import AffineOracle, Edgetta, MetaOracle, network_of

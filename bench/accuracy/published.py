@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from edgetta.adaptation.adapter import AdaptConfig
+from edgetta.segmented.adapter import AdaptConfig
 from edgetta.adaptation.model import AdaptableModel
 from edgetta.bench.accuracy.edgetta_method import Edgetta, network_of
 from edgetta.bench.accuracy.images import CLEAN, ImageCache

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgetta.adaptation.objective import entropy
+from edgetta.segmented.objective import entropy
 from edgetta.bench.baselines.affine import AffineMethod
 from edgetta.errors import UsageError
 

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from edgetta.adaptation.adapter import AdaptConfig
+from edgetta.segmented.adapter import AdaptConfig
 from edgetta.adaptation.channel_norm import EPSILON
 from edgetta.adaptation.meta_network import MetaNetwork
-from edgetta.adaptation.objective import entropy
-from edgetta.adaptation.step_rate import DEFAULT_RATE
+from edgetta.segmented.objective import entropy
+from edgetta.segmented.step_rate import DEFAULT_RATE
 from edgetta.errors import UsageError
 from edgetta.memory.meter import stock_saved_bytes
 

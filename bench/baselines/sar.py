@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from edgetta.adaptation.objective import entropy
+from edgetta.segmented.objective import entropy
 from edgetta.bench.baselines.affine import AffineMethod
 from edgetta.errors import UsageError
 

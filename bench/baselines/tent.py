@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from edgetta.adaptation.objective import entropy
+from edgetta.segmented.objective import entropy
 from edgetta.bench.baselines.affine import AffineMethod
 from edgetta.errors import UsageError
 

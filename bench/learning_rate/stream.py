@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgetta.adaptation.adapter import AdaptConfig, Adapter
+from edgetta.segmented.adapter import AdaptConfig, Adapter
 from edgetta.adaptation.network import AdaptiveNetwork
 from edgetta.bench.corruption import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt
 from edgetta.bench.datasets import cifar10_jpeg, data_folder

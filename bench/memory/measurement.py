@@ -117,7 +117,7 @@ def _method(name: str, bundle: Bundle, images: Tensor) -> Any:
         return baselines.Eata(module, [images], config)
     if name == "cotta":
         return baselines.Cotta(module, baselines.CottaConfig(augmentations=1))
-    from edgetta.adaptation.adapter import AdaptConfig
+    from edgetta.segmented.adapter import AdaptConfig
 
     metas = build_network(bundle, "torch").metas
     return baselines.EcottaStock(module, bundle.model.cuts, list(metas), AdaptConfig(entropy_margin=1.0))  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from edgetta.adaptation.adapter import AdaptConfig, Adapter, StepResult
+from edgetta.segmented.adapter import AdaptConfig, Adapter, StepResult
 from edgetta.adaptation.model import Gradient, build, check_choices
 from edgetta.adaptation.network import AdaptiveNetwork, BatchNorm
 from edgetta.adaptation.step_memory import FULL, StepMemory

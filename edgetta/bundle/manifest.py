@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar, get_args
 
-from edgetta.adaptation.adapter import AdaptConfig
+from edgetta.segmented.adapter import AdaptConfig
 from edgetta.adaptation.meta_network import Initialisation, MetaSpec
 from edgetta.adaptation.model import Gradient
 from edgetta.adaptation.network import BatchNorm

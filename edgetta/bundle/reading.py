@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgetta.adaptation.adapter import AdaptConfig
+from edgetta.segmented.adapter import AdaptConfig
 from edgetta.adaptation.model import AdaptableModel, Gradient
 from edgetta.adaptation.network import BatchNorm
 from edgetta.bundle.files import BundleFiles, open_bundle

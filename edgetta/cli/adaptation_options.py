@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from edgetta.adaptation.adapter import AdaptConfig
+    from edgetta.segmented.adapter import AdaptConfig
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 

@@ -87,7 +87,7 @@ def measured_rates(
         UsageError: images that cannot be corrupted.
         CurvatureError: too few images, or too little memory.
     """
-    from edgetta.adaptation.adapter import AdaptConfig
+    from edgetta.segmented.adapter import AdaptConfig
     from edgetta.cli.corrupted import kept_apart
     from edgetta.cli.progress import progress_bar
     from edgetta.offline.learning_rate.adaptation_curvature import measure_adaptation

@@ -28,7 +28,7 @@ from edgetta.memory.peak import give_back, high_water, reset_high_water, residen
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from edgetta.adaptation.adapter import Adapter
+    from edgetta.segmented.adapter import Adapter
     from edgetta.bundle import Bundle
 
 MEASURED_BYTES = 64 << 20
@@ -147,7 +147,7 @@ def _prediction_points(bundle: Bundle, engine: str, threads: int, sizes: _Sizes)
 
 def _adapter(bundle: Bundle, engine: str, gradient: str, threads: int) -> Adapter:
     """An adapter that goes all the way at every step, and ends where it began."""
-    from edgetta.adaptation.adapter import AdaptConfig, Adapter
+    from edgetta.segmented.adapter import AdaptConfig, Adapter
     from edgetta.bundle import build_network
 
     network = build_network(bundle, engine, gradient, threads=threads)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from edgetta.adaptation.adapter import StepResult, merged
+from edgetta.segmented.adapter import StepResult, merged
 from edgetta.adaptation.step_memory import StepMemory
 from edgetta.errors import EdgettaError, one_line
 from edgetta.memory.allocation_failure import is_allocation_failure
@@ -29,7 +29,7 @@ from edgetta.memory.sizes import size_text
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from edgetta.adaptation.adapter import Adapter
+    from edgetta.segmented.adapter import Adapter
 
 logger = logging.getLogger(__name__)
 

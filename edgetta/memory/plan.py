@@ -26,8 +26,8 @@ from edgetta.memory.cost_model import Cost, CostModel
 from edgetta.memory.sizes import size_text
 
 if TYPE_CHECKING:
-    from edgetta.adaptation.adapter import AdaptConfig
-    from edgetta.adaptation.step_rate import RateChoice
+    from edgetta.segmented.adapter import AdaptConfig
+    from edgetta.segmented.step_rate import RateChoice
     from edgetta.bundle import Bundle
 
 MARGIN = 0.05
@@ -129,8 +129,8 @@ def plan_step(bundle: Bundle, budget: int, wishes: Wishes | None = None) -> Plan
         BudgetError: nothing fits; it names the smallest budget that would do, and what would lower it.
         UsageError: the bundle has no cost model, or not of what was asked for.
     """
-    from edgetta.adaptation.adapter import law_for
-    from edgetta.adaptation.step_rate import choose_rate
+    from edgetta.segmented.adapter import law_for
+    from edgetta.segmented.step_rate import choose_rate
 
     wishes = wishes or Wishes()
     search = _Search.of(bundle, wishes)

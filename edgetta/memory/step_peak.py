@@ -58,7 +58,7 @@ def step_here(**arguments: Any) -> dict[str, Any]:
     """`measure_step` in this process."""
     import torch
 
-    from edgetta.adaptation.adapter import AdaptConfig, Adapter
+    from edgetta.segmented.adapter import AdaptConfig, Adapter
     from edgetta.adaptation.step_memory import StepMemory
     from edgetta.bundle import build_network, read_bundle
     from edgetta.memory.meter import measure_kept

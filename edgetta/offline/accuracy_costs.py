@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgetta.adaptation.adapter import AdaptConfig, Adapter
+from edgetta.segmented.adapter import AdaptConfig, Adapter
 from edgetta.adaptation.network import AdaptiveNetwork
 from edgetta.adaptation.step_memory import FULL, StepMemory
 from edgetta.errors import UsageError

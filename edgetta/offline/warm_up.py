@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from edgetta.adaptation.network import AdaptiveNetwork
-from edgetta.adaptation.objective import cross_entropy
+from edgetta.segmented.objective import cross_entropy
 from edgetta.errors import BundleError, EdgettaError, UsageError
 from edgetta.offline.augment import Augmentation, augment
 from edgetta.offline.curvature import Processes

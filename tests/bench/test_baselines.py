@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgetta.adaptation.adapter import AdaptConfig, Adapter
+from edgetta.segmented.adapter import AdaptConfig, Adapter
 from edgetta.adaptation.meta_network import MetaNetwork, MetaSpec
-from edgetta.adaptation.objective import entropy
+from edgetta.segmented.objective import entropy
 from edgetta.bench.baselines import (
     BatchNormStatistics,
     Cotta,

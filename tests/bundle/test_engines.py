@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from edgetta.adaptation.adapter import AdaptConfig, Adapter
+from edgetta.segmented.adapter import AdaptConfig, Adapter
 from edgetta.bench.exactness.reference import randomise
 from edgetta.bundle import build_network, read_bundle, self_test, source_program
 from edgetta.errors import MissingDependencyError, UsageError

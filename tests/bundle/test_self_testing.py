@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from edgetta.adaptation.adapter import AdaptConfig, Adapter
+from edgetta.segmented.adapter import AdaptConfig, Adapter
 from edgetta.bundle import build_network, read_bundle, self_test
 from edgetta.errors import BundleError
 from tests.adaptation.backbones import small_model

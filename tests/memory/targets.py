@@ -90,7 +90,7 @@ def wait() -> None:
 def pieces_of_a_step(bundle: str, batch: int, engine: str) -> dict[str, list[tuple[str, int, int, int, int]] | bool]:
     import torch
 
-    from edgetta.adaptation.adapter import AdaptConfig, Adapter
+    from edgetta.segmented.adapter import AdaptConfig, Adapter
     from edgetta.bundle import build_network, read_bundle
     from edgetta.memory.allocation_profile import allocation_profile
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgetta.adaptation.adapter import AdaptConfig, Adapter
+from edgetta.segmented.adapter import AdaptConfig, Adapter
 from edgetta.bundle import read_bundle
 from edgetta.errors import EdgettaError
 from edgetta.memory import keep

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgetta.adaptation.adapter import AdaptConfig, Adapter
+from edgetta.segmented.adapter import AdaptConfig, Adapter
 from edgetta.adaptation.network import AdaptiveNetwork
 from edgetta.adaptation.step_memory import StepMemory
 from edgetta.errors import UsageError

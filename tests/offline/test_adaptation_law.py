@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from edgetta.adaptation.adapter import AdaptConfig, Adapter
+from edgetta.segmented.adapter import AdaptConfig, Adapter
 from edgetta.adaptation.network import AdaptiveNetwork
-from edgetta.adaptation.step_rate import divergence
+from edgetta.segmented.step_rate import divergence
 from edgetta.errors import UsageError
 from edgetta.offline.curvature import (
     DataSetTooSmallError,

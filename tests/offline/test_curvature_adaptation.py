@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from edgetta.adaptation.objective import cross_entropy, entropy, filtered_entropy
+from edgetta.segmented.objective import cross_entropy, entropy, filtered_entropy
 from edgetta.errors import UsageError
 from edgetta.offline.curvature import HessianOperator, extreme_eigenpairs
 from edgetta.offline.curvature.adaptation import DifferentiableNetwork, adaptation_surface

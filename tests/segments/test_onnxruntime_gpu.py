@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import edgetta
-from edgetta.adaptation.adapter import AdaptConfig
+from edgetta.segmented.adapter import AdaptConfig
 from edgetta.bundle import read_bundle
 from edgetta.bundle.engines import engine_name, engine_of
 from edgetta.errors import BundleError, MissingDependencyError

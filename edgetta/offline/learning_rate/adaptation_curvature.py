@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgetta.adaptation.adapter import AdaptConfig
+from edgetta.segmented.adapter import AdaptConfig
 from edgetta.adaptation.network import AdaptiveNetwork
-from edgetta.adaptation.objective import filtered_entropy
-from edgetta.adaptation.step_rate import divergence
-from edgetta.adaptation.stream_statistics import StreamStatistics
+from edgetta.segmented.objective import filtered_entropy
+from edgetta.segmented.step_rate import divergence
+from edgetta.segmented.stream_statistics import StreamStatistics
 from edgetta.errors import UsageError
 from edgetta.offline.curvature import (
     CurvatureError,

@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from edgetta.adaptation.adapter import AdaptConfig, Adapter
+from edgetta.segmented.adapter import AdaptConfig, Adapter
 from edgetta.adaptation.network import AdaptiveNetwork
-from edgetta.adaptation.step_rate import divergence
+from edgetta.segmented.step_rate import divergence
 from edgetta.errors import UsageError
 from edgetta.offline.curvature import NotFiniteError, Progress, ProgressCallback
 from edgetta.offline.learning_rate.adaptation_curvature import PROBE, AdaptationCurvature, as_floats

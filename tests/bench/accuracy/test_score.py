@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgetta.adaptation.adapter import AdaptConfig
+from edgetta.segmented.adapter import AdaptConfig
 from edgetta.bench.accuracy import images as module
 from edgetta.bench.accuracy.edgetta_method import AffineOracle, Edgetta, MetaOracle
 from edgetta.bench.accuracy.images import ImageCache

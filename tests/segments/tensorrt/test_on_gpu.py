@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import edgetta
-from edgetta.adaptation.adapter import AdaptConfig
+from edgetta.segmented.adapter import AdaptConfig
 from edgetta.bundle.engines import engine_of
 from edgetta.bundle.tensorrt_engines import TensorRTConfig
 from edgetta.segments.contract import GradientMode

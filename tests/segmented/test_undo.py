@@ -11,7 +11,7 @@ from torch import Tensor
 
 from edgetta.adaptation import adapter as adapter_module
 from edgetta.adaptation import network as network_module
-from edgetta.adaptation.adapter import AdaptConfig
+from edgetta.segmented.adapter import AdaptConfig
 from edgetta.adaptation.meta_backward import backward_slices
 from edgetta.bundle import read_bundle
 from edgetta.runtime import Runtime

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgetta.adaptation.blend import SHARES
+from edgetta.segmented.blend import SHARES
 
 LEAST = 16
 """Fewer images are too few for statistics of their own: a first batch is averaged with what was there before, as if

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgetta.adaptation.adapter import AdaptConfig, Adapter
+from edgetta.segmented.adapter import AdaptConfig, Adapter
 from edgetta.adaptation.network import AdaptiveNetwork
-from edgetta.adaptation.stream_statistics import LEAST, StreamStatistics, image_signals
+from edgetta.segmented.stream_statistics import LEAST, StreamStatistics, image_signals
 from edgetta.errors import UsageError
 from tests.adaptation.backbones import network_of, small_model
 

@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from edgetta.adaptation.channel_norm import EPSILON
 from edgetta.adaptation.network import AdaptiveNetwork
-from edgetta.adaptation.objective import filtered_entropy
+from edgetta.segmented.objective import filtered_entropy
 from tests.adaptation.backbones import SmallNet, network_of, randomised, small_model
 
 LIMIT = 1e-9

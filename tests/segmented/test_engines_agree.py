@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from edgetta.adaptation.adapter import AdaptConfig, Adapter
+from edgetta.segmented.adapter import AdaptConfig, Adapter
 from edgetta.adaptation.model import build
 from edgetta.adaptation.network import AdaptiveNetwork
 from edgetta.export.onnx_writer import to_onnx

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from edgetta.adaptation.adapter import AdaptConfig, Adapter
-from edgetta.adaptation.step_rate import DEFAULT_RATE, TOLERANCE, StepRate, choose_rate, divergence
+from edgetta.segmented.adapter import AdaptConfig, Adapter
+from edgetta.segmented.step_rate import DEFAULT_RATE, TOLERANCE, StepRate, choose_rate, divergence
 from edgetta.rate_law import RateLaw
 from tests.adaptation.test_adapter import network, snapshot, stream
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from edgetta.adaptation.adapter import AdaptConfig, Adapter
-from edgetta.adaptation.schedule import Budgeted, schedule
+from edgetta.segmented.adapter import AdaptConfig, Adapter
+from edgetta.segmented.schedule import Budgeted, schedule
 from edgetta.errors import UsageError
 from tests.adaptation.test_adapter import network, stream
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from edgetta.adaptation.adapter import AdaptConfig, Adapter
+from edgetta.segmented.adapter import AdaptConfig, Adapter
 from edgetta.adaptation.network import AdaptiveNetwork
 from edgetta.errors import UsageError
 from edgetta.rate_law import RateLaw

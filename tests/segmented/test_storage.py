@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgetta.adaptation.adapter import AdaptConfig, Adapter
+from edgetta.segmented.adapter import AdaptConfig, Adapter
 from edgetta.adaptation.meta_backward import can_undo
 from edgetta.adaptation.model import build
 from edgetta.adaptation.network import AdaptiveNetwork
-from edgetta.adaptation.objective import filtered_entropy
+from edgetta.segmented.objective import filtered_entropy
 from edgetta.adaptation.step_memory import STORAGES, StepMemory
 from edgetta.export.derive import derive
 from edgetta.segments.torch_engine import TorchSegment

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from edgetta.adaptation.objective import filtered_entropy
+from edgetta.segmented.objective import filtered_entropy
 from tests.adaptation.backbones import (
     SmallNet,
     autograd_loss,

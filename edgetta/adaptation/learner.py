@@ -1,0 +1,127 @@
+"""One update: the objective of some images, its gradients through the engine, and SGD with an anchor (EcoTTA, 3.2)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgetta.adaptation.config import AdaptConfig
+from edgetta.adaptation.objective import Objective, divergence, filtered_entropy
+from edgetta.adaptation.state import AdaptationState
+from edgetta.adaptation.step_plan import KEEP, StepPlan
+from edgetta.adaptation.step_rate import StepRate
+from edgetta.engines.contract import Engine, Moments, Statistics
+from edgetta.rate_law import RateLaw
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What an update saw and did. Predictions are those before it."""
+
+    logits: Array  # (N, classes)
+    moments: Moments | None  # the images' own
+    adapted: bool  # False: something was not finite, and nothing has changed
+    objective: float  # nan where no image counted, or nothing was learnt
+    distance: float  # sum over parts of mean |x~_k - x_k|; nan where nothing was learnt
+    kept: int  # images that counted
+    kept_bytes: int  # between forward and backward
+
+
+class Learner:
+    """Updates the parameters of a network on an engine.
+
+    shipped   (P,) parameters that the anchor goes back to
+    """
+
+    def __init__(self, engine: Engine, config: AdaptConfig, law: RateLaw | None, shipped: Array) -> None:
+        self.engine, self.config, self.shipped = engine, config, shipped
+        self.rate = StepRate(config.learning_rate, law, config.momentum, config.watched)
+        self._fixed = None if config.adapt_affine else _inside_frozen_parts(engine)
+
+    def update(
+        self,
+        state: AdaptationState,
+        images: Array,
+        statistics: Statistics,
+        weights: Array | None = None,
+        plan: StepPlan = KEEP,
+    ) -> tuple[AdaptationState, Learnt]:
+        """One update on images (N, C, H, W): the state behind it, and what it did.
+
+        weights   (N,) how much each image counts in the objective
+        plan      what is kept between forward and backward
+        """
+        gradients, objective, learnt = self._gradients(state, images, statistics, weights, plan)
+        if not (np.isfinite(learnt.logits).all() and np.isfinite(gradients).all() and math.isfinite(learnt.distance)):
+            refused = replace(learnt, adapted=False, objective=math.nan, distance=math.nan, kept=0)
+            return replace(state, skipped=state.skipped + 1), refused
+        rate = self.rate.choice(len(images), state.damping).rate
+        momentum = self.config.momentum * state.momentum + gradients
+        parameters = state.parameters - np.float32(rate) * momentum
+        parameters += np.float32(self.config.anchor) * (self.shipped - parameters)
+        if not np.isfinite(parameters).all():
+            refused = replace(learnt, adapted=False, objective=math.nan, distance=math.nan, kept=0)
+            return replace(state, skipped=state.skipped + 1), refused
+        damping = state.damping
+        if self.rate.watches(damping):
+            after = self.engine.predict(images, parameters, statistics)
+            damping = self.rate.watch(damping, divergence(learnt.logits, after), len(images))
+        moved = replace(
+            state,
+            parameters=parameters,
+            momentum=momentum,
+            updates=state.updates + 1,
+            empty=state.empty + (objective.kept == 0),
+            damping=damping,
+        )
+        return moved, learnt
+
+    def _gradients(
+        self,
+        state: AdaptationState,
+        images: Array,
+        statistics: Statistics,
+        weights: Array | None,
+        plan: StepPlan,
+    ) -> tuple[Array, Objective, Learnt]:
+        """Gradients (P,) of the objective and of `regulariser * sum_k mean |x~_k - x_k|`."""
+        engine, config, count = self.engine, self.config, len(images)
+        if plan.keep:
+            passed = engine.forward(images, state.parameters, statistics)
+            objective = filtered_entropy(passed.logits, config.entropy_margin, weights)
+            held = passed.residuals.nbytes
+            gradients = engine.backward(passed.residuals, objective.gradient, config.regulariser, state.parameters)
+            logits, moments, distance = passed.logits, passed.moments, passed.distance
+        else:
+            held, distance = 0, 0.0
+            logits = engine.predict(images, state.parameters, statistics)
+            moments = None
+            objective = filtered_entropy(logits, config.entropy_margin, weights)
+            gradients = np.zeros_like(state.parameters)
+            size = plan.slice or count
+            for start in range(0, count, size):
+                part = slice(start, min(start + size, count))
+                pull = config.regulariser * (part.stop - start) / count
+                gradients += engine.recompute(
+                    images[part], objective.gradient[part], pull, state.parameters, statistics
+                )
+        if self._fixed is not None:
+            gradients = np.where(self._fixed, np.float32(0), gradients)
+        return gradients, objective, Learnt(logits, moments, True, objective.value, distance, objective.kept, held)
+
+
+def _inside_frozen_parts(engine: Engine) -> Array:
+    """(P,) whether a parameter belongs to a frozen part, not to a meta-network."""
+    layout = engine.programs.parameters
+    fixed = np.zeros(layout.size, bool)
+    for name in layout.shapes:
+        fixed[layout.slice(name)] = not name.startswith("meta")
+    return fixed
