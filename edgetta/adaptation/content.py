@@ -24,6 +24,8 @@ MAX_CODE = 32
 FEW_IMAGES = 300
 """Fewer source images than this say too little of what content explains."""
 SMALLEST_VARIANCE = 1e-8
+SQUARE_NOISE = 4.93
+"""Variance of the logarithm of a squared normal variable."""
 RATIOS = (1e-3, 1e3)
 """Within these a variance is told from the one that content explains."""
 
@@ -171,7 +173,8 @@ def fit_content(
         usual,
         groups,
         np.maximum((m - explained_mean).var(0), 1e-10),
-        np.maximum(np.log(ratio).var(0), 1e-10),
+        # A channel of one number per image has no variance within it; that of a logarithm of a square serves.
+        np.where(v.max(0) <= SMALLEST_VARIANCE, SQUARE_NOISE, np.maximum(np.log(ratio).var(0), 1e-10)),
         least,
         np.maximum(np.asarray(signals, np.float64).var(0), 1e-10),
         count,
@@ -181,8 +184,8 @@ def fit_content(
 def group_classes(probabilities: Array, most: int = MAX_CODE) -> NDArray[np.integer[Any]]:
     """(classes,) group of each class: its own where there are at most `most`, else that of classes it is confused with.
 
-    Greedy: classes are merged in the order of how much probability they share, the smallest groups first, so that no
-    group grows far beyond classes / most.
+    Groups are founded by frequent classes that are confused with no founder before them; the others join what they are
+    confused with most, while there is room: no group grows beyond classes / most.
     """
     classes = probabilities.shape[1]
     if classes <= most:
@@ -191,17 +194,22 @@ def group_classes(probabilities: Array, most: int = MAX_CODE) -> NDArray[np.inte
     shared = p.T @ p  # how much probability two classes have on the same images
     norm = np.sqrt(np.maximum(np.diag(shared), 1e-12))
     likeness = shared / norm[:, None] / norm[None, :]
+    frequency = p.sum(0)
+    founders = [int(np.argmax(frequency))]
+    nearest = likeness[founders[0]].copy()
+    while len(founders) < most:
+        nearest[founders] = np.inf
+        least = nearest.min()
+        unlike = np.flatnonzero(nearest <= least + 0.01)
+        founders.append(int(unlike[np.argmax(frequency[unlike])]))
+        nearest = np.maximum(nearest, likeness[founders[-1]])
     largest = -(-classes // most)
-    groups, sizes = np.full(classes, -1), np.zeros(most, np.int64)
-    order = np.argsort(-p.sum(0), kind="stable")
-    affinity = np.zeros((classes, most))
-    for place, c in enumerate(order):
-        free = sizes < largest
-        empty = np.flatnonzero(sizes == 0)
-        best = int(np.argmax(np.where(free, affinity[c], -np.inf)))
-        # The most frequent classes found groups; later ones join what they are confused with.
-        group = int(empty[0]) if len(empty) and (place < most or affinity[c, best] <= 0) else best
-        groups[c], sizes[group] = group, sizes[group] + 1
-        affinity[:, group] += likeness[:, c]
-    _, numbered = np.unique(groups, return_inverse=True)
-    return numbered
+    groups, sizes = np.full(classes, -1), np.ones(most, np.int64)
+    groups[founders] = np.arange(most)
+    affinity = likeness[:, founders].copy()
+    for c in np.argsort(-affinity.max(1), kind="stable"):
+        if groups[c] < 0:
+            groups[c] = int(np.argmax(np.where(sizes < largest, affinity[c], -np.inf)))
+            sizes[groups[c]] += 1
+            affinity[:, groups[c]] += likeness[:, c]
+    return groups

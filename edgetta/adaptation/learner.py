@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgetta.adaptation.config import AdaptConfig
+from edgetta.adaptation.normaliser import fixed
 from edgetta.adaptation.objective import Objective, divergence, filtered_entropy
 from edgetta.adaptation.state import AdaptationState
 from edgetta.adaptation.step_plan import KEEP, StepPlan
@@ -102,8 +103,7 @@ class Learner:
             logits, moments, distance = passed.logits, passed.moments, passed.distance
         else:
             held, distance = 0, 0.0
-            logits = engine.predict(images, state.parameters, statistics)
-            moments = None
+            logits, moments = engine.measure(images, state.parameters, fixed(statistics))
             objective = filtered_entropy(logits, config.entropy_margin, weights)
             gradients = np.zeros_like(state.parameters)
             size = plan.slice or count
