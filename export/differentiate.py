@@ -36,7 +36,7 @@ def differentiate(frozen: Frozen, needs_gradient: bool = True) -> SegmentGraphs:
     if not needs_gradient:
         return SegmentGraphs(graph, None, None, (), frozen.state, frozen.initial_state, frozen.initial_affine)
     wanted = ["x", *frozen.initial_affine]
-    active = _active(graph, wanted)
+    active = active_values(graph, wanted)
     derivation = Derivation(graph)
     output = graph.outputs[0]
     gradients: dict[str, str] = {output: derivation.backward.input(GRAD_Y, graph.values[output].shape)}
@@ -92,7 +92,7 @@ def _recompute(forward: Graph, backward: Graph) -> Graph:
     return fused.pruned()
 
 
-def _active(graph: Graph, wanted: Sequence[str]) -> set[str]:
+def active_values(graph: Graph, wanted: Sequence[str]) -> set[str]:
     """Values that depend on a wanted input through something other than statistics."""
     active = set(wanted)
     for node in graph.nodes:

@@ -56,7 +56,7 @@ class Layout:
         return {name: vector[self.slices[name]].reshape(shape) for name, shape in self.shapes.items()}
 
     def join(self, arrays: Mapping[str, Array] | Sequence[Array]) -> Array:
-        """The vector (size,) of arrays by name, or in the layout's order; raises `ValueError` where they do not fit."""
+        """The vector (size,) of arrays by name, or in the layout's order; `ValueError` where they do not fit."""
         ordered = [arrays[name] for name in self.shapes] if isinstance(arrays, Mapping) else list(arrays)
         if len(ordered) != len(self.shapes):
             raise ValueError(f"{len(ordered)} arrays came where the layout has {len(self.shapes)}")
@@ -128,9 +128,9 @@ class ProgramSet:
     recompute  inputs of predict, "grad_logits", "regulariser"                              -> gradients
 
     A graph lacks the inputs that it does not read; gradients come in the order of `parameters`. The distance of part k
-    is mean |x~_k - x_k| of each image. Statistics come in, so a batch may run in slices of images, one after the other:
-    logits are the same, gradients add up (the regulariser times the slice's share of the images), but for the gradient
-    through statistics, which each slice takes from its own images.
+    is mean |x~_k - x_k| of each image. Statistics come in, so a batch may run in slices of images, one after another:
+    logits are the same and gradients add up (the regulariser times the slice's share of the images), but for the
+    gradient through statistics, which each slice takes from its own images.
 
     shipped   parameters as shipped, (P,)
     source    statistics of training
