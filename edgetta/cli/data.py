@@ -11,6 +11,7 @@ from edgetta.errors import UsageError
 if TYPE_CHECKING:
     from edgetta.bench.datasets import Images
     from edgetta.sources.labelled import Labelled, Pictures
+    from edgetta.sources.resize import Resize
 
 BUILT_IN = ("digits", "cifar10-jpeg")
 """Sets that need no path: scikit-learn's handwritten digits, and CIFAR-10 as JPEG in the folder EDGETTA_DATA."""
@@ -27,6 +28,7 @@ def labelled_data(
     classes: Sequence[str] | None = None,
     limit: int | None = None,
     progress: Progress | None = None,
+    resize: Resize | None = None,
 ) -> tuple[Labelled, Labelled]:
     """Source images to train on, and others to measure on.
 
@@ -38,6 +40,7 @@ def labelled_data(
         classes: names in the order of the model's outputs.
         limit: at most so many images are read.
         progress: told how many images are read.
+        resize: how images are brought to the size; None stretches them.
 
     Raises:
         EdgettaError: whatever is wrong with the data.
@@ -45,13 +48,17 @@ def labelled_data(
     from edgetta.sources.labelled import read_labelled, split
 
     if _built_in(spec) is None:
-        return split(read_labelled(spec, input_shape, classes, limit, progress), held_out, seed)
-    train, test = (_as_labelled(spec, part, input_shape, limit) for part in ("train", "test"))
+        return split(read_labelled(spec, input_shape, classes, limit, progress, resize), held_out, seed)
+    train, test = (built_in_data(spec, part, input_shape, limit, resize) for part in ("train", "test"))
     return train, test
 
 
 def source_images(
-    spec: str, input_shape: tuple[int, int, int], limit: int, progress: Progress | None = None
+    spec: str,
+    input_shape: tuple[int, int, int],
+    limit: int,
+    progress: Progress | None = None,
+    resize: Resize | None = None,
 ) -> Pictures:
     """At most `limit` images, spread over DATA; labels are not needed.
 
@@ -61,8 +68,8 @@ def source_images(
     from edgetta.sources.labelled import Pictures, read_pictures
 
     if _built_in(spec) is None:
-        return read_pictures(spec, input_shape, limit, progress)
-    data = _as_labelled(spec, "train", input_shape, limit)
+        return read_pictures(spec, input_shape, limit, progress, resize)
+    data = built_in_data(spec, "train", input_shape, limit, resize)
     rows = range(len(data))
     return Pictures(data.images, tuple(f"{spec}[{row}]" for row in rows), tuple(rows), (), 0)
 
@@ -80,13 +87,16 @@ def _built_in(spec: str) -> str | None:
     raise UsageError(f"there is no {spec}; DATA is a folder, an .npz, or one of {', '.join(BUILT_IN)}")
 
 
-def _as_labelled(spec: str, part: str, input_shape: tuple[int, int, int], limit: int | None) -> Labelled:
+def built_in_data(
+    spec: str, part: str, input_shape: tuple[int, int, int], limit: int | None, resize: Resize | None = None
+) -> Labelled:
+    """The part `train` or `test` of a built-in set."""
     import numpy as np
     import torch
 
     from edgetta.sources import Frame
-    from edgetta.sources.images import fit_array
     from edgetta.sources.labelled import Labelled
+    from edgetta.sources.resize import Resize
     from edgetta.sources.tensors import images_of
 
     channels, *size = input_shape
@@ -94,10 +104,8 @@ def _as_labelled(spec: str, part: str, input_shape: tuple[int, int, int], limit:
         raise UsageError(f"the model takes {channels} channels; {spec} has 3")
     data = _images(spec, part, size, limit)
     names = data.classes or None
-    frames = [
-        Frame(f"{spec}[{row}]", fit_array(image, (size[0], size[1]), resize=True, name=spec), row)
-        for row, image in enumerate(data.images)
-    ]
+    to = resize or Resize((size[0], size[1]))
+    frames = [Frame(f"{spec}[{row}]", to.array(image, spec), row) for row, image in enumerate(data.images)]
     images = images_of(frames, channels)
     if images.dtype == torch.uint8:
         images = images.permute(0, 3, 1, 2).contiguous()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from edgetta.sources.labelled import Labelled
+    from edgetta.sources.resize import Resize
 
 Progress = Callable[[int, int], None]  # images read, images in all
 
@@ -21,13 +22,21 @@ def training_data(
     classes: Sequence[str] | None = None,
     limit: int | None = None,
     progress: Progress | None = None,
+    resize: Resize | None = None,
 ) -> tuple[Labelled, Labelled]:
     """Training and test images. Arguments and errors as those of `labelled_data`."""
     from edgetta.cli.data import labelled_data
     from edgetta.sources.published import is_published, read_published
 
     if is_published(Path(spec).expanduser()):
-        return read_published(Path(spec).expanduser(), input_shape, limit, progress)
+        return read_published(Path(spec).expanduser(), input_shape, limit, progress, resize)
     return labelled_data(
-        spec, input_shape, held_out=held_out, seed=seed, classes=classes, limit=limit, progress=progress
+        spec,
+        input_shape,
+        held_out=held_out,
+        seed=seed,
+        classes=classes,
+        limit=limit,
+        progress=progress,
+        resize=resize,
     )

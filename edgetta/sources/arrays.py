@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from edgetta.sources.images import MAX_PIXELS, fit_array, to_eight_bits, wrong_size
+from edgetta.sources.images import MAX_PIXELS, to_eight_bits
+from edgetta.sources.resize import Resize
 from edgetta.sources.source import Frame, FrameSource, Skipped, SourceError, printable
 from edgetta.sources.stored import READ_ERRORS, Rows, StoredRows, as_one_row, open_npy, open_npz
 
@@ -64,8 +65,7 @@ class ArrayFrames(FrameSource):
         title: str,
         layout: str,
         scale: _Scale,
-        size: tuple[int, int],
-        resize: bool,
+        resize: Resize,
         loop: bool,
     ) -> None:
         height, width, channels = _sides(stored.shape, layout)
@@ -79,7 +79,6 @@ class ArrayFrames(FrameSource):
         self._stored = stored
         self._layout = layout
         self._scale = scale
-        self._size = size
         self._resize = resize
 
     def read(self) -> Iterator[Frame | Skipped]:
@@ -100,13 +99,11 @@ class ArrayFrames(FrameSource):
             values = self._scale.apply(row)
         except ValueError as reason:
             return Skipped(name, str(reason))
-        image = fit_array(_channels_last(values, self._layout), self._size, resize=self._resize, name=name)
-        return Frame(name, image, index)
+        image = _channels_last(values, self._layout)
+        return Frame(name, self._resize.array(image, name), index, (image.shape[0], image.shape[1]))
 
 
-def open_array(
-    path: Path, key: str | None = None, *, size: tuple[int, int], resize: bool = True, loop: bool = False
-) -> ArrayFrames:
+def open_array(path: Path, key: str | None = None, *, resize: Resize, loop: bool = False) -> ArrayFrames:
     """Open an array of images.
 
     Shapes: (N, H, W, C) and (N, C, H, W) with C = 1, 3 or 4 (alpha is dropped), (N, H, W) grey, and (H, W, 3) for one
@@ -136,12 +133,9 @@ def open_array(
         stored = as_one_row(stored)
     layout = _layout(stored)
     height, width, _ = _sides(stored.shape, layout)
-    if not resize and (height, width) != size:
-        raise wrong_size(f"every frame of {stored.where}", (height, width), size)
+    resize.check(f"every frame of {stored.where}", height, width)
     title = printable(path.name if key is None else f"{path.name}:{key}")
-    source = ArrayFrames(
-        str(path), stored, title=title, layout=layout, scale=_scale(stored), size=size, resize=resize, loop=loop
-    )
+    source = ArrayFrames(str(path), stored, title=title, layout=layout, scale=_scale(stored), resize=resize, loop=loop)
     if labels is not None:
         source.labels = _labels(labels, stored)
     return source

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgetta.sources.resize import Resize
 from edgetta.sources.source import ARRAY_SUFFIXES, IMAGE_SUFFIXES, Frame, FrameSource, Skipped, SourceError, printable
 
 if TYPE_CHECKING:
@@ -51,22 +52,20 @@ class ImageFiles(FrameSource):
         name: str,
         files: Sequence[tuple[str, Path]],
         *,
-        size: tuple[int, int],
-        resize: bool,
+        resize: Resize,
         loop: bool,
         unreadable: Sequence[Skipped] = (),
     ) -> None:
         count = f"{len(files):,} image{'s' if len(files) != 1 else ''}"
         super().__init__(name, description=f"{count} in {name}", length=len(files), loop=loop)
         self._files = files
-        self._size = size
         self._resize = resize
         self._unreadable = unreadable
 
     def subset(self, numbers: Sequence[int]) -> ImageFiles:
         """The files with these numbers as a source of their own: a sample that decodes nothing else."""
         files = [self._files[number] for number in numbers]
-        return ImageFiles(self.name, files, size=self._size, resize=self._resize, loop=self._loop)
+        return ImageFiles(self.name, files, resize=self._resize, loop=self._loop)
 
     def read(self) -> Iterator[Frame | Skipped]:
         yield from self._unreadable
@@ -76,10 +75,10 @@ class ImageFiles(FrameSource):
             except UnusableFrame as reason:
                 yield Skipped(name, str(reason))
                 continue
-            yield Frame(name, fit(picture, self._size, resize=self._resize, name=name), index)
+            yield Frame(name, self._resize.picture(picture, name), index, (picture.height, picture.width))
 
 
-def open_folder(folder: Path, *, size: tuple[int, int], resize: bool = True, loop: bool = False) -> ImageFiles:
+def open_folder(folder: Path, *, resize: Resize, loop: bool = False) -> ImageFiles:
     """All images under `folder`, sorted by path.
 
     Raises:
@@ -108,10 +107,10 @@ def open_folder(folder: Path, *, size: tuple[int, int], resize: bool = True, loo
         )
     found.sort(key=lambda path: path.relative_to(folder).parts)
     files = [(printable(path.relative_to(folder).as_posix()), path) for path in found]
-    return ImageFiles(str(folder), files, size=size, resize=resize, loop=loop, unreadable=unreadable)
+    return ImageFiles(str(folder), files, resize=resize, loop=loop, unreadable=unreadable)
 
 
-def open_glob(pattern: str, *, size: tuple[int, int], resize: bool = True, loop: bool = False) -> ImageFiles:
+def open_glob(pattern: str, *, resize: Resize, loop: bool = False) -> ImageFiles:
     """All images that match a pattern (`*`, `?`, `[a-z]`, and `**` for any depth), sorted by path.
 
     Raises:
@@ -124,10 +123,10 @@ def open_glob(pattern: str, *, size: tuple[int, int], resize: bool = True, loop:
         what = f"matches no images{_instead(matches)}" if matches else "matches nothing"
         raise SourceError(f"the pattern {pattern} {what}; images end in {', '.join(IMAGE_SUFFIXES)}")
     files = [(printable(path.as_posix()), path) for path in found]
-    return ImageFiles(pattern, files, size=size, resize=resize, loop=loop)
+    return ImageFiles(pattern, files, resize=resize, loop=loop)
 
 
-def open_image(path: Path, *, size: tuple[int, int], resize: bool = True, loop: bool = False) -> ImageFiles:
+def open_image(path: Path, *, resize: Resize, loop: bool = False) -> ImageFiles:
     """One image file.
 
     Raises:
@@ -138,7 +137,7 @@ def open_image(path: Path, *, size: tuple[int, int], resize: bool = True, loop: 
             pass
     except OSError as error:
         raise SourceError(f"cannot read {path}: {error.strerror or error}; check the file and its owner") from error
-    return ImageFiles(str(path), [(printable(path.name), path)], size=size, resize=resize, loop=loop)
+    return ImageFiles(str(path), [(printable(path.name), path)], resize=resize, loop=loop)
 
 
 def load(path: Path) -> Image:
@@ -181,52 +180,9 @@ def check_pixels(width: int, height: int) -> None:
         raise UnusableFrame(f"{width} x {height} is more than {MAX_PIXELS:,} pixels: a decompression bomb?")
 
 
-def fit(picture: Image, size: tuple[int, int], *, resize: bool, name: str) -> np.ndarray:
-    """An RGB picture as (H, W, 3) uint8 of the model's size, bilinear with antialiasing.
-
-    Raises:
-        SourceError: another size, and `resize` is False.
-    """
-    from PIL.Image import Resampling
-
-    height, width = size
-    if picture.size != (width, height):
-        if not resize:
-            raise wrong_size(name, (picture.height, picture.width), size)
-        picture = picture.resize((width, height), Resampling.BILINEAR)
-    return np.array(picture)
-
-
-def fit_array(image: np.ndarray, size: tuple[int, int], *, resize: bool, name: str) -> np.ndarray:
-    """`fit` for (H, W, 3) arrays: uint8, or float32, which keeps its precision.
-
-    Raises:
-        SourceError: another size, and `resize` is False.
-    """
-    from PIL import Image
-
-    if image.shape[:2] == size:
-        return np.ascontiguousarray(image)
-    if not resize:
-        raise wrong_size(name, (image.shape[0], image.shape[1]), size)
-    if image.dtype == np.uint8:
-        return fit(Image.fromarray(np.ascontiguousarray(image)), size, resize=True, name=name)
-    planes = (Image.fromarray(np.ascontiguousarray(image[..., channel])) for channel in range(3))
-    resized = [np.asarray(plane.resize((size[1], size[0]), Image.Resampling.BILINEAR)) for plane in planes]
-    return np.stack(resized, axis=-1)
-
-
 def to_eight_bits(values: np.ndarray) -> np.ndarray:
     """16-bit values in [0, 65535] as the nearest 8-bit ones (65535 / 255 = 257)."""
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
-def wrong_size(name: str, found: tuple[int, int], wanted: tuple[int, int]) -> SourceError:
-    """The refusal of a frame that must not be resized; sizes as (H, W)."""
-    return SourceError(
-        f"{name} is {found[1]} x {found[0]} pixels and the model takes {wanted[1]} x {wanted[0]}; "
-        "resize the images first, or allow resizing"
-    )
 
 
 def _upright(picture: Image) -> Image:

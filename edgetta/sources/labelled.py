@@ -16,6 +16,7 @@ from torch import Tensor
 
 from edgetta.errors import UsageError
 from edgetta.sources.images import ImageFiles
+from edgetta.sources.resize import Resize
 from edgetta.sources.source import Frame, FrameSource, Skipped, SourceError, open_source
 from edgetta.sources.tensors import images_of
 
@@ -32,6 +33,7 @@ class Pictures:
     indices: tuple[int, ...]  # place of each in the source
     skipped: tuple[Skipped, ...]
     skipped_count: int
+    original: tuple[int, int] | None = None  # (H, W) of every frame before it was resized; None where they differ
 
     def __len__(self) -> int:
         return len(self.names)
@@ -67,15 +69,21 @@ class Labelled:
 
 
 def read_pictures(
-    spec: str, input_shape: tuple[int, int, int], limit: int | None = None, progress: Progress | None = None
+    spec: str,
+    input_shape: tuple[int, int, int],
+    limit: int | None = None,
+    progress: Progress | None = None,
+    resize: Resize | None = None,
 ) -> Pictures:
     """Images of any source that ends, at most `limit` of them, spread evenly over it.
+
+    They are brought to the size by `resize`, or stretched where it is None.
 
     Raises:
         SourceError: the source cannot be opened, or no frame of it can be used.
         UsageError: a live source, or a model that takes neither 3 channels nor 1.
     """
-    with open_source(spec, size=input_shape[1:]) as source:
+    with open_source(spec, size=resize or input_shape[1:]) as source:
         return _read(source, spec, input_shape, limit, progress)
 
 
@@ -85,6 +93,7 @@ def read_labelled(
     classes: Sequence[str] | None = None,
     limit: int | None = None,
     progress: Progress | None = None,
+    resize: Resize | None = None,
 ) -> Labelled:
     """Images with classes: sub-folders named after them, or an `.npz` with `images` and `labels`.
 
@@ -94,12 +103,13 @@ def read_labelled(
         classes: names in the order of the model's outputs; by default the sub-folders in alphabetical order.
         limit: at most so many images, spread evenly over the source.
         progress: told how many images are read.
+        resize: how frames are brought to the size; None stretches them.
 
     Raises:
         SourceError: the source cannot be opened, no frame can be used, or it has no labels.
         UsageError: a sub-folder that `classes` does not name.
     """
-    with open_source(spec, size=input_shape[1:]) as source:
+    with open_source(spec, size=resize or input_shape[1:]) as source:
         if source.labels is None and not Path(spec).expanduser().is_dir():
             raise SourceError(
                 f"{spec} has no labels; give a folder with one sub-folder per class, or an .npz with images and labels"
@@ -153,12 +163,14 @@ def _read(
     waiting: list[Frame] = []
     names: list[str] = []
     indices: list[int] = []
+    originals: set[tuple[int, int] | None] = set()
     for frame in source:
         if frame.index not in chosen:
             continue
         waiting.append(frame)
         names.append(frame.name)
         indices.append(frame.index)
+        originals.add(frame.original)
         if len(waiting) == _CHUNK:
             tensors.append(_channels_first(images_of(waiting, channels)))
             waiting = []
@@ -172,7 +184,8 @@ def _read(
     if len({tensor.dtype for tensor in tensors}) > 1:
         tensors = [t.float() / 255 if t.dtype == torch.uint8 else t for t in tensors]
     images = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
-    return Pictures(images, tuple(names), tuple(indices), tuple(source.skipped), source.skipped_count)
+    original = originals.pop() if len(originals) == 1 else None
+    return Pictures(images, tuple(names), tuple(indices), tuple(source.skipped), source.skipped_count, original)
 
 
 def _channels_first(images: Tensor) -> Tensor:

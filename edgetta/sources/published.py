@@ -17,6 +17,7 @@ from torch import Tensor
 
 from edgetta.errors import UsageError
 from edgetta.sources.labelled import Labelled, read_labelled, read_pictures
+from edgetta.sources.resize import Resize
 from edgetta.sources.source import SourceError
 
 Progress = Callable[[int, int], None]  # images read, images in all
@@ -48,7 +49,11 @@ def is_published(folder: Path) -> bool:
 
 
 def read_published(
-    folder: Path, input_shape: tuple[int, int, int], limit: int | None = None, progress: Progress | None = None
+    folder: Path,
+    input_shape: tuple[int, int, int],
+    limit: int | None = None,
+    progress: Progress | None = None,
+    resize: Resize | None = None,
 ) -> tuple[Labelled, Labelled]:
     """Training and test images (of Tiny-ImageNet the validation images, whose labels are known).
 
@@ -57,6 +62,7 @@ def read_published(
         input_shape: (C, H, W) that the model takes.
         limit: at most so many images of each, spread over them.
         progress: told how many images are read.
+        resize: how images are brought to the size; None stretches them. CIFAR's are never resized.
 
     Raises:
         SourceError: a file is missing, or not as long as it must be.
@@ -68,9 +74,9 @@ def read_published(
                 raise UsageError(f"{layout.name} has images of 3x32x32, and the model takes {input_shape}")
             train, test = (_cifar(folder, layout, files, limit) for files in (layout.train, layout.test))
             return train, test
-    train = read_labelled(str(folder / "train"), input_shape, None, limit, progress)
+    train = read_labelled(str(folder / "train"), input_shape, None, limit, progress, resize)
     assert train.classes is not None
-    return train, _validation(folder / "val", input_shape, train.classes, limit, progress)
+    return train, _validation(folder / "val", input_shape, train.classes, limit, progress, resize)
 
 
 def _cifar(folder: Path, layout: _Cifar, files: tuple[str, ...], limit: int | None) -> Labelled:
@@ -104,14 +110,15 @@ def _validation(
     classes: tuple[str, ...],
     limit: int | None,
     progress: Progress | None,
+    resize: Resize | None,
 ) -> Labelled:
     annotations = folder / "val_annotations.txt"
     if not (annotations.is_file() and (folder / "images").is_dir()):
-        return read_labelled(str(folder), input_shape, classes, limit, progress)
+        return read_labelled(str(folder), input_shape, classes, limit, progress, resize)
     numbers = {name: number for number, name in enumerate(classes)}
     lines = [line.split("\t") for line in annotations.read_text(encoding="utf-8").splitlines() if line]
     named = {line[0]: line[1] for line in lines if len(line) > 1}
-    pictures = read_pictures(str(folder / "images"), input_shape, limit, progress)
+    pictures = read_pictures(str(folder / "images"), input_shape, limit, progress, resize)
     unknown = next((name for name in pictures.names if named.get(name) not in numbers), None)
     if unknown is not None:
         raise SourceError(f"{annotations} names no known class for {unknown}; get the set anew")

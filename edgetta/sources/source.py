@@ -6,7 +6,7 @@ import difflib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import has_magic
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 import numpy as np
 
 from edgetta.errors import EdgettaError, UsageError
+from edgetta.sources.resize import Resize
 
 _Self = TypeVar("_Self", bound="FrameSource")
 
@@ -40,11 +41,13 @@ class Frame:
         image: (H, W, 3), RGB: uint8 in [0, 255], or float32 in [0, 1] where the source holds floats. Contiguous, and
             the receiver's own: writing to it changes nothing else.
         index: place in the source, from 0, skipped frames counted, so that `source.labels[frame.index]` is its label.
+        original: (H, W) before it was resized.
     """
 
     name: str
     image: np.ndarray
     index: int = 0
+    original: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,9 @@ class FrameSource(ABC):
         self.close()
 
 
-def open_source(spec: str | Path, *, size: tuple[int, int], resize: bool = True, loop: bool = False) -> FrameSource:
+def open_source(
+    spec: str | Path, *, size: tuple[int, int] | Resize, resize: bool = True, loop: bool = False
+) -> FrameSource:
     """Open what the user named.
 
     Kinds: a folder of images (and its subfolders, sorted by path; hidden entries and links to folders are left out), a
@@ -147,9 +152,8 @@ def open_source(spec: str | Path, *, size: tuple[int, int], resize: bool = True,
 
     Args:
         spec: the source.
-        size: (H, W) that the model takes.
-        resize: bring frames of another size to `size` (bilinear with antialiasing, the aspect ratio is not kept);
-            otherwise such a frame is an error.
+        size: (H, W) that the model takes, to which frames are stretched; or a `Resize`, which says how they become it.
+        resize: bring frames of another size to it; otherwise such a frame is an error.
         loop: start again at the end, for ever. Not for live sources.
 
     Raises:
@@ -157,9 +161,9 @@ def open_source(spec: str | Path, *, size: tuple[int, int], resize: bool = True,
         MissingDependencyError: the source needs OpenCV, or one with GStreamer, and there is none.
         UsageError: a size that is none, or `loop` for a source that never ends.
     """
-    if len(size) != 2 or any(int(side) != side or side < 1 for side in size):
-        raise UsageError(f"the frame size {size} is not (height, width) with both at least 1")
-    size = (int(size[0]), int(size[1]))
+    to = size if isinstance(size, Resize) else Resize(_checked_size(size))
+    if not resize:
+        to = replace(to, policy="refuse")
     text = str(spec)
     if not text or "\0" in text:
         raise SourceError(f"{text!r} is no source; name a folder, a file, a camera or a stream")
@@ -167,13 +171,13 @@ def open_source(spec: str | Path, *, size: tuple[int, int], resize: bool = True,
 
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)
     if text.startswith("camera:"):
-        return video.open_camera(text, size=size, resize=resize, loop=loop)
+        return video.open_camera(text, resize=to, loop=loop)
     if scheme:
         if scheme[1].lower() not in STREAM_SCHEMES:
             raise SourceError(f"no source of the kind {scheme[1]}://; streams are {', '.join(STREAM_SCHEMES)}")
-        return video.open_stream(text, size=size, resize=resize, loop=loop)
+        return video.open_stream(text, resize=to, loop=loop)
     if text.startswith("gstreamer:") or " ! " in text:
-        return video.open_pipeline(text.removeprefix("gstreamer:").strip(), size=size, resize=resize, loop=loop)
+        return video.open_pipeline(text.removeprefix("gstreamer:").strip(), resize=to, loop=loop)
 
     path = Path(text).expanduser()
     key = None
@@ -183,24 +187,30 @@ def open_source(spec: str | Path, *, size: tuple[int, int], resize: bool = True,
             if separator and Path(file + ".npz").expanduser().is_file():
                 path, key = Path(file + ".npz").expanduser(), found
             elif has_magic(text):
-                return images.open_glob(str(path), size=size, resize=resize, loop=loop)
+                return images.open_glob(str(path), resize=to, loop=loop)
             else:
                 raise SourceError(f"there is no {path}{_nearest(path)}; check the path")
         if path.is_dir():
-            return images.open_folder(path, size=size, resize=resize, loop=loop)
+            return images.open_folder(path, resize=to, loop=loop)
     except OSError as error:
         raise SourceError(f"cannot read {path}: {error.strerror or error}; check the path and its owner") from error
     suffix = path.suffix.lower()
     if suffix in ARRAY_SUFFIXES:
-        return arrays.open_array(path, key, size=size, resize=resize, loop=loop)
+        return arrays.open_array(path, key, resize=to, loop=loop)
     if suffix in IMAGE_SUFFIXES:
-        return images.open_image(path, size=size, resize=resize, loop=loop)
+        return images.open_image(path, resize=to, loop=loop)
     if suffix in VIDEO_SUFFIXES:
-        return video.open_video(path, size=size, resize=resize, loop=loop)
+        return video.open_video(path, resize=to, loop=loop)
     raise SourceError(
         f"cannot tell from its suffix what {path} is; images end in {', '.join(IMAGE_SUFFIXES)}, "
         f"arrays in {', '.join(ARRAY_SUFFIXES)}, videos in {', '.join(VIDEO_SUFFIXES)}"
     )
+
+
+def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
+    if len(size) != 2 or any(int(side) != side or side < 1 for side in size):
+        raise UsageError(f"the frame size {size} is not (height, width) with both at least 1")
+    return int(size[0]), int(size[1])
 
 
 def batches(source: Source, size: int) -> Iterator[list[Frame]]:

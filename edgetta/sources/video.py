@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from edgetta.errors import MissingDependencyError, UsageError
-from edgetta.sources.images import UnusableFrame, check_pixels, fit_array, to_eight_bits
+from edgetta.sources.images import UnusableFrame, check_pixels, to_eight_bits
+from edgetta.sources.resize import Resize
 from edgetta.sources.source import Frame, FrameSource, Skipped, SourceError, printable
 
 FAILED_READS = 5
@@ -33,14 +34,12 @@ class VideoFrames(FrameSource):
         *,
         title: str,
         live: bool,
-        size: tuple[int, int],
-        resize: bool,
+        resize: Resize,
         loop: bool,
     ) -> None:
         self._start = start
         self._title = title
         self._live = live
-        self._size = size
         self._resize = resize
         self._begun = False
         self._capture: Any = start()
@@ -105,12 +104,12 @@ class VideoFrames(FrameSource):
     def _frame(self, name: str, picture: np.ndarray, index: int) -> Frame | Skipped:
         try:
             check_pixels(picture.shape[1], picture.shape[0])
-            return Frame(name, fit_array(_rgb(picture), self._size, resize=self._resize, name=name), index)
+            return Frame(name, self._resize.array(_rgb(picture), name), index, (picture.shape[0], picture.shape[1]))
         except UnusableFrame as reason:
             return Skipped(name, str(reason))
 
 
-def open_video(path: Path, *, size: tuple[int, int], resize: bool = True, loop: bool = False) -> VideoFrames:
+def open_video(path: Path, *, resize: Resize, loop: bool = False) -> VideoFrames:
     """A video file.
 
     Raises:
@@ -125,10 +124,10 @@ def open_video(path: Path, *, size: tuple[int, int], resize: bool = True, loop: 
         raise SourceError(f"cannot read {path}: {error.strerror or error}; check the file and its owner") from error
     remedy = "check that it plays elsewhere, or convert it to H.264 in .mp4"
     start = _starter(lambda: cv2.VideoCapture(str(path)), f"{path} holds no video that this OpenCV decodes; {remedy}")
-    return VideoFrames(str(path), start, title=printable(path.name), live=False, size=size, resize=resize, loop=loop)
+    return VideoFrames(str(path), start, title=printable(path.name), live=False, resize=resize, loop=loop)
 
 
-def open_camera(spec: str, *, size: tuple[int, int], resize: bool = True, loop: bool = False) -> VideoFrames:
+def open_camera(spec: str, *, resize: Resize, loop: bool = False) -> VideoFrames:
     """A camera, as `camera:0`.
 
     Raises:
@@ -149,10 +148,10 @@ def open_camera(spec: str, *, size: tuple[int, int], resize: bool = True, loop: 
         return capture
 
     start = _starter(opened, f"cannot open {spec}; check that it is connected and that no other program holds it")
-    return VideoFrames(spec, start, title=spec, live=True, size=size, resize=resize, loop=False)
+    return VideoFrames(spec, start, title=spec, live=True, resize=resize, loop=False)
 
 
-def open_stream(url: str, *, size: tuple[int, int], resize: bool = True, loop: bool = False) -> VideoFrames:
+def open_stream(url: str, *, resize: Resize, loop: bool = False) -> VideoFrames:
     """A network stream, such as `rtsp://user:password@host/path`. User, password and query are never shown.
 
     Raises:
@@ -165,10 +164,10 @@ def open_stream(url: str, *, size: tuple[int, int], resize: bool = True, loop: b
     cv2 = _opencv(name)
     remedy = "check the address, the password and the network"
     start = _starter(lambda: cv2.VideoCapture(url), f"cannot open the stream {name}; {remedy}")
-    return VideoFrames(name, start, title=name, live=True, size=size, resize=resize, loop=False)
+    return VideoFrames(name, start, title=name, live=True, resize=resize, loop=False)
 
 
-def open_pipeline(pipeline: str, *, size: tuple[int, int], resize: bool = True, loop: bool = False) -> VideoFrames:
+def open_pipeline(pipeline: str, *, resize: Resize, loop: bool = False) -> VideoFrames:
     """A GStreamer pipeline that ends in `appsink`; the end of the stream is a regular end.
 
     Raises:
@@ -187,9 +186,7 @@ def open_pipeline(pipeline: str, *, size: tuple[int, int], resize: bool = True, 
     start = _starter(
         lambda: cv2.VideoCapture(pipeline, cv2.CAP_GSTREAMER), f"the GStreamer pipeline does not start; {remedy}"
     )
-    return VideoFrames(
-        "the GStreamer pipeline", start, title="gstreamer", live=False, size=size, resize=resize, loop=loop
-    )
+    return VideoFrames("the GStreamer pipeline", start, title="gstreamer", live=False, resize=resize, loop=loop)
 
 
 def _opencv(name: str) -> Any:

@@ -45,7 +45,7 @@ def steps_in_a_group(bundle: str, budget: int, batch: int, steps: int, folder: s
     from edgetta.bundle import read_bundle
     from edgetta.memory.peak import give_back
     from edgetta.runtime import Runtime
-    from edgetta.sources.images import fit_array
+    from edgetta.sources.resize import Resize
 
     opened = read_bundle(bundle)
     config = replace(opened.config, entropy_margin=1.0, when="always", small_batch=4, window=8)
@@ -61,7 +61,7 @@ def steps_in_a_group(bundle: str, budget: int, batch: int, steps: int, folder: s
     for _ in range(steps):
         count, height, width = int(random.integers(1, batch + 1)), *map(int, random.integers(8, 65, 2))
         frame = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        fitted = fit_array(frame, size, resize=True, name="random")
+        fitted = Resize(size).array(frame)
         images = np.broadcast_to(fitted, (count, *fitted.shape)) ^ random.integers(0, 64, (count, 1, 1, 1), np.uint8)
         logits = runtime(images)
         assert logits.shape[0] == count and bool(logits.isfinite().all())
