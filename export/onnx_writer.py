@@ -103,6 +103,7 @@ class _Writer:
             _EXPANSIONS[node.op](self, node)
             return
         attributes, inputs = dict(node.attributes), list(node.inputs)
+        attributes.pop("inclusive", None)  # of a Clip: a matter of its gradient
         for key in _AS_INPUT.get(node.op, ()):
             value = attributes.pop(key)
             inputs.append(self.number(value) if isinstance(value, float) else self.integers(value))
@@ -167,6 +168,10 @@ def _dequantize_linear(w: _Writer, node: Node) -> None:
     w.emit("DequantizeLinear", [codes, scale, zeros], node.output, dict(node.attributes))
 
 
+def _detach(w: _Writer, node: Node) -> None:
+    w.emit("Identity", list(node.inputs), node.output)
+
+
 def _masked(w: _Writer, node: Node) -> None:
     x, mask = node.inputs
     constant = w.graph.constants.get(x)
@@ -210,6 +215,7 @@ def _per_channel(w: _Writer, x: str, output: str, rank: int | None = None) -> No
 _EXPANSIONS: dict[str, Callable[[_Writer, Node], None]] = {
     "FakeQuantize": _fake_quantize,
     "DequantizeLinear": _dequantize_linear,
+    "Detach": _detach,
     "Masked": _masked,
     "Silu": _silu,
     "Gelu": _gelu,

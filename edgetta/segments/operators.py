@@ -1,7 +1,7 @@
 """What each operator of a `Graph` means, in torch. Names and attributes follow ONNX opset 17.
 
 `Silu`, `Gelu`, `ChannelMean`, `ChannelVariance` and `FakeQuantize` are not ONNX operators of that opset: here they are
-one step, and `edgetta.export.onnx_writer` spells them out.
+one step, and `edgetta.export.onnx_writer` spells them out. `Detach` passes a value and stops its gradient.
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ def average_pool(
     )
 
 
-def clip(x: Tensor, *, min: float, max: float) -> Tensor:
+def clip(x: Tensor, *, min: float, max: float, inclusive: int = 0) -> Tensor:
+    """`inclusive` speaks of the gradient: whether it passes where x is exactly a bound."""
     return torch.clamp(x, min, max)
 
 
@@ -169,6 +170,8 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
     "Mul": torch.mul,
     "Div": torch.div,
     "Neg": torch.neg,
+    "Identity": torch.clone,
+    "Detach": lambda x: x,
     "Exp": torch.exp,
     "Sqrt": torch.sqrt,
     "Reciprocal": torch.reciprocal,
