@@ -167,7 +167,7 @@ def _with_rules(program: torch.export.ExportedProgram) -> torch.export.ExportedP
             first = next((node for node in missing if node.target in unknown), missing[0])
             raise TraceError(
                 f"operator {first.target} (in module {_module(first)!r}) has no rule in edgetta.export.aten, and "
-                f"torch cannot take it apart ({one_line(error)[:200]}); replace the module by one made of known operators"
+                f"torch cannot take it apart ({one_line(error)[:200]}); write its module with known ones"
             ) from error
     return program
 
