@@ -84,6 +84,8 @@ def _operations(node: Node, graph: Graph) -> int:
         per_channel = math.prod(_shape(graph, node.inputs[1])[1:])
         source = node.inputs[0] if node.op == "ConvTranspose" else node.output
         return _elements(_shape(graph, source)) * per_channel
+    if node.op == "ConvWeightGradient":
+        return made * math.prod(_shape(graph, node.inputs[1])[2:])
     if node.op == "MatMul":
         return made * _shape(graph, node.inputs[0])[-1]
     if node.op in ("MaxPool", "AveragePool"):

@@ -6,6 +6,7 @@ The exporter writes what this says, and a device checks by it that an ONNX file 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -105,9 +106,12 @@ class _Speller:
         self.constants[name] = np.zeros(shape, np.int8)
         return name
 
-    def rank(self, name: str) -> int:
+    def shape(self, name: str) -> tuple[int, ...]:
         constant = self.graph.constants.get(name)
-        return len(constant.shape) if constant is not None else len(self.graph.values[name].shape)
+        return tuple(constant.shape) if constant is not None else self.graph.values[name].shape
+
+    def rank(self, name: str) -> int:
+        return len(self.shape(name))
 
 
 _AS_INPUT: dict[str, tuple[str, ...]] = {
@@ -159,6 +163,34 @@ def _detach(w: _Speller, node: Node) -> None:
     w.emit("Identity", list(node.inputs), node.output)
 
 
+def _conv_weight_gradient(w: _Speller, node: Node) -> None:
+    """One product per place of the kernel: what the input shows there, by the gradient, summed over the images."""
+    x, gradient = node.inputs
+    kernel, strides, pads, dilations = (list(node.attributes[k]) for k in _WINDOW)
+    group, y = int(node.attributes["group"]), node.output
+    channels, (height, width) = w.shape(x)[1], w.shape(gradient)[2:]
+    outputs = w.shape(gradient)[1]
+    if any(pads):
+        x = w.emit("Pad", [x, w.integers([0, 0, *pads[:2], 0, 0, *pads[2:]]), w.number(0.0)], f"{y}.padded")
+    flat = w.emit("Reshape", [gradient, w.integers([0, group, outputs // group, height * width])], f"{y}.flat")
+    turned = w.emit("Transpose", [flat], f"{y}.turned", {"perm": [0, 1, 3, 2]})
+    shape, products = w.integers([0, group, channels // group, height * width]), []
+    for number, (i, j) in enumerate(itertools.product(range(kernel[0]), range(kernel[1]))):
+        starts = [i * dilations[0], j * dilations[1]]
+        ends = [starts[0] + (height - 1) * strides[0] + 1, starts[1] + (width - 1) * strides[1] + 1]
+        places = [w.integers(ends if k == 1 else starts) for k in range(2)]
+        seen = w.emit("Slice", [x, *places, w.integers([2, 3]), w.integers(strides)], f"{y}.seen.{number}")
+        seen = w.emit("Reshape", [seen, shape], f"{y}.rows.{number}")
+        product = w.emit("MatMul", [seen, turned], f"{y}.product.{number}")  # (N, group, I, O)
+        products.append(w.emit("ReduceSum", [product, w.integers([0])], f"{y}.sum.{number}", {"keepdims": 1}))
+    joined = w.emit("Concat", products, f"{y}.joined", {"axis": 0})  # (k * k, group, I, O)
+    ordered = w.emit("Transpose", [joined], f"{y}.ordered", {"perm": [1, 3, 2, 0]})
+    w.emit("Reshape", [ordered, w.integers([outputs, channels // group, *kernel])], y)
+
+
+_WINDOW = ("kernel_shape", "strides", "pads", "dilations")
+
+
 def _channel_mean(w: _Speller, node: Node) -> None:
     _per_channel(w, node.inputs[0], node.output)
 
@@ -184,6 +216,7 @@ _EXPANSIONS: dict[str, Callable[[_Speller, Node], None]] = {
     "Silu": _silu,
     "Gelu": _gelu,
     "Detach": _detach,
+    "ConvWeightGradient": _conv_weight_gradient,
     "ChannelMean": _channel_mean,
     "ChannelVariance": _channel_variance,
 }
