@@ -13,7 +13,7 @@ from edgetta.bench.report import PALETTE, Block, Facts, Heading, Paragraph, Pict
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from edgetta.bench.demo import DemoConfig, DemoResult
+    from edgetta.bench.demo_result import DemoConfig, DemoResult
     from edgetta.bench.demo_stream import CorruptedStream
 
 TITLES = {
