@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from torch import Tensor
 
@@ -16,11 +16,15 @@ class DifferentiationError(EdgettaError):
 
 
 class Derivation:
-    """The forward graph being extended, the backward graph being built, and the residuals between them."""
+    """The forward graph being extended, the backward graph being built, and the residuals between them.
 
-    def __init__(self, graph: Graph) -> None:
-        self.forward = GraphBuilder.of(graph, "r")
-        self.backward = GraphBuilder("g")
+    given   inputs of the forward that the backward gets, too, so that nothing need be kept of them
+    """
+
+    def __init__(self, graph: Graph, given: Collection[str] = ()) -> None:
+        self.forward = GraphBuilder.of(graph, "r").sharing()
+        self.backward = GraphBuilder("g").sharing()
+        self.given = frozenset(given)
         self.backward.constants = dict(graph.constants)  # one set of names for both graphs; what is unused is pruned
         self.residuals: dict[str, Residual] = {}
         self._outputs = frozenset(graph.outputs)
@@ -39,6 +43,9 @@ class Derivation:
                 self._copies[name] = self.forward.emit("Identity", name)
             name = self._copies[name]
         value = self.forward.values[name]
+        if name in self.given:
+            self.backward.values[name] = value
+            return name
         if name not in self.residuals:
             self.residuals[name] = Residual(value, kind if value.per_sample else "scale", low, high)
             self.backward.values[name] = value
@@ -54,7 +61,7 @@ class Derivation:
             return name, None
         node = self._weights.get(name)
         if node is None:
-            raise DifferentiationError(f"{name!r} is not a weight; convolutions take constant weights only")
+            raise DifferentiationError(f"{name!r} is neither a weight nor an input of the graph")
         return node.inputs[0], node.inputs[1]
 
     def in_backward(self, name: str, tensor: Tensor, scale: str | None, axis: int) -> str:

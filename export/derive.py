@@ -15,6 +15,7 @@ from edgetta.errors import UsageError
 from edgetta.export.batch_norm import Adapt, fold, settle
 from edgetta.export.cut import CutModel, cut
 from edgetta.export.differentiate import differentiate
+from edgetta.export.programs import derive_programs
 from edgetta.export.quantise import Ranges, quantise
 from edgetta.export.trace import trace
 from edgetta.segments.contract import SegmentGraphs
@@ -63,16 +64,21 @@ def derive(
     classifier = differentiate(settled["classifier"])
     weights = sum(tensor.numel() for tensor in traced.graph.constants.values())
     normalised = any(node.op == "BatchNormalization" for node in traced.graph.nodes)
+    metas = tuple(_meta_specs(frozen, kernel, weights, normalised, initialisation))
     return AdaptableModel(
         stem,
         tuple(frozen),
         classifier,
         source,
-        tuple(_meta_specs(frozen, kernel, weights, normalised, initialisation)),
+        metas,
         pieces.names,
         input_shape,
         _classes(pieces),
         batch_norm,
+        derive_programs(
+            {name: settled[name] for name in ("stem", *(f"part{k}" for k in range(1, len(frozen) + 1)), "classifier")},
+            metas,
+        ),
     )
 
 

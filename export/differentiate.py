@@ -40,8 +40,8 @@ def differentiate(frozen: Frozen, needs_gradient: bool = True) -> SegmentGraphs:
     if not needs_gradient:
         return SegmentGraphs(graph, None, None, (), frozen.state, frozen.initial_state, frozen.initial_affine)
     wanted = ["x", *frozen.initial_affine]
-    passes = () if graph.outputs[0] in _active(graph, ["x"]) else ("Detach",)
-    active = _active(graph, wanted, passes)
+    passes = () if graph.outputs[0] in active_values(graph, ["x"]) else ("Detach",)
+    active = active_values(graph, wanted, passes)
     derivation = Derivation(graph)
     output = graph.outputs[0]
     gradients: dict[str, str] = {output: derivation.backward.input(GRAD_Y, graph.values[output].shape)}
@@ -100,7 +100,7 @@ def _recompute(forward: Graph, backward: Graph) -> Graph:
     return fused.pruned()
 
 
-def _active(graph: Graph, wanted: Sequence[str], passes: Sequence[str] = ()) -> set[str]:
+def active_values(graph: Graph, wanted: Sequence[str], passes: Sequence[str] = ()) -> set[str]:
     """Values that depend on a wanted input through something other than statistics, or an operator that stops it."""
     active = set(wanted)
     for node in graph.nodes:

@@ -13,6 +13,8 @@ from edgetta.segments.graph import BATCH, Node
 @rule("Conv")
 def conv(d: Derivation, node: Node, gradient: str) -> list[str | None]:
     """The transposed convolution; for stride 1 a plain one with the flipped, transposed kernel, which is faster."""
+    if not d.constant(node.inputs[1]):
+        return _conv_that_adapts(d, node, gradient)
     name, scale = d.weight(node.inputs[1])
     weight = d.forward.constants[name]
     strides, pads, dilations, group = (node.attributes[k] for k in ("strides", "pads", "dilations", "group"))
@@ -37,6 +39,23 @@ def conv(d: Derivation, node: Node, gradient: str) -> list[str | None]:
         output_padding=extra,
     )
     return [back]
+
+
+def _conv_that_adapts(d: Derivation, node: Node, gradient: str) -> list[str | None]:
+    """A convolution whose weight is an input: its gradients by its own input, and by its weight."""
+    x, weight = node.inputs[:2]
+    kernel, rest = d.shape(weight)[2:], {k: node.attributes[k] for k in ("strides", "pads", "dilations", "group")}
+    size, result = d.shape(x)[2:], d.shape(node.output)[2:]
+    emit, attributes = d.backward.emit, {k: list(v) if k != "group" else v for k, v in rest.items()}
+    reach = [rest["dilations"][i] * (kernel[i] - 1) for i in range(2)]
+    pads, strides = rest["pads"], rest["strides"]
+    extra = [size[i] - ((result[i] - 1) * strides[i] - pads[i] - pads[i + 2] + reach[i] + 1) for i in range(2)]
+    to_x = emit("ConvTranspose", gradient, d.save(weight, "float"), **attributes, output_padding=extra)
+    to_weight = emit("ConvWeightGradient", d.save(x, "float"), gradient, kernel_shape=list(kernel), **attributes)
+    to_bias = None
+    if len(node.inputs) > 2 and node.inputs[2] and not d.constant(node.inputs[2]):
+        to_bias = emit("ReduceSum", gradient, axes=[0, 2, 3], keepdims=0)
+    return [to_x, to_weight, to_bias]
 
 
 def _turned(weight: torch.Tensor, group: int) -> torch.Tensor:

@@ -26,24 +26,29 @@ SPREAD = math.sqrt(8 / math.pi)
 @rule("BatchNormalization")
 def batch_normalization(d: Derivation, node: Node, gradient: str) -> list[str | None]:
     """Residuals: one scale per channel, weight / sqrt(var + epsilon); a bit per element where the weight adapts."""
-    x, weight, _, mean, var = node.inputs
+    x, weight, bias, mean, var = node.inputs
     rank = len(d.shape(node.output))
     column = [1, d.shape(node.output)[1], *([1] * (rank - 2))]
+    axes = [0, *range(2, rank)]
+    to_bias = None if d.constant(bias) else d.backward.emit("ReduceSum", gradient, axes=axes, keepdims=0)
     if d.constant(var):
         factor = d.forward.constants[weight] / torch.sqrt(d.forward.constants[var] + node.attributes["epsilon"])
         kept = d.backward.constant(f"{weight}.scale", factor.reshape(column))
-        return [d.backward.emit("Mul", gradient, kept)]
+        return [d.backward.emit("Mul", gradient, kept), None, to_bias]
     forward = d.forward
     deviation = forward.emit("Sqrt", forward.emit("Add", var, forward.scalar(node.attributes["epsilon"])))
     scale = d.save(forward.emit("Div", weight, deviation), "scale")
     if d.constant(weight):
-        return [d.backward.emit("Mul", gradient, d.backward.emit("Reshape", scale, shape=column))]
+        return [d.backward.emit("Mul", gradient, d.backward.emit("Reshape", scale, shape=column)), None, to_bias]
     above = d.save(forward.emit("Greater", x, forward.emit("Reshape", mean, shape=column)), "mask")
-    return list(_through_statistics(d, gradient, above, scale, column))
+    to_x, to_weight, total = _through_statistics(d, gradient, above, scale, column)
+    return [to_x, to_weight, None if d.constant(bias) else total]
 
 
-def _through_statistics(d: Derivation, gradient: str, above: str, scale: str, column: list[int]) -> tuple[str, str]:
-    """Gradients of the input and of the weight.
+def _through_statistics(
+    d: Derivation, gradient: str, above: str, scale: str, column: list[int]
+) -> tuple[str, str, str]:
+    """Gradients of the input, of the weight, and of the bias.
 
     The weight's is sum(g * xhat) with xhat as two numbers per channel, those of a normal variable: SPREAD apart, their
     mean over the batch zero.
@@ -62,7 +67,8 @@ def _through_statistics(d: Derivation, gradient: str, above: str, scale: str, co
     count_above = batch_sum(ones)
     count_below = batch_sum(emit("Sub", d.backward.scalar(size), ones))
     total_above = batch_sum(image_sums(g_above))
-    total_below = emit("Sub", batch_sum(image_sums(gradient)), total_above)
+    total = batch_sum(image_sums(gradient))
+    total_below = emit("Sub", total, total_above)
 
     def mean(total: str, count: str) -> str:  # of a side without elements: 0, as its total
         return emit("Div", total, emit("Clip", count, min=1.0, max=LARGEST))
@@ -79,4 +85,4 @@ def _through_statistics(d: Derivation, gradient: str, above: str, scale: str, co
     count = emit("Add", count_above, count_below)
     balanced = emit("Div", emit("Mul", count_above, count_below), count)
     slope = emit("Mul", balanced, d.backward.scalar(SPREAD))
-    return to_x, emit("Mul", slope, emit("Sub", mean_above, mean_below))
+    return to_x, emit("Mul", slope, emit("Sub", mean_above, mean_below)), total

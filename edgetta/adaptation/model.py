@@ -12,6 +12,7 @@ from typing import Literal, get_args
 from edgetta.adaptation.meta_network import MetaNetwork, MetaSpec
 from edgetta.adaptation.network import AdaptiveNetwork, BatchNorm
 from edgetta.adaptation.step_memory import FULL, StepMemory
+from edgetta.engines.contract import ProgramSet
 from edgetta.errors import UsageError
 from edgetta.segments.contract import GradientMode, Segment, SegmentGraphs
 from edgetta.segments.graph import Graph
@@ -30,6 +31,7 @@ class AdaptableModel:
     cuts                      module names after which the backbone was cut
     batch_norm                "adaptive": statistics of the frozen part follow the stream (batch or ema), or
                               "source": folded into the convolutions
+    programs                  of the whole network, meta-networks among it
     """
 
     stem: SegmentGraphs
@@ -41,6 +43,7 @@ class AdaptableModel:
     input_shape: tuple[int, int, int]
     classes: int
     batch_norm: Literal["adaptive", "source"] = "adaptive"
+    programs: ProgramSet | None = None
 
     @property
     def precision(self) -> Literal["fp32", "int8"]:

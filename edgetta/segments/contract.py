@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from edgetta.segments.graph import Graph, Value
-from edgetta.segments.packing import pack_code, pack_mask, unpack_code, unpack_mask
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 GradientMode = Literal["exact", "recompute", "local"]
 ResidualKind = Literal["mask", "code", "scale", "float"]
@@ -41,23 +41,29 @@ class Residual:
 
     def pack(self, tensor: Tensor) -> Tensor:
         """The tensor as it is kept: bits for a mask, bytes for a code."""
+        from edgetta.segments.packing import pack_code, pack_mask
+
         if self.kind == "mask":
             return pack_mask(tensor)
         return pack_code(tensor, self.low, self.high) if self.kind == "code" else tensor
 
-    def unpack(self, kept: Tensor, batch: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The tensor as the backward graph takes it."""
+    def unpack(self, kept: Tensor, batch: int, dtype: torch.dtype | None = None) -> Tensor:
+        """The tensor as the backward graph takes it, float32 by default."""
+        from edgetta.segments.packing import unpack_code, unpack_mask
+
         if self.kind == "mask":
             return unpack_mask(kept, self.value.with_batch(batch))
-        return unpack_code(kept, self.low, self.high, dtype) if self.kind == "code" else kept
+        return unpack_code(kept, self.low, self.high, *([dtype] if dtype else [])) if self.kind == "code" else kept
 
     def rows(self, kept: Tensor, batch: int, start: int, stop: int) -> Tensor:
         """What is kept of the images from `start` to `stop`, of what is kept of a batch."""
         if not self.value.per_sample:
             return kept
-        if self.kind != "mask" or kept.dtype == torch.bool:  # an engine may keep masks as they are
+        if self.kind != "mask" or str(kept.dtype) == "torch.bool":  # an engine may keep masks as they are
             return kept[start:stop]
         size = self.value.elements(1)
+        from edgetta.segments.packing import pack_mask, unpack_mask
+
         if start * size % 8 or (stop < batch and stop * size % 8):  # bits of two images share a byte
             return pack_mask(unpack_mask(kept, self.value.with_batch(batch))[start:stop])
         return kept[start * size // 8 : (stop * size + 7) // 8]

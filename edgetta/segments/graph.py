@@ -3,6 +3,9 @@
 One `Graph` serves every engine. The torch engine runs it node by node, `edgetta.export.onnx_writer` writes it as ONNX
 for ONNX Runtime and TensorRT. One dimension of every activation is the batch and is written `BATCH`, the first but
 inside attention; all other dimensions are fixed when the graph is made.
+
+Constants are torch tensors where graphs are made, and numpy arrays on a device without torch: nothing here imports
+torch but what needs a tensor.
 """
 
 from __future__ import annotations
@@ -10,17 +13,19 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
 from edgetta.errors import BundleError
 from edgetta.segments.shapes import BATCH, KNOWN, Kind, infer
 
+if TYPE_CHECKING:
+    import torch
+
 LARGEST = 3.0e38
 """Stands for infinity, which not every engine takes: nearly the largest number of float32."""
 _MAX_NODES = 100_000
-_DTYPES = {torch.bool: "bool", torch.int8: "int8"}
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class Graph:
     outputs: tuple[str, ...]
     nodes: tuple[Node, ...]
     values: Mapping[str, Value]
-    constants: Mapping[str, torch.Tensor]
+    constants: Mapping[str, Any]
 
     @property
     def quantised(self) -> bool:
@@ -111,7 +116,7 @@ class Graph:
         }
 
     @staticmethod
-    def from_json(data: Any, constants: Mapping[str, torch.Tensor]) -> Graph:
+    def from_json(data: Any, constants: Mapping[str, Any]) -> Graph:
         """Rebuild a graph from `to_json` data; raises `BundleError` for anything that is not a well-formed graph.
 
         Every operator, attribute and shape is checked, by inferring each node's shape from those before it.
@@ -139,10 +144,11 @@ class GraphBuilder:
     def __init__(self, prefix: str = "v") -> None:
         self.nodes: list[Node] = []
         self.values: dict[str, Value] = {}
-        self.constants: dict[str, torch.Tensor] = {}
+        self.constants: dict[str, Any] = {}
         self.inputs: list[str] = []
         self._prefix = prefix
         self._count = 0
+        self._made: dict[Any, str] | None = None
 
     @staticmethod
     def of(graph: Graph, prefix: str) -> GraphBuilder:
@@ -154,6 +160,11 @@ class GraphBuilder:
         builder.inputs = list(graph.inputs)
         return builder
 
+    def sharing(self) -> GraphBuilder:
+        """From now on the same operator on the same values is one node."""
+        self._made = {}
+        return self
+
     def input(self, name: str, shape: Sequence[int], dtype: str = "float") -> str:
         self.values[name] = Value(name, tuple(shape), dtype)
         self.inputs.append(name)
@@ -161,19 +172,25 @@ class GraphBuilder:
 
     def constant(self, name: str, tensor: torch.Tensor) -> str:
         """Register a weight and return its name; the same name with the same content is stored once."""
+        tensor = tensor.detach()
         unique, count = name, 0
         while unique in self.values or (unique in self.constants and not _same(self.constants[unique], tensor)):
             count += 1
             unique = f"{name}.{count}"
-        self.constants[unique] = tensor.detach().contiguous()
+        self.constants[unique] = tensor.contiguous()
         return unique
 
     def scalar(self, number: float) -> str:
         """A number as a constant, in float64 so that no engine sees it rounded twice."""
+        import torch
+
         return self.constant(f"scalar.{number!r}", torch.tensor(float(number), dtype=torch.float64))
 
     def emit(self, op: str, *inputs: str, **attributes: Any) -> str:
         """Append a node and return the name of its output."""
+        key = (op, inputs, json.dumps(attributes, sort_keys=True)) if self._made is not None else None
+        if self._made is not None and key in self._made:
+            return self._made[key]
         name = ""
         while not name or name in self.values or name in self.constants:
             self._count += 1
@@ -181,6 +198,8 @@ class GraphBuilder:
         shape, dtype = infer(op, [self._kind(name) for name in inputs], attributes)
         self.values[name] = Value(name, shape, dtype)
         self.nodes.append(Node(op, tuple(inputs), name, attributes))
+        if self._made is not None:
+            self._made[key] = name
         return name
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -204,10 +223,12 @@ class GraphBuilder:
         return _kind(self.constants[name] if name in self.constants else self.values[name]) if name else None
 
 
-def _kind(operand: torch.Tensor | Value) -> Kind:
+def _kind(operand: Any) -> Kind:
+    """Shape and dtype of a value, or of a constant, a tensor or an array."""
     if isinstance(operand, Value):
         return operand.shape, operand.dtype
-    return tuple(operand.shape), _DTYPES.get(operand.dtype, "float")
+    name = str(operand.dtype).rpartition(".")[2]
+    return tuple(operand.shape), name if name in ("bool", "int8") else "float"
 
 
 def _check(graph: Graph) -> None:
@@ -245,7 +266,7 @@ def _check(graph: Graph) -> None:
         raise BundleError("a graph in the bundle has an undefined output; export the bundle again")
 
 
-def load_graph(text: str, constants: Mapping[str, torch.Tensor]) -> Graph:
+def load_graph(text: str, constants: Mapping[str, Any]) -> Graph:
     """Parse the JSON text of a graph; raises `BundleError` when it is not one."""
     try:
         data = json.loads(text)
@@ -254,5 +275,5 @@ def load_graph(text: str, constants: Mapping[str, torch.Tensor]) -> Graph:
     return Graph.from_json(data, constants)
 
 
-def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a is b or (a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b))
+def _same(a: Any, b: Any) -> bool:
+    return a is b or (a.shape == b.shape and a.dtype == b.dtype and np.array_equal(a, b))

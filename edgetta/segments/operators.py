@@ -1,7 +1,8 @@
 """What each operator of a `Graph` means, in torch. Names and attributes follow ONNX opset 17.
 
-`Silu`, `Gelu`, `ChannelMean`, `ChannelVariance` and `FakeQuantize` are not ONNX operators of that opset: here they are
-one step, and `edgetta.export.onnx_writer` spells them out. `Detach` passes a value and stops its gradient.
+`Silu`, `Gelu`, `ChannelMean`, `ChannelVariance`, `ConvWeightGradient` and `FakeQuantize` are not ONNX operators of
+that opset: here they are one step, and `edgetta.export.onnx_writer` spells them out. `Detach` passes a value and stops
+its gradient.
 """
 
 from __future__ import annotations
@@ -49,6 +50,38 @@ def conv_transpose(
     # Asymmetric padding crops the full result.
     y = F.conv_transpose2d(x, weight, bias, tuple(strides), 0, tuple(output_padding), group, tuple(dilations))
     return y[:, :, top : y.shape[2] - bottom, left : y.shape[3] - right].contiguous()
+
+
+def conv_weight_gradient(
+    x: Tensor,
+    gradient: Tensor,
+    *,
+    kernel_shape: Sequence[int],
+    strides: Sequence[int],
+    pads: Sequence[int],
+    dilations: Sequence[int],
+    group: int,
+) -> Tensor:
+    """Gradient of a convolution's weight (O, I / group, k, k), for its input x and the gradient of its output."""
+    top, left, bottom, right = pads
+    if (top, left) != (bottom, right):
+        x = F.pad(x, (left, right, top, bottom))
+        top = left = 0
+    weight = x.new_empty((gradient.shape[1], x.shape[1] // group, *kernel_shape))
+    found: Tensor = torch.ops.aten.convolution_backward(
+        gradient,
+        x,
+        weight,
+        None,
+        list(strides),
+        [top, left],
+        list(dilations),
+        False,
+        [0, 0],
+        group,
+        [False, True, False],
+    )[1]
+    return found
 
 
 def batch_normalization(
@@ -161,6 +194,7 @@ def concat(*inputs: Tensor, axis: int) -> Tensor:
 OPERATORS: dict[str, Callable[..., Tensor]] = {
     "Conv": conv,
     "ConvTranspose": conv_transpose,
+    "ConvWeightGradient": conv_weight_gradient,
     "BatchNormalization": batch_normalization,
     "ChannelMean": channel_mean,
     "ChannelVariance": channel_variance,
@@ -169,6 +203,8 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
     "Sub": torch.sub,
     "Mul": torch.mul,
     "Div": torch.div,
+    "Pow": torch.pow,
+    "Abs": torch.abs,
     "Neg": torch.neg,
     "Identity": torch.clone,
     "Detach": lambda x: x,

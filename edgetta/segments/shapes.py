@@ -135,6 +135,22 @@ def _conv_transpose(
     return (x[0], weight[1] * group, *sizes)
 
 
+def _conv_weight_gradient(
+    x: Shape,
+    gradient: Shape,
+    *,
+    kernel_shape: Sequence[int],
+    strides: Sequence[int],
+    pads: Sequence[int],
+    dilations: Sequence[int],
+    group: int,
+) -> Shape:
+    weight = (gradient[1], x[1] // group, *kernel_shape)
+    made = _conv(x, weight, strides=strides, pads=pads, dilations=dilations, group=group)
+    _need(made == gradient, f"a gradient of shape {gradient} does not fit {made}")
+    return weight
+
+
 def _batch_normalization(x: Shape, *parameters: Shape, epsilon: float) -> Shape:
     _need(len(parameters) == 4 and set(parameters) == {x[1:2]}, "parameters do not fit the channels")
     return x
@@ -248,15 +264,16 @@ _FLOAT, _BOOL = ("float",), ("bool",)
 _RULES: dict[str, tuple[tuple[str, ...], str, Callable[..., Shape]]] = {
     "Conv": (_FLOAT, "float", _conv),
     "ConvTranspose": (_FLOAT, "float", _conv_transpose),
+    "ConvWeightGradient": (_FLOAT, "float", _conv_weight_gradient),
     "BatchNormalization": (_FLOAT, "float", _batch_normalization),
     "ChannelMean": (_FLOAT, "float", _channel_mean),
     "ChannelVariance": (_FLOAT, "float", _channel_variance),
     "MatMul": (_FLOAT, "float", _matmul),
-    **{op: (_FLOAT, "float", _both) for op in ("Add", "Sub", "Mul", "Div")},
+    **{op: (_FLOAT, "float", _both) for op in ("Add", "Sub", "Mul", "Div", "Pow")},
     **{op: (_FLOAT, "bool", _both) for op in ("Greater", "Less", "Equal")},
     **{op: (_BOOL, "bool", _both) for op in ("And", "Or")},
     **{op: (_FLOAT, "float", _same) for op in ("Relu", "Neg", "Exp", "Sqrt", "Reciprocal", "Sigmoid", "Tanh")},
-    **{op: (_FLOAT, "float", _same) for op in ("Erf", "Silu", "Gelu", "HardSwish", "Identity", "Detach")},
+    **{op: (_FLOAT, "float", _same) for op in ("Abs", "Erf", "Silu", "Gelu", "HardSwish", "Identity", "Detach")},
     "Not": (_BOOL, "bool", _same),
     "Clip": (_FLOAT, "float", lambda x, *, min, max, inclusive=0: x),
     "HardSigmoid": (_FLOAT, "float", lambda x, *, alpha, beta: x),

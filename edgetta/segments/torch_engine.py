@@ -166,5 +166,6 @@ def _schedule(graph: Graph) -> list[Node]:
     return sorted(graph.nodes, key=lambda node: place[node.output])  # stable, so what is read stays in front
 
 
-def _moved(tensor: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+def _moved(constant: Any, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+    tensor = torch.as_tensor(constant)
     return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else tensor.dtype)
