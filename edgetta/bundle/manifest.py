@@ -1,4 +1,4 @@
-"""The manifest of a bundle: schema version 1, parsed strictly, and the description of a segment that it holds.
+"""The manifest of a bundle: schema version 2, parsed strictly, and the description of a segment that it holds.
 
 `manifest.json` ends with a line that holds the SHA-256 of everything before it, so that a damaged manifest is noticed
 too. The hash guards against damage, not against a forger, who can compute it as well: whatever the manifest says is
@@ -31,9 +31,11 @@ from edgetta.segments.graph import BATCH, Graph
 from edgetta.storage import StorageError, safe_name
 
 FORMAT = "edgetta.bundle"
-SCHEMA = 1
+SCHEMA = 2
+"""1 had no programs of the whole network."""
 MANIFEST = "manifest.json"
 DIRECTIONS = ("forward", "backward", "recompute")
+PROGRAMS = ("predict", "measure", "forward", "backward", "recompute")
 
 MAX_MANIFEST_BYTES = 8 << 20
 MAX_FILES = 4096
@@ -81,6 +83,15 @@ class SegmentEntry:
 
 
 @dataclass(frozen=True)
+class ProgramsEntry:
+    """The files of the whole-network programs: a graph each, what they have in common, and the weights of all."""
+
+    graphs: Mapping[str, str]
+    layout: str
+    tensors: str
+
+
+@dataclass(frozen=True)
 class KeptBytes:
     """Bytes kept between forward and backward in one gradient mode: `per_image` times the batch, and `fixed`."""
 
@@ -112,6 +123,7 @@ class Manifest:
     preprocessing: Mapping[str, Any]
     segments: tuple[SegmentEntry, ...]
     source: SegmentEntry
+    programs: ProgramsEntry
     metas: tuple[MetaSpec, ...]
     cuts: tuple[str, ...]
     batch_norm: BatchNormForm
@@ -156,6 +168,8 @@ def parse_manifest(raw: bytes, bundle: Path) -> Manifest:
         )
     if found is None or not intact:
         raise BundleError(f"{where} is damaged or was edited (its SHA-256 differs); {_AGAIN}")
+    if schema == 1 and type(schema) is int:
+        raise BundleError(f"bundle {bundle} was made by an earlier edgetta (schema version 1); export it again")
     if schema != SCHEMA or type(schema) is not int:
         raise BundleError(f"{where} has no known schema version ({schema!r}); export the bundle again")
     try:
@@ -214,6 +228,7 @@ def _typed(data: dict[str, Any], identity: str) -> Manifest:
         preprocessing=_get(data, "preprocessing", dict),
         segments=segments,
         source=_segment(_get(data, "source", dict), files),
+        programs=_programs(_get(data, "programs", dict), files),
         metas=metas,
         cuts=_texts(data["cuts"], "cuts"),
         batch_norm=_one_of(norm["form"], get_args(BatchNormForm), "batch_norm.form"),
@@ -273,6 +288,17 @@ def _segment(entry: Any, files: Mapping[str, FileEntry]) -> SegmentEntry:
         _listed(entry["tensors"], files, ".safetensors"),
         {direction: _listed(name, files, ".onnx") for direction, name in onnx.items()},
         {"signatures": entry["signatures"], "residuals": entry["residuals"]},
+    )
+
+
+def _programs(entry: dict[str, Any], files: Mapping[str, FileEntry]) -> ProgramsEntry:
+    graphs = _get(entry, "graphs", dict)
+    if set(graphs) != set(PROGRAMS):
+        raise ValueError(f"programs: graphs must name {', '.join(PROGRAMS)}")
+    return ProgramsEntry(
+        {name: _listed(graphs[name], files, ".json") for name in PROGRAMS},
+        _listed(entry["layout"], files, ".json"),
+        _listed(entry["tensors"], files, ".safetensors"),
     )
 
 

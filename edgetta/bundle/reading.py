@@ -18,7 +18,9 @@ from edgetta.bundle.files import BundleFiles, open_bundle
 from edgetta.bundle.graphs import check_model, read_segment, read_source, read_tensors
 from edgetta.bundle.manifest import KeptBytes, SegmentEntry
 from edgetta.bundle.onnx_files import MAX_ONNX_BYTES, check_onnx
+from edgetta.bundle.program_files import read_programs
 from edgetta.bundle.reference import read_reference
+from edgetta.engines.contract import ProgramSet
 from edgetta.errors import BundleError, UsageError, one_line
 from edgetta.memory.accuracy_costs import AccuracyCosts
 from edgetta.memory.allocation_failure import is_allocation_failure
@@ -67,6 +69,12 @@ class Bundle:
     @property
     def name(self) -> str:
         return self.files.manifest.name
+
+    @property
+    def programs(self) -> ProgramSet:
+        """The programs of the whole network, with what is shipped."""
+        assert self.model.programs is not None  # read with the bundle
+        return self.model.programs
 
     def onnx(self, segment: str, direction: str = "forward") -> bytes:
         """The ONNX file of a segment ("stem", "part1", ..., "classifier", "source") in a direction, as it was checked.
@@ -136,6 +144,7 @@ def _assembled(files: BundleFiles) -> Bundle:
         manifest.input_shape,
         manifest.classes,
         manifest.batch_norm,
+        read_programs(files, manifest.programs, manifest.input_shape, manifest.classes),
     )
     check_model(model, path)
     for entry in manifest.segments:

@@ -56,7 +56,7 @@ def test_round_trip_of_the_rest(whole: Path) -> None:
     assert bundle.provenance == {"weights": "seeded"} and bundle.rate_law is None
     assert (bundle.batch_norm, bundle.ema_images, bundle.unlisted) == ("auto", 64, ())
     assert bundle.preprocessing["range"] == [0, 1] and bundle.preprocessing["channels"] == "RGB"
-    assert bundle.manifest["schema"] == 1 and len(bundle.identity) == 64
+    assert bundle.manifest["schema"] == 2 and len(bundle.identity) == 64
     assert read_bundle(str(whole)).identity == bundle.identity
 
 
