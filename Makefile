@@ -1,5 +1,6 @@
 # make demo        the main job on real images, from a clean clone
-# make test        the tests
+# make test        the tests, in as many processes as there are cores; what was skipped is named at the end
+# make test-fast   the tests but those marked slow: the inner loop
 # make lint        ruff and mypy
 # make bench       the benchmarks that back README (quiet machine, tens of minutes)
 # make arm-wheels  ask pip for Arm wheels of everything that runs on a device
@@ -15,18 +16,25 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 CONSTRAINTS := $(VENV)/constraints.txt
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
+WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
+# One thread in each process: threads of several processes on the same cores wait for one another.
+TESTS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest
+PARALLEL := -n $(WORKERS) --dist worksteal -rs
 export EDGETTA_DATA ?= data
 
-.PHONY: demo test test-full lint format bench arm-wheels clean
+.PHONY: demo test test-fast test-full lint format bench arm-wheels clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m edgetta demo
 
 test: $(VENV)/.dev
-	$(RUN) -m pytest
+	$(TESTS) $(PARALLEL) --durations=15
+
+test-fast: $(VENV)/.dev
+	$(TESTS) $(PARALLEL) -m "not slow and not full and not gpu"
 
 test-full: $(VENV)/.dev
-	$(RUN) -m pytest -m "full or not full"
+	$(TESTS) -rs -m "full or not full"
 
 lint: $(VENV)/.dev
 	$(RUN) -m ruff check .

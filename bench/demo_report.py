@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgetta.segmented.step_rate import choose_rate
+from edgetta.adaptation.step_rate import choose_rate
 from edgetta.bench.corruption import EXTRA_CORRUPTIONS
 from edgetta.bench.report import PALETTE, Block, Facts, Heading, Paragraph, Picture, Table, picture, plot, render
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from edgetta.bench.demo import DemoConfig, DemoResult
+    from edgetta.bench.demo_result import DemoConfig, DemoResult
     from edgetta.bench.demo_stream import CorruptedStream
 
 TITLES = {

@@ -197,7 +197,7 @@ def trouble_of(row: dict[str, Any]) -> str:
 
 def exported(name: str, folder: Path, engines: Sequence[str] = (), adapt: Adapt = "meta") -> Bundle:
     """The bundle of a network with random weights, written where it is not there, with the costs on some engines."""
-    from edgetta.segmented.adapter import AdaptConfig
+    from edgetta.adaptation.config import AdaptConfig
     from edgetta.bundle import read_bundle
     from edgetta.export.bundle_writer import write_bundle
     from edgetta.export.recipe import Recipe, derive_recipe, load

@@ -96,8 +96,7 @@ class Stream:
         from edgetta.bench.datasets import cifar10_jpeg, cifar10_lossless, data_folder
         from edgetta.bench.demo_backbone import as_tensor
         from edgetta.export.derive import derive
-        from edgetta.models import load_model
-        from edgetta.models.parts import cuts
+        from edgetta.models import cuts, load_model
         from edgetta.offline.source_statistics import batches_of, set_source_statistics
 
         loaded = load_model("resnet20", weights=data_folder() / "weights" / f"{settings.weights}.npz")

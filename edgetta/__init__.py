@@ -12,9 +12,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgetta.segmented.adapter import AdaptConfig, Adapter, StepResult
+    from edgetta.adaptation.adapter import Adapter, StepResult
+    from edgetta.adaptation.config import AdaptConfig
     from edgetta.adaptation.module import AdaptedModule, adapt
-    from edgetta.adaptation.step_memory import StepMemory
+    from edgetta.adaptation.step_plan import StepPlan
     from edgetta.errors import EdgettaError
     from edgetta.models import load_model
     from edgetta.runtime import Runtime, load
@@ -22,13 +23,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "AdaptConfig": "edgetta.segmented.adapter",
+    "AdaptConfig": "edgetta.adaptation.config",
     "AdaptedModule": "edgetta.adaptation.module",
-    "Adapter": "edgetta.segmented.adapter",
+    "Adapter": "edgetta.adaptation.adapter",
     "EdgettaError": "edgetta.errors",
     "Runtime": "edgetta.runtime",
-    "StepMemory": "edgetta.adaptation.step_memory",
-    "StepResult": "edgetta.segmented.adapter",
+    "StepPlan": "edgetta.adaptation.step_plan",
+    "StepResult": "edgetta.adaptation.adapter",
     "adapt": "edgetta.adaptation.module",
     "load": "edgetta.runtime",
     "load_model": "edgetta.models",
@@ -40,7 +41,7 @@ __all__ = [
     "Adapter",
     "EdgettaError",
     "Runtime",
-    "StepMemory",
+    "StepPlan",
     "StepResult",
     "__version__",
     "adapt",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 
 _NOT_A_MESSAGE = "it is not an ONNX model"
@@ -84,6 +85,14 @@ def write_varint(value: int) -> bytes:
 def write_number(field: int, value: int) -> bytes:
     """A field that is a whole number."""
     return write_varint(field << 3) + write_varint(value)
+
+
+def write_real(field: int, value: float) -> bytes:
+    """A field that is a number in float32. Raises `ValueError` for one that is too large for it."""
+    try:
+        return write_varint(field << 3 | 5) + struct.pack("<f", value)
+    except OverflowError as error:
+        raise ValueError(f"{value} is no number of float32") from error
 
 
 def write_bytes(field: int, value: bytes | memoryview | str) -> bytes:

@@ -1,4 +1,4 @@
-"""Lowering rules: the layers of a network, from torch to the vocabulary of `Graph`."""
+"""Lowering rules: the layers of a network but for its pools, from torch to the vocabulary of `Graph`."""
 
 from __future__ import annotations
 
@@ -218,11 +218,8 @@ def hardtanh(lower: Lowering, fake: Any, x: Activation, low: float = -1.0, high:
 
 @rule("aten.clamp.default")
 def clamp(lower: Lowering, fake: Any, x: Activation, low: float | None = None, high: float | None = None) -> str:
-    if high is None and low == 0:
-        return lower.emit("Relu", x)
-    return lower.emit(
-        "Clip", x, min=-LARGEST if low is None else float(low), max=LARGEST if high is None else float(high)
-    )
+    bounds = -LARGEST if low is None else float(low), LARGEST if high is None else float(high)
+    return lower.emit("Clip", x, min=bounds[0], max=bounds[1], inclusive=1)
 
 
 @rule("aten.clamp_min.default")
@@ -237,7 +234,8 @@ def clamp_max(lower: Lowering, fake: Any, x: Activation, high: float) -> str:
 
 @rule("aten.leaky_relu.default")
 def leaky_relu(lower: Lowering, fake: Any, x: Activation, slope: float = 0.01) -> str:
-    return lower.emit("Sub", lower.emit("Relu", x), lower.emit("Mul", lower.emit("Relu", lower.emit("Neg", x)), slope))
+    """slope * x + (1 - slope) * relu(x): one mask, and the slope at exactly 0, as autograd has it."""
+    return lower.emit("Add", lower.emit("Mul", x, slope), lower.emit("Mul", lower.emit("Relu", x), 1 - slope))
 
 
 @rule("aten._softmax.default", "aten.softmax.int")
@@ -270,67 +268,3 @@ def attention(
     if mask is not None:
         scores = lower.emit("Add", scores, mask)
     return lower.emit("MatMul", lower.emit("Softmax", scores, axis=rank - 1), value)
-
-
-@rule("aten.max_pool2d.default")
-def max_pool2d(
-    lower: Lowering,
-    fake: Any,
-    x: Activation,
-    kernel: Any,
-    stride: Any = (),
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-) -> str:
-    if pair(dilation) != [1, 1]:
-        raise ValueError("dilated max-pooling is not supported")
-    pads = pair(padding)
-    return lower.emit(
-        "MaxPool",
-        x,
-        kernel_shape=pair(kernel),
-        strides=pair(stride or kernel),
-        pads=[*pads, *pads],
-        ceil_mode=int(ceil_mode),
-    )
-
-
-@rule("aten.avg_pool2d.default")
-def avg_pool2d(
-    lower: Lowering,
-    fake: Any,
-    x: Activation,
-    kernel: Any,
-    stride: Any = (),
-    padding: Any = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor: int | None = None,
-) -> str:
-    if divisor is not None:
-        raise ValueError("avg_pool2d with divisor_override is not supported")
-    pads = pair(padding)
-    return lower.emit(
-        "AveragePool",
-        x,
-        kernel_shape=pair(kernel),
-        strides=pair(stride or kernel),
-        pads=[*pads, *pads],
-        ceil_mode=int(ceil_mode),
-        count_include_pad=int(count_include_pad),
-    )
-
-
-@rule("aten.adaptive_avg_pool2d.default", "aten._adaptive_avg_pool2d.default")
-def adaptive_avg_pool2d(lower: Lowering, fake: Any, x: Activation, size: Any) -> str:
-    height, width = lower.builder.shape(x)[2:]
-    rows, columns = pair(size)
-    if (rows, columns) == (1, 1):
-        return lower.emit("ReduceMean", x, axes=[2, 3], keepdims=1)
-    if height % rows or width % columns:
-        raise ValueError(f"adaptive pooling from {height}x{width} to {rows}x{columns} has unequal windows")
-    kernel = [height // rows, width // columns]
-    return lower.emit(
-        "AveragePool", x, kernel_shape=kernel, strides=kernel, pads=[0] * 4, ceil_mode=0, count_include_pad=1
-    )

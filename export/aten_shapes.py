@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,9 +25,9 @@ for _name, _op in {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div"}.items
     RULES[f"aten.{_name}.Tensor"] = RULES[f"aten.{_name}.Scalar"] = _binary(_op)
 
 
-@rule("aten.rsub.Scalar")
-def rsub(lower: Lowering, fake: Any, a: Activation, b: float) -> str:
-    return lower.emit("Sub", b, a)
+@rule("aten.rsub.Scalar", "aten.rsub.Tensor")
+def rsub(lower: Lowering, fake: Any, a: Operand, b: Operand, alpha: float = 1) -> str:
+    return lower.emit("Sub", b, lower.emit("Mul", a, alpha) if alpha != 1 else a)
 
 
 @rule("aten.pow.Tensor_Scalar")
@@ -58,6 +59,32 @@ def sum_(
     return lower.emit("ReduceSum", x, axes=_axes(lower, x, axes), keepdims=int(keepdim))
 
 
+def _moments(*wanted: str) -> Rule:
+    """Of "var", "std" and "mean", those that an operator returns, over the same axes."""
+
+    def lowered(lower: Lowering, fake: Any, x: Activation, axes: Any = None, unbiased: bool = True,
+                keepdim: bool = False, *, correction: float | None = None) -> Any:  # fmt: skip
+        chosen = _axes(lower, x, axes)
+        less = float(unbiased if correction is None else correction)
+        count = math.prod(lower.builder.shape(x)[axis] for axis in chosen)
+        average = lower.emit("ReduceMean", x, axes=chosen, keepdims=1)
+        centred = lower.emit("Sub", x, average)
+        total = lower.emit("ReduceSum", lower.emit("Mul", centred, centred), axes=chosen, keepdims=int(keepdim))
+        found = {"var": lower.emit("Mul", total, 1.0 / (count - less))}
+        if "std" in wanted:
+            found["std"] = lower.emit("Sqrt", found["var"])
+        if "mean" in wanted:
+            found["mean"] = lower.reshape(average, lower.builder.shape(total))
+        return tuple(found[name] for name in wanted) if len(wanted) > 1 else found[wanted[0]]
+
+    return lowered
+
+
+for _wanted in (("var",), ("std",), ("var", "mean"), ("std", "mean")):
+    for _overload in ("correction", "dim"):
+        RULES[f"aten.{'_'.join(_wanted)}.{_overload}"] = _moments(*_wanted)
+
+
 def _axes(lower: Lowering, x: str, axes: Sequence[int] | None) -> list[int]:
     rank = lower.rank(x)
     chosen = sorted(axis % rank for axis in (axes if axes else range(rank)))
@@ -70,7 +97,6 @@ def _axes(lower: Lowering, x: str, axes: Sequence[int] | None) -> list[int]:
     "aten.clone.default",
     "aten.contiguous.default",
     "aten.alias.default",
-    "aten.detach.default",
     "aten.lift_fresh_copy.default",
     "aten._to_copy.default",
     "aten.to.dtype",
@@ -79,6 +105,11 @@ def identity(lower: Lowering, fake: Any, x: Activation, *_: Any, **__: Any) -> A
     if not fake.dtype.is_floating_point:
         raise ValueError(f"a conversion to {fake.dtype} is not supported")
     return x
+
+
+@rule("aten.detach.default")
+def detach(lower: Lowering, fake: Any, x: Activation) -> str:
+    return lower.emit("Detach", x)
 
 
 @rule("aten.dropout.default")

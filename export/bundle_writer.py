@@ -22,19 +22,23 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from safetensors.numpy import save as save_arrays
 from safetensors.torch import save
 from torch import Tensor
 
 from edgetta import __version__
-from edgetta.segmented.adapter import AdaptConfig
+from edgetta.adaptation.config import AdaptConfig
 from edgetta.adaptation.model import AdaptableModel, Gradient, build
 from edgetta.adaptation.network import AdaptiveNetwork
 from edgetta.bundle import SelfTest, build_network, engine_name, read_bundle, self_test
-from edgetta.bundle.manifest import FORMAT, MANIFEST, SCHEMA, describe_segment, seal
+from edgetta.bundle.manifest import FORMAT, MANIFEST, PROGRAMS, SCHEMA, describe_segment, seal
+from edgetta.bundle.program_files import SHIPPED, SOURCE_MEAN, SOURCE_VARIANCE, describe_layout
 from edgetta.bundle.reference import golden_run
+from edgetta.engines.contract import ProgramSet
 from edgetta.errors import BundleError, EdgettaError, UsageError
 from edgetta.export.kept_bytes import kept_bytes
 from edgetta.export.onnx_writer import OPSET, to_onnx
+from edgetta.export.programs import ship
 from edgetta.memory.accuracy_costs import AccuracyCosts
 from edgetta.memory.cost_model import CostModel
 from edgetta.offline.source_statistics import synthetic_images
@@ -48,6 +52,7 @@ GOLDEN_IMAGES = 8
 GOLDEN_ELEMENTS = 1 << 17  # in all; larger images are fewer, but two at least: the self-test runs at every start
 PREPROCESSING = {"layout": "NCHW", "channels": "RGB", "range": [0, 1], "normalisation": "in the model"}
 META_TENSORS = "meta.safetensors"
+PROGRAMS_FOLDER = "programs"
 REFERENCE = "reference.npz"
 
 
@@ -104,6 +109,7 @@ def write_bundle(
             for index, (segment, graphs) in enumerate(model.segments().items())
         ]
         source = writer.segment("source", "source", SegmentGraphs(model.source, None, None))
+        programs = writer.programs(model, network)
         writer.write(META_TENSORS, save(_owned(network.state_dict())))
         writer.write(REFERENCE, _reference(model, network, golden))
         manifest = {
@@ -128,6 +134,7 @@ def write_bundle(
             "metas": [spec.to_json() for spec in model.metas],
             "segments": segments,
             "source": source,
+            "programs": programs,
             "meta_tensors": META_TENSORS,
             "reference": REFERENCE,
             "provenance": dict(provenance or {}),
@@ -158,6 +165,7 @@ class _Writer:
         self.opset = opset
         self.files: dict[str, dict[str, Any]] = {}
         (folder / "segments").mkdir()
+        (folder / PROGRAMS_FOLDER).mkdir()
 
     def write(self, name: str, data: bytes) -> None:
         _write(self.folder / name, data)
@@ -195,6 +203,39 @@ class _Writer:
             "onnx": {direction: f"segments/{stem}.{direction}.onnx" for direction in directions},
             **describe_segment(graphs),
         }
+
+    def programs(self, model: AdaptableModel, network: AdaptiveNetwork) -> dict[str, Any]:
+        """Write the files of the whole network's programs, with what the network ships; returns their entry."""
+        if model.programs is None:
+            raise UsageError("the model has no programs of the whole network; derive it with this version of edgetta")
+        shipped = ship(model.programs, model, network.state_dict())
+        tensors: dict[str, Any] = {
+            SHIPPED: shipped.shipped,
+            SOURCE_MEAN: shipped.source.mean,
+            SOURCE_VARIANCE: shipped.source.variance,
+        }
+        graphs, constants = self._graphs_and_constants(shipped)
+        tensors |= {name: tensor.numpy() for name, tensor in _owned(constants).items()}
+        self.write(f"{PROGRAMS_FOLDER}/weights.safetensors", save_arrays(tensors))
+        self.write(f"{PROGRAMS_FOLDER}/layout.json", _json(describe_layout(shipped)))
+        for name, graph in graphs.items():
+            self.write(f"{PROGRAMS_FOLDER}/{name}.json", _json(graph.to_json()))
+        return {
+            "graphs": {name: f"{PROGRAMS_FOLDER}/{name}.json" for name in graphs},
+            "layout": f"{PROGRAMS_FOLDER}/layout.json",
+            "tensors": f"{PROGRAMS_FOLDER}/weights.safetensors",
+        }
+
+    @staticmethod
+    def _graphs_and_constants(programs: ProgramSet) -> tuple[dict[str, Graph], dict[str, Tensor]]:
+        """The graphs, and all their constants by name: a constant is stored once, whichever programs read it."""
+        graphs: dict[str, Graph] = {name: getattr(programs, name) for name in PROGRAMS}
+        constants: dict[str, Tensor] = {}
+        for graph in graphs.values():
+            for name, tensor in graph.constants.items():
+                if not _same(constants.setdefault(name, tensor), tensor):
+                    raise EdgettaError(f"two programs give {name!r} different values; report this")
+        return graphs, constants
 
     def finish(self, manifest: Mapping[str, Any]) -> None:
         try:

@@ -27,12 +27,21 @@ class Derivation:
         self.given = frozenset(given)
         self.backward.constants = dict(graph.constants)  # one set of names for both graphs; what is unused is pruned
         self.residuals: dict[str, Residual] = {}
+        self._outputs = frozenset(graph.outputs)
+        self._copies: dict[str, str] = {}
         self._weights = {node.output: node for node in graph.nodes if node.op == "DequantizeLinear"}
 
     def save(self, name: str, kind: ResidualKind, low: float = 0.0, high: float = 1.0) -> str:
-        """Make a forward value available to the backward graph, under the same name."""
+        """Make a forward value available to the backward graph; returns the name that it has there.
+
+        That is its own, but for an output of the segment: what is handed on and what is kept are two tensors.
+        """
         if name in self.forward.constants:
             return self.backward.constant(name, self.forward.constants[name])
+        if name in self._outputs:
+            if name not in self._copies:
+                self._copies[name] = self.forward.emit("Identity", name)
+            name = self._copies[name]
         value = self.forward.values[name]
         if name in self.given:
             self.backward.values[name] = value

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 # Imported for the rules that they register.
 import edgetta.export.gradients
 import edgetta.export.gradients_activation
@@ -23,20 +25,23 @@ from edgetta.segments.graph import Graph
 __all__ = ["DifferentiationError", "differentiate"]
 
 GRAD_Y = "grad_y"
-_CONSTANT_IN_BACKWARD = ("ChannelMean", "ChannelVariance", "Greater", "Less", "Equal", "And", "Or", "Not")
+_CONSTANT_IN_BACKWARD = ("ChannelMean", "ChannelVariance", "Greater", "Less", "Equal", "And", "Or", "Not", "Detach")
 
 
 def differentiate(frozen: Frozen, needs_gradient: bool = True) -> SegmentGraphs:
     """The forward, backward and recompute graphs of a settled segment.
 
     Without `needs_gradient` (the stem, whose input is the image) there is no backward and there are no residuals.
+    A `detach()` stops the gradient, as autograd's does, where another way is left to it. Where all ways are detached,
+    the network was written not to be trained, and the gradient is that of the network without them.
     Raises `DifferentiationError` naming an operator that has no rule.
     """
     graph = frozen.graph
     if not needs_gradient:
         return SegmentGraphs(graph, None, None, (), frozen.state, frozen.initial_state, frozen.initial_affine)
     wanted = ["x", *frozen.initial_affine]
-    active = active_values(graph, wanted)
+    passes = () if graph.outputs[0] in active_values(graph, ["x"]) else ("Detach",)
+    active = active_values(graph, wanted, passes)
     derivation = Derivation(graph)
     output = graph.outputs[0]
     gradients: dict[str, str] = {output: derivation.backward.input(GRAD_Y, graph.values[output].shape)}
@@ -52,9 +57,12 @@ def differentiate(frozen: Frozen, needs_gradient: bool = True) -> SegmentGraphs:
                 continue
             old = gradients.get(name)
             gradients[name] = contribution if old is None else derivation.backward.emit("Add", old, contribution)
-    missing = [name for name in wanted if name not in gradients]
-    if missing:
-        raise DifferentiationError(f"the segment's output does not depend on {missing[0]!r}")
+    if "x" not in gradients:
+        raise DifferentiationError("the segment's output does not depend on 'x'")
+    for name in wanted:
+        if name not in gradients:  # what adapts behind a detach() has no gradient, so it stays
+            shape = graph.values[name].shape
+            gradients[name] = derivation.backward.constant(f"zeros.{'x'.join(map(str, shape))}", torch.zeros(shape))
 
     # Rules run eagerly for every input; what only inactive inputs needed is pruned here, residuals included.
     derivation.backward.inputs = [*derivation.residuals, GRAD_Y]
@@ -68,7 +76,7 @@ def differentiate(frozen: Frozen, needs_gradient: bool = True) -> SegmentGraphs:
         backward.values,
         backward.constants,
     )
-    forward = derivation.forward.graph([*graph.outputs, *(r.value.name for r in residuals)])
+    forward = derivation.forward.graph([*graph.outputs, *(r.value.name for r in residuals)], lent=graph.inputs)
     return SegmentGraphs(
         forward,
         backward,
@@ -92,11 +100,11 @@ def _recompute(forward: Graph, backward: Graph) -> Graph:
     return fused.pruned()
 
 
-def active_values(graph: Graph, wanted: Sequence[str]) -> set[str]:
-    """Values that depend on a wanted input through something other than statistics."""
+def active_values(graph: Graph, wanted: Sequence[str], passes: Sequence[str] = ()) -> set[str]:
+    """Values that depend on a wanted input through something other than statistics, or an operator that stops it."""
     active = set(wanted)
     for node in graph.nodes:
         differentiable = node.inputs[:3] if node.op == "BatchNormalization" else node.inputs
-        if node.op not in _CONSTANT_IN_BACKWARD and active.intersection(differentiable):
+        if (node.op in passes or node.op not in _CONSTANT_IN_BACKWARD) and active.intersection(differentiable):
             active.add(node.output)
     return active

@@ -17,8 +17,13 @@ def relu(d: Derivation, node: Node, gradient: str) -> list[str | None]:
 
 @rule("Clip")
 def clip(d: Derivation, node: Node, gradient: str) -> list[str | None]:
+    """At a bound exactly, torch's `clamp` lets the gradient through, and `hardtanh` and `relu6` do not."""
     low, high = node.attributes["min"], node.attributes["max"]
-    return [d.backward.emit("Masked", gradient, d.save(_inside(d, node.output, low, high), "mask"))]
+    if node.attributes.get("inclusive"):
+        mask = _within(d, node.inputs[0], low, high)
+    else:
+        mask = _inside(d, node.output, low, high)
+    return [d.backward.emit("Masked", gradient, d.save(mask, "mask"))]
 
 
 @rule("HardSigmoid")
@@ -35,6 +40,15 @@ def _inside(d: Derivation, name: str, low: float, high: float) -> str:
         return above
     below = d.forward.emit("Less", name, d.forward.scalar(high))
     return below if low <= -LARGEST else d.forward.emit("And", above, below)
+
+
+def _within(d: Derivation, name: str, low: float, high: float) -> str:
+    """As `_inside`, bounds included."""
+    not_below = d.forward.emit("Not", d.forward.emit("Less", name, d.forward.scalar(low)))
+    if high >= LARGEST:
+        return not_below
+    not_above = d.forward.emit("Not", d.forward.emit("Greater", name, d.forward.scalar(high)))
+    return not_above if low <= -LARGEST else d.forward.emit("And", not_below, not_above)
 
 
 Derivative = Callable[[GraphBuilder, str, str], str]
@@ -119,6 +133,12 @@ def sqrt(d: Derivation, node: Node, gradient: str) -> list[str | None]:
 def reciprocal(d: Derivation, node: Node, gradient: str) -> list[str | None]:
     y = d.save(node.output, "float")
     return [d.backward.emit("Neg", d.backward.emit("Mul", gradient, d.backward.emit("Mul", y, y)))]
+
+
+@rule("Detach", "Identity")
+def passed(d: Derivation, node: Node, gradient: str) -> list[str | None]:
+    """Asked of a `Detach` only where nothing but detached ways leads to the output."""
+    return [gradient]
 
 
 @rule("Neg")

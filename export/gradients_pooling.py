@@ -71,7 +71,7 @@ def average_pool(d: Derivation, node: Node, gradient: str) -> list[str | None]:
     kernel, strides, pads = (list(node.attributes[k]) for k in ("kernel_shape", "strides", "pads"))
     channels, *size = d.shape(node.inputs[0])[1:]
     if node.attributes["ceil_mode"] or (any(pads) and not node.attributes["count_include_pad"]):
-        raise DifferentiationError("average pooling with ceil_mode or uncounted padding has no gradient rule")
+        raise DifferentiationError("an average pool with ceil_mode or uncounted padding is not lowered as one")
     share = torch.full((channels, 1, *kernel), 1.0 / math.prod(kernel), dtype=torch.float64)
     return [_fit(d, _spread(d, gradient, share, channels, strides), pads[:2], size)]
 

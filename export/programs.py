@@ -89,7 +89,7 @@ def _with_distances_and_moments(network: WholeNetwork, forward: Graph) -> Graph:
         means.append(mean)
         variances.append(variance)
     logits, *residuals = forward.outputs
-    return builder.graph([logits, *distances, *means, *variances, *residuals])
+    return builder.graph([logits, *distances, *means, *variances, *residuals], lent=forward.inputs)
 
 
 def _moments(builder: GraphBuilder, x: str) -> tuple[str, str]:

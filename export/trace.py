@@ -6,6 +6,7 @@ must be in eval mode: statistics become constants, and a BatchNorm policy decide
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgetta.errors import EdgettaError, UsageError
-from edgetta.export import aten, aten_shapes  # noqa: F401 (they register their rules)
+from edgetta.errors import EdgettaError, UsageError, one_line
+from edgetta.export import aten, aten_pooling, aten_shapes  # noqa: F401 (they register their rules)
 from edgetta.export.lowering import RULES, Lowering
+from edgetta.export.regions import has_regions, put_in_line
 from edgetta.models.exported import quiet_export
-from edgetta.segments.graph import BATCH, Graph
+from edgetta.segments.graph import BATCH, Graph, Node
 
 _EXAMPLE_BATCH = 4  # batches of 0 and 1 would be specialised
 
@@ -46,8 +48,10 @@ def trace(model: nn.Module | torch.export.ExportedProgram, input_shape: tuple[in
     that edgetta does not know.
     """
     program = model if isinstance(model, torch.export.ExportedProgram) else _export(model, input_shape)
-    with quiet_export():
-        program = _with_rules(program)
+    if has_regions(program):
+        program = copy.deepcopy(program) if program is model else program
+        put_in_line(program)
+    program = _with_rules(program)
     constants = {**program.state_dict, **program.constants}
     signature = program.graph_signature
     tensors = {
@@ -60,8 +64,6 @@ def trace(model: nn.Module | torch.export.ExportedProgram, input_shape: tuple[in
 
     lowering = Lowering()
     known: dict[str, Any] = {}
-    module_outputs: dict[str, str] = {}
-    outputs: list[Any] = []
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in tensors:
             target = tensors[node.name]
@@ -70,8 +72,26 @@ def trace(model: nn.Module | torch.export.ExportedProgram, input_shape: tuple[in
         elif node.op == "placeholder":
             _check_input(node.meta["val"], input_shape)
             known[node.name] = lowering.builder.input("x", (BATCH, *input_shape))
-        elif node.op == "output":
-            outputs = [known[argument.name] for argument in node.args[0]]
+    module_outputs: dict[str, str] = {}
+    (output,) = _walk(lowering, program.graph, known, module_outputs)
+    if not isinstance(output, str):
+        raise TraceError("the model's output does not depend on its input")
+    module_outputs.pop("", None)
+    graph, renamed = _without_idle_detaches(lowering.builder.graph([output]))
+    module_outputs = {path: renamed.get(value, value) for path, value in module_outputs.items()}
+    return Trace(graph, {path: value for path, value in module_outputs.items() if value in graph.values})
+
+
+def _walk(
+    lowering: Lowering, graph: torch.fx.Graph, known: dict[str, Any], module_outputs: dict[str, str]
+) -> tuple[Any, ...]:
+    """Lower every call of a traced graph whose placeholders are `known`; returns its outputs."""
+    outputs: tuple[Any, ...] = ()
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            continue
+        if node.op == "output":
+            outputs = torch.fx.map_arg(tuple(node.args[0]), lambda n: known[n.name])  # type: ignore[assignment]
         else:
             known[node.name] = _lower(lowering, node, known)
             written = node
@@ -81,11 +101,25 @@ def trace(model: nn.Module | torch.export.ExportedProgram, input_shape: tuple[in
             if isinstance(known[node.name], str):
                 for path, _ in (node.meta.get("nn_module_stack") or {}).values():
                     module_outputs[path] = known[node.name]
-    if not isinstance(outputs[0], str):
-        raise TraceError("the model's output does not depend on its input")
-    graph = lowering.builder.graph(outputs)
-    module_outputs.pop("", None)
-    return Trace(graph, {path: value for path, value in module_outputs.items() if value in graph.values})
+    return outputs
+
+
+def _without_idle_detaches(graph: Graph) -> tuple[Graph, dict[str, str]]:
+    """Drop each `Detach` through which everything passes: it would leave no gradient at all. Old names -> new ones."""
+    last_use = {name: i for i, node in enumerate(graph.nodes) for name in node.inputs}
+    last_use[graph.outputs[0]] = len(graph.nodes)
+    renamed: dict[str, str] = {}
+    nodes: list[Node] = []
+    live = set(graph.inputs)
+    for i, node in enumerate(graph.nodes):
+        live.add(node.output)
+        live = {name for name in live if last_use.get(name, -1) > i}
+        if node.op == "Detach" and live == {node.output}:
+            renamed[node.output] = renamed.get(node.inputs[0], node.inputs[0])
+        else:
+            nodes.append(Node(node.op, tuple(renamed.get(n, n) for n in node.inputs), node.output, node.attributes))
+    outputs = tuple(renamed.get(name, name) for name in graph.outputs)
+    return Graph(graph.inputs, outputs, tuple(nodes), graph.values, graph.constants).pruned(), renamed
 
 
 def _export(model: nn.Module, input_shape: tuple[int, int, int]) -> torch.export.ExportedProgram:
@@ -114,14 +148,38 @@ def _check_input(fake: torch.Tensor, input_shape: tuple[int, int, int]) -> None:
 
 
 def _with_rules(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The program as it is where every call has a rule, else decomposed by torch, which takes three times as long."""
-    calls = [node for node in program.graph.nodes if node.op == "call_function"]
-    return program if all(_has_rule(node) for node in calls) else program.run_decompositions({})
+    """The program as it is where every call has a rule, else taken apart by torch, which takes three times as long.
+
+    First torch takes composite operators apart alone, then those that are still unknown.
+    """
+    for attempt in range(3):
+        calls = (node for node in program.graph.nodes if node.op == "call_function")
+        missing = [node for node in calls if not _has_rule(node)]
+        unknown = {node.target for node in missing if _functional(node) not in RULES}
+        known = torch.export.default_decompositions() if missing and attempt else {}
+        table = {target: known[target] for target in unknown if target in known}
+        if not missing or (attempt and not table):
+            break
+        try:
+            with quiet_export():
+                program = program.run_decompositions(table)
+        except Exception as error:  # torch raises many kinds
+            first = next((node for node in missing if node.target in unknown), missing[0])
+            raise TraceError(
+                f"operator {first.target} (in module {_module(first)!r}) has no rule in edgetta.export.aten, and "
+                f"torch cannot take it apart ({one_line(error)[:200]}); write its module with known ones"
+            ) from error
+    return program
+
+
+def _module(node: torch.fx.Node) -> str:
+    """The path of the module that made a call, "" for the model itself."""
+    return next(reversed([path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]), "")
 
 
 def _has_rule(node: torch.fx.Node) -> bool:
     """Whether a rule takes a call as it is. One that writes in place must write to what nothing else looks at."""
-    if node.target is operator.getitem or isinstance(node.meta.get("val"), torch.SymInt):
+    if node.target is operator.getitem or isinstance(node.meta.get("val"), torch.SymInt) or _asserts(node):
         return True
     if _functional(node) not in RULES:
         return False
@@ -132,6 +190,11 @@ def _has_rule(node: torch.fx.Node) -> bool:
         return False
     viewed = not _in_place(written) and _is_view(written)
     return not viewed and not any(_is_view(user) for user in written.users if user is not node)
+
+
+def _asserts(node: torch.fx.Node) -> bool:
+    """Whether a call checks something and makes nothing."""
+    return str(node.target).startswith("aten._assert")
 
 
 def _functional(node: torch.fx.Node) -> str:
@@ -157,7 +220,7 @@ def _lower(lowering: Lowering, node: torch.fx.Node, known: Mapping[str, Any]) ->
     target, fake = str(node.target), node.meta.get("val")
     if isinstance(fake, torch.SymInt):
         return BATCH  # or a product with it: rules take shapes from the fake tensors, not from sizes
-    if target.startswith("aten._assert"):
+    if _asserts(node):
         return None
     arguments = torch.fx.map_arg(node.args, lambda n: known[n.name])
     keywords = torch.fx.map_arg(node.kwargs, lambda n: known[n.name])
@@ -169,7 +232,7 @@ def _lower(lowering: Lowering, node: torch.fx.Node, known: Mapping[str, Any]) ->
             return node.target(*_doubled(arguments), **_doubled(keywords))  # type: ignore[operator]
         except Exception as error:  # torch raises many kinds
             raise TraceError(f"cannot evaluate {target} on constants: {error}") from error
-    where = next(reversed([path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]), "")
+    where = _module(node)
     rule = RULES.get(_functional(node))
     if rule is None:
         raise TraceError(
@@ -180,6 +243,11 @@ def _lower(lowering: Lowering, node: torch.fx.Node, known: Mapping[str, Any]) ->
         return rule(lowering, fake, *arguments, **keywords)
     except ValueError as error:
         raise TraceError(f"operator {target} (in module {where!r}): {error}") from error
+    except Exception as error:  # a rule that does not foresee what the call asks of it
+        raise TraceError(
+            f"operator {target} (in module {where!r}) is used in a way that its rule does not know "
+            f"({type(error).__name__}: {one_line(error)[:200]}); replace the module by one made of known operators"
+        ) from error
 
 
 def _symbolic(fake: Any) -> bool:

@@ -8,6 +8,7 @@ through the same rules, and what nothing reads in the end is pruned.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -36,16 +37,28 @@ def differentiate_whole(network: WholeNetwork) -> Derived:
 
     "regulariser" comes in divided by the number of images. Raises `DifferentiationError` naming an operator that has
     no rule, or a parameter that the logits do not depend on.
+
+    A `detach()` stops the gradient where every parameter has another way; otherwise the network was written not to be
+    trained, and the gradient is that of the network without it.
     """
-    return _Sweep(network).result()
+    return _Sweep(network).result() if _reached(network) else _Sweep(network, ("Detach",)).result()
+
+
+def _reached(network: WholeNetwork) -> bool:
+    """Whether the logits depend on all parameters in spite of every `detach()`."""
+    needed = {network.graph.outputs[0]}
+    for node in reversed(network.graph.nodes):
+        if node.output in needed and node.op != "Detach":
+            needed.update(node.inputs)
+    return needed.issuperset(network.parameters)
 
 
 class _Sweep:
     """Reverse mode over the graph."""
 
-    def __init__(self, network: WholeNetwork) -> None:
+    def __init__(self, network: WholeNetwork, passes: Sequence[str] = ()) -> None:
         self.network = network
-        self.active = active_values(network.graph, list(network.parameters))
+        self.active = active_values(network.graph, list(network.parameters), passes)
         self.d = Derivation(network.graph, given=network.parameters)
         self.objective: dict[str, str] = {}  # value -> gradient of the objective
         self.total: dict[str, str] = {}  # of values inside a meta-network, and parameters: with the regulariser's
@@ -124,7 +137,9 @@ class _Sweep:
         residuals = tuple(r for name, r in self.d.residuals.items() if name in used)
         given = [name for name in network.parameters if name in used]
         backward = replace(backward, inputs=(*(r.value.name for r in residuals), GRAD_LOGITS, REGULARISER, *given))
-        forward = self.d.forward.graph([*network.graph.outputs, *(r.value.name for r in residuals)])
+        forward = self.d.forward.graph(
+            [*network.graph.outputs, *(r.value.name for r in residuals)], lent=network.graph.inputs
+        )
         return Derived(forward, backward, _fused(forward, backward), residuals)
 
     def _shaped(self, name: str) -> str:

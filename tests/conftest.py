@@ -9,8 +9,17 @@ import pytest
 import torch
 
 from edgetta.models.torchvision_operators import define_missing_operators
+from tests.slow_tests import is_slow, listed
 
 define_missing_operators()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what `slow_tests.txt` names."""
+    names = listed()
+    for item in items:
+        if is_slow(item.nodeid, names):
+            item.add_marker("slow")
 
 
 @pytest.fixture(autouse=True)

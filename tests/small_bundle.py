@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from edgetta.segmented.adapter import AdaptConfig
+from edgetta.adaptation.config import AdaptConfig
 from edgetta.adaptation.model import AdaptableModel
 from edgetta.adaptation.network import AdaptiveNetwork
 from edgetta.bundle import read_bundle

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import edgetta
-from edgetta.segmented.adapter import AdaptConfig
+from edgetta.adaptation.config import AdaptConfig
 from edgetta.bundle import read_bundle, source_program
 from edgetta.errors import BundleError, UsageError
 from edgetta.runtime import Runtime, load

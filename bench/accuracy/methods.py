@@ -43,8 +43,7 @@ from edgetta.bench.datasets import data_folder
 from edgetta.errors import UsageError
 from edgetta.export.batch_norm import Adapt
 from edgetta.export.derive import derive
-from edgetta.models import load_model
-from edgetta.models.parts import cuts
+from edgetta.models import cuts, load_model
 from edgetta.offline.source_statistics import batches_of, set_source_statistics
 
 TRIALS = 4

@@ -19,8 +19,7 @@ from edgetta.bench.accuracy.images import CLEAN, ImageCache
 from edgetta.bench.accuracy.streams import as_tensor
 from edgetta.bench.datasets import data_folder
 from edgetta.export.derive import derive
-from edgetta.models import load_model
-from edgetta.models.parts import cuts
+from edgetta.models import cuts, load_model
 from edgetta.offline.source_statistics import batches_of, set_source_statistics
 from edgetta.offline.warm_up import WarmUpConfig, warm_up
 

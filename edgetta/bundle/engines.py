@@ -77,12 +77,12 @@ class OnnxRuntimeEngine:
 
     def segment(self, name: str, graphs: SegmentGraphs, mode: GradientMode) -> Segment:
         bundle = self._bundle
-        paths = {direction: str(bundle.onnx_path(name, direction)) for direction in bundle.entry(name).onnx}
-        return OnnxRuntimeSegment(graphs, paths, mode, self._threads)
+        models = {direction: bundle.onnx(name, direction) for direction in bundle.entry(name).onnx}
+        return OnnxRuntimeSegment(graphs, models, mode, self._threads, name)
 
     def source(self) -> Callable[[Tensor], Tensor]:
         graph = self._bundle.model.source
-        session = OnnxProgram(str(self._bundle.onnx_path("source")), graph, self._threads)
+        session = OnnxProgram(self._bundle.onnx("source"), graph, self._threads, "the source network")
         return lambda images: session.run({"x": images})[0]
 
 

@@ -49,12 +49,14 @@ class BundleFiles:
     unlisted: tuple[str, ...] = ()
     extracted: bool = False
 
-    def read(self, name: str) -> bytes:
-        """The content of a listed file, checked once more; for small files."""
+    def read(self, name: str) -> bytearray:
+        """The content of a listed file, in memory of this process, and checked there: what is used is what was hashed,
+        whatever becomes of the file."""
         entry = self.manifest.files[name]
+        data = bytearray(entry.size)
         with _open(self.folder, name, self.path) as file:
-            data = file.read(entry.size + 1)
-        if len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256:
+            whole = file.readinto(data) == entry.size and not file.read(1)  # type: ignore[attr-defined]
+        if not whole or hashlib.sha256(data).hexdigest() != entry.sha256:
             raise BundleError(f"{name} in bundle {self.path} changed while it was read; {_AGAIN}")
         return data
 

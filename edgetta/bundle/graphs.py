@@ -11,19 +11,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from safetensors import SafetensorError, safe_open
+import torch
 from torch import Tensor
 
 from edgetta.adaptation.meta_network import MetaSpec
 from edgetta.adaptation.model import AdaptableModel
+from edgetta.bounded_json import parse_json
 from edgetta.bundle.files import BundleFiles
-from edgetta.bundle.manifest import SegmentEntry, describe_segment, parse_json
+from edgetta.bundle.graph_limits import check_limits, check_sizes
+from edgetta.bundle.manifest import SegmentEntry, describe_segment
 from edgetta.errors import BundleError, one_line
 from edgetta.segments.contract import Residual, ResidualKind, SegmentGraphs
 from edgetta.segments.graph import BATCH, Graph
+from edgetta.tensor_file import parse_tensors
 
-MAX_GRAPH_BYTES = 64 << 20
-MAX_ELEMENTS = 1 << 28  # of one value, per image
+MAX_GRAPH_BYTES = 8 << 20
 _AGAIN = "export the bundle again"
 
 
@@ -66,19 +68,12 @@ def read_source(files: BundleFiles, entry: SegmentEntry) -> Graph:
 
 
 def read_tensors(files: BundleFiles, name: str, quantised: bool = False) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` file, mapped into memory: float32, and with `quantised` int8."""
-    allowed = ("F32", "I8") if quantised else ("F32",)
+    """The tensors of a `.safetensors` file: float32, and with `quantised` int8; in memory of this process alone."""
     try:
-        with safe_open(files.file(name), "pt") as opened:
-            kinds = {key: opened.get_slice(key).get_dtype() for key in opened.keys()}  # noqa: SIM118
-            odd = [key for key, kind in kinds.items() if kind not in allowed]
-            if odd:
-                raise BundleError(
-                    f"tensor {odd[0]!r} in {name} of bundle {files.path} is {kinds[odd[0]]}, not float32; {_AGAIN}"
-                )
-            return {key: opened.get_tensor(key) for key in kinds}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise BundleError(f"{name} in bundle {files.path} is no safetensors file ({error}); {_AGAIN}") from error
+        arrays, _ = parse_tensors(files.read(name), ("F32", "I8") if quantised else ("F32",))
+    except ValueError as error:
+        raise BundleError(f"{name} in bundle {files.path} cannot be used: {error}; {_AGAIN}") from error
+    return {key: torch.from_numpy(array) for key, array in arrays.items()}
 
 
 def check_model(model: AdaptableModel, path: Path) -> None:
@@ -123,7 +118,10 @@ def _load(files: BundleFiles, name: str) -> dict[str, Any]:
     where = f"{name} in bundle {files.path}"
     if files.manifest.files[name].size > MAX_GRAPH_BYTES:
         raise BundleError(f"{where} is larger than the {MAX_GRAPH_BYTES} bytes allowed; {_AGAIN}")
-    data = parse_json(files.read(name), where)
+    try:
+        data = parse_json(files.read(name))
+    except ValueError as error:
+        raise BundleError(f"{where} is not JSON of edgetta ({error}); {_AGAIN}") from error
     if not isinstance(data, dict):
         raise BundleError(f"{where} holds no graphs; {_AGAIN}")
     return data
@@ -133,21 +131,14 @@ def _graph(data: Any, tensors: Mapping[str, Tensor], where: str) -> Graph | None
     if data is None:
         return None
     try:
+        check_sizes(len(data["nodes"]), len(data["values"]), len(data["constants"]))
         graph = Graph.from_json(data, tensors)
-        _check_sizes(graph)
+        check_limits(graph)
     except BundleError as error:
         raise BundleError(f"{where}: {one_line(error)}") from error
     except Exception as error:  # attributes of the wrong kind fail in the operator, each in its own way
         raise BundleError(f"{where} is malformed: {one_line(error)}; {_AGAIN}") from error
     return graph
-
-
-def _check_sizes(graph: Graph) -> None:
-    for value in graph.values.values():
-        sizes = [size for size in value.shape if size != BATCH]  # attention moves the batch behind its heads
-        free = len(value.shape) - len(sizes)
-        if len(value.shape) > 8 or free > 1 or any(size < 1 for size in sizes) or value.elements(1) > MAX_ELEMENTS:
-            raise ValueError(f"value {value.name!r} has shape {value.shape}")
 
 
 def _residual(item: Mapping[str, Any], forward: Graph) -> Residual:
@@ -166,6 +157,9 @@ def _check_segment(segment: SegmentGraphs) -> None:
     affine, residuals = tuple(segment.initial_affine), tuple(r.value.name for r in segment.residuals)
     momentum = ("ema_momentum",) if segment.state else ()
     _among("inputs of forward", forward.inputs, ("x", *segment.state, *momentum, *affine))
+    missing = {"x", *segment.state, *momentum, *affine} - set(forward.values)
+    if missing:
+        raise ValueError(f"forward lacks {sorted(missing)[0][:120]!r}")
     _same("outputs of forward", forward.outputs[1:], (*segment.state.values(), *residuals))
     _same("state", tuple(segment.initial_state), tuple(segment.state))
     if momentum:
@@ -181,7 +175,8 @@ def _check_segment(segment: SegmentGraphs) -> None:
             continue
         _among("inputs of a gradient graph", graph.inputs, (*inputs, "grad_y"))
         _same("outputs of a gradient graph", [graph.values[n].shape for n in graph.outputs], gradients)
-        _same("shape of grad_y", graph.values["grad_y"].shape, segment.output.shape)
+        if "grad_y" in graph.inputs:
+            _same("shape of grad_y", graph.values["grad_y"].shape, segment.output.shape)
         for name in set(inputs).intersection(graph.inputs):
             _same(f"value {name!r}", graph.values[name], forward.values[name])
 

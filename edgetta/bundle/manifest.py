@@ -1,4 +1,4 @@
-"""The manifest of a bundle: schema version 1, parsed strictly, and the description of a segment that it holds.
+"""The manifest of a bundle: schema version 2, parsed strictly, and the description of a segment that it holds.
 
 `manifest.json` ends with a line that holds the SHA-256 of everything before it, so that a damaged manifest is noticed
 too. The hash guards against damage, not against a forger, who can compute it as well: whatever the manifest says is
@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar, get_args
 
-from edgetta.segmented.adapter import AdaptConfig
+from edgetta.adaptation.config import AdaptConfig
 from edgetta.adaptation.meta_network import Initialisation, MetaSpec
 from edgetta.adaptation.model import Gradient
 from edgetta.adaptation.network import BatchNorm
 from edgetta.adaptation.step_memory import STORAGES, Storage
+from edgetta.bounded_json import parse_json
 from edgetta.errors import BundleError, EdgettaError
 from edgetta.memory.accuracy_costs import AccuracyCosts
 from edgetta.memory.cost_model import CostModel
@@ -29,15 +31,18 @@ from edgetta.segments.graph import BATCH, Graph
 from edgetta.storage import StorageError, safe_name
 
 FORMAT = "edgetta.bundle"
-SCHEMA = 1
+SCHEMA = 2
+"""1 had no programs of the whole network."""
 MANIFEST = "manifest.json"
 DIRECTIONS = ("forward", "backward", "recompute")
+PROGRAMS = ("predict", "measure", "forward", "backward", "recompute")
 
-MAX_MANIFEST_BYTES = 16 << 20
+MAX_MANIFEST_BYTES = 8 << 20
 MAX_FILES = 4096
 MAX_TOTAL_BYTES = 16 << 30
 MAX_SEGMENTS = 128
 MAX_SIDE = 1 << 16
+MAX_SETTING = 1 << 16  # a number among the settings of adaptation; images in a window above all
 
 BatchNormForm = Literal["adaptive", "source"]
 
@@ -45,6 +50,15 @@ _SEAL = re.compile(rb',\n  "manifest_sha256": "([0-9a-f]{64})"\n}\n')
 _SEAL_BYTES = len(',\n  "manifest_sha256": ""\n}\n') + 64
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _AGAIN = "copy the bundle again, or export it again"
+
+_SETTING_TYPES: Mapping[type, tuple[type, ...]] = {
+    bool: (bool,),
+    int: (int,),
+    float: (int, float),
+    str: (str,),
+    type(None): (int, float, type(None)),
+}
+"""Types that a setting may have, by the type of its default."""
 
 T = TypeVar("T")
 
@@ -66,6 +80,15 @@ class SegmentEntry:
     tensors: str
     onnx: Mapping[str, str]
     described: Any  # what `describe_segment` said at export
+
+
+@dataclass(frozen=True)
+class ProgramsEntry:
+    """The files of the whole-network programs: a graph each, what they have in common, and the weights of all."""
+
+    graphs: Mapping[str, str]
+    layout: str
+    tensors: str
 
 
 @dataclass(frozen=True)
@@ -100,6 +123,7 @@ class Manifest:
     preprocessing: Mapping[str, Any]
     segments: tuple[SegmentEntry, ...]
     source: SegmentEntry
+    programs: ProgramsEntry
     metas: tuple[MetaSpec, ...]
     cuts: tuple[str, ...]
     batch_norm: BatchNormForm
@@ -128,7 +152,10 @@ def parse_manifest(raw: bytes, bundle: Path) -> Manifest:
     Raises `BundleError`: not JSON, damaged, not a bundle's, of a newer schema, or a field that is missing or wrong.
     """
     where = f"{MANIFEST} of bundle {bundle}"
-    data = parse_json(raw, where)
+    try:
+        data = parse_json(raw, MAX_MANIFEST_BYTES)
+    except ValueError as error:
+        raise BundleError(f"{where} is not JSON ({error}); {_AGAIN}") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise BundleError(f"{where} is not a manifest of edgetta; give the path of a bundle made by `edgetta export`")
     found = _SEAL.fullmatch(raw[-_SEAL_BYTES:])
@@ -141,6 +168,8 @@ def parse_manifest(raw: bytes, bundle: Path) -> Manifest:
         )
     if found is None or not intact:
         raise BundleError(f"{where} is damaged or was edited (its SHA-256 differs); {_AGAIN}")
+    if schema == 1 and type(schema) is int:
+        raise BundleError(f"bundle {bundle} was made by an earlier edgetta (schema version 1); export it again")
     if schema != SCHEMA or type(schema) is not int:
         raise BundleError(f"{where} has no known schema version ({schema!r}); export the bundle again")
     try:
@@ -148,14 +177,6 @@ def parse_manifest(raw: bytes, bundle: Path) -> Manifest:
     except (KeyError, TypeError, ValueError, EdgettaError) as error:
         what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
         raise BundleError(f"{where}: {what}; export the bundle again") from error
-
-
-def parse_json(raw: bytes, where: str) -> Any:
-    """JSON without NaN, repeated names and bottomless nesting; raises `BundleError` naming `where`."""
-    try:
-        return json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{where} is not JSON ({_short(error)}); {_AGAIN}") from error
 
 
 def describe_segment(graphs: SegmentGraphs) -> dict[str, Any]:
@@ -207,12 +228,13 @@ def _typed(data: dict[str, Any], identity: str) -> Manifest:
         preprocessing=_get(data, "preprocessing", dict),
         segments=segments,
         source=_segment(_get(data, "source", dict), files),
+        programs=_programs(_get(data, "programs", dict), files),
         metas=metas,
         cuts=_texts(data["cuts"], "cuts"),
         batch_norm=_one_of(norm["form"], get_args(BatchNormForm), "batch_norm.form"),
         policy=_one_of(norm["policy"], get_args(BatchNorm), "batch_norm.policy"),
         ema_images=_integer(norm["ema_images"], "batch_norm.ema_images", 1, 1 << 31),
-        config=AdaptConfig.from_json(_get(data, "adaptation", dict)),
+        config=AdaptConfig.from_json(_bounded(_get(data, "adaptation", dict))),
         rate_law=rate_law,
         memory={mode: _kept(_get(data["memory"], mode, dict)) for mode in get_args(Gradient)},
         cost_model=CostModel.from_json(data["cost_model"]) if data.get("cost_model") is not None else None,
@@ -266,6 +288,17 @@ def _segment(entry: Any, files: Mapping[str, FileEntry]) -> SegmentEntry:
         _listed(entry["tensors"], files, ".safetensors"),
         {direction: _listed(name, files, ".onnx") for direction, name in onnx.items()},
         {"signatures": entry["signatures"], "residuals": entry["residuals"]},
+    )
+
+
+def _programs(entry: dict[str, Any], files: Mapping[str, FileEntry]) -> ProgramsEntry:
+    graphs = _get(entry, "graphs", dict)
+    if set(graphs) != set(PROGRAMS):
+        raise ValueError(f"programs: graphs must name {', '.join(PROGRAMS)}")
+    return ProgramsEntry(
+        {name: _listed(graphs[name], files, ".json") for name in PROGRAMS},
+        _listed(entry["layout"], files, ".json"),
+        _listed(entry["tensors"], files, ".safetensors"),
     )
 
 
@@ -332,16 +365,15 @@ def _texts(value: Any, what: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name occurs twice in one object")
-    return found
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not allowed")
-
-
-def _short(error: BaseException) -> str:
-    return str(error)[:120]
+def _bounded(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of adaptation, of the types that they must have, and with numbers that a device can follow: a window of
+    a million images is none."""
+    defaults = {item.name: item.default for item in fields(AdaptConfig)}
+    for name, value in settings.items():
+        if name in defaults and type(value) not in _SETTING_TYPES[type(defaults[name])]:
+            raise ValueError(f"adaptation.{name} is a {type(value).__name__}")
+        if isinstance(value, float) and not (math.isfinite(value) and abs(value) <= MAX_SETTING):
+            raise ValueError(f"adaptation.{name[:40]} is {value!r}, beyond what any device can follow")
+        if type(value) is int and abs(value) > MAX_SETTING:
+            raise ValueError(f"adaptation.{name[:40]} is {str(value)[:40]}, beyond what any device can follow")
+    return settings

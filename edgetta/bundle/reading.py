@@ -11,19 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgetta.segmented.adapter import AdaptConfig
+from edgetta.adaptation.config import AdaptConfig
 from edgetta.adaptation.model import AdaptableModel, Gradient
 from edgetta.adaptation.network import BatchNorm
 from edgetta.bundle.files import BundleFiles, open_bundle
 from edgetta.bundle.graphs import check_model, read_segment, read_source, read_tensors
 from edgetta.bundle.manifest import KeptBytes, SegmentEntry
 from edgetta.bundle.onnx_files import MAX_ONNX_BYTES, check_onnx
+from edgetta.bundle.program_files import read_programs
 from edgetta.bundle.reference import read_reference
-from edgetta.errors import BundleError, UsageError
+from edgetta.engines.contract import ProgramSet
+from edgetta.errors import BundleError, UsageError, one_line
 from edgetta.memory.accuracy_costs import AccuracyCosts
+from edgetta.memory.allocation_failure import is_allocation_failure
 from edgetta.memory.cost_model import CostModel
 from edgetta.rate_law import RateLaw
 from edgetta.segments.contract import SegmentGraphs
+from edgetta.segments.onnx_agreement import read_agreeing
 
 
 @dataclass(frozen=True)
@@ -66,15 +70,21 @@ class Bundle:
     def name(self) -> str:
         return self.files.manifest.name
 
-    def onnx_path(self, segment: str, direction: str = "forward") -> Path:
-        """The ONNX file of a segment ("stem", "part1", ..., "classifier", "source") in a direction.
+    @property
+    def programs(self) -> ProgramSet:
+        """The programs of the whole network, with what is shipped."""
+        assert self.model.programs is not None  # read with the bundle
+        return self.model.programs
 
-        Raises `UsageError` where there is none.
+    def onnx(self, segment: str, direction: str = "forward") -> bytes:
+        """The ONNX file of a segment ("stem", "part1", ..., "classifier", "source") in a direction, as it was checked.
+
+        Raises `UsageError` where there is none, `BundleError` where it has changed since it was checked.
         """
         entry = self.entry(segment)
         if direction not in entry.onnx:
             raise UsageError(f"segment {segment!r} has no direction {direction!r}; it has {', '.join(entry.onnx)}")
-        return self.files.file(entry.onnx[direction])
+        return bytes(self.files.read(entry.onnx[direction]))
 
     def meta_tensors(self) -> dict[str, Tensor]:
         """The shipped state of the network: meta-networks, running statistics, adaptable biases and weights."""
@@ -109,6 +119,12 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     files = open_bundle(Path(path))
     try:
         return _assembled(files)
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError, StopIteration) as error:
+        # Whatever no check has a name for: a file from elsewhere ends in one line, never in a traceback.
+        if is_allocation_failure(error):
+            raise
+        files.discard()
+        raise BundleError(f"bundle {path} is malformed: {one_line(error)}; export the bundle again") from error
     except BaseException:
         files.discard()
         raise
@@ -128,6 +144,7 @@ def _assembled(files: BundleFiles) -> Bundle:
         manifest.input_shape,
         manifest.classes,
         manifest.batch_norm,
+        read_programs(files, manifest.programs, manifest.input_shape, manifest.classes),
     )
     check_model(model, path)
     for entry in manifest.segments:
@@ -158,7 +175,7 @@ def _assembled(files: BundleFiles) -> Bundle:
 
 
 def _check_onnx_files(files: BundleFiles, entry: SegmentEntry, segment: SegmentGraphs) -> None:
-    """An ONNX file takes weights from the segment's tensor file alone, and has its graph's inputs and outputs."""
+    """An ONNX file takes weights from the segment's tensor file alone, and is its graph, node by node."""
     graphs = {"forward": segment.forward, "backward": segment.backward, "recompute": segment.recompute}
     weights = files.manifest.files[entry.tensors].size
     for direction, name in entry.onnx.items():
@@ -167,7 +184,13 @@ def _check_onnx_files(files: BundleFiles, entry: SegmentEntry, segment: SegmentG
             raise BundleError(f"{where} is larger than the {MAX_ONNX_BYTES} bytes allowed; export the bundle again")
         if Path(name).parent != Path(entry.tensors).parent:
             raise BundleError(f"{where} must lie beside {entry.tensors}; export the bundle again")
-        found = check_onnx(files.read(name), Path(entry.tensors).name, weights, where)
-        graph = graphs[direction]
-        if graph is None or (found.inputs, found.outputs) != (graph.inputs, graph.outputs):
-            raise BundleError(f"{where} is not the {direction} graph of {entry.graphs}; export the bundle again")
+        graph, data = graphs[direction], bytes(files.read(name))
+        try:
+            if graph is None:
+                raise ValueError("there is none")
+            read_agreeing(data, graph)
+        except ValueError as error:
+            raise BundleError(
+                f"{where} is not the {direction} graph of {entry.graphs}: {error}; export the bundle again"
+            ) from error
+        check_onnx(data, Path(entry.tensors).name, weights, where)

@@ -82,7 +82,7 @@ def read_reference(files: BundleFiles, model: AdaptableModel) -> dict[str, Tenso
     return {key: torch.from_numpy(array) for key, array in arrays.items()}
 
 
-def _read_arrays(data: bytes) -> dict[str, np.ndarray]:
+def _read_arrays(data: bytes | bytearray) -> dict[str, np.ndarray]:
     """Arrays of an uncompressed `.npz`; the size that a header declares is checked before memory is reserved."""
     arrays = {}
     with zipfile.ZipFile(io.BytesIO(data)) as archive:

@@ -9,7 +9,8 @@ from edgetta.adaptation.model import AdaptableModel, Gradient, gradient_mode
 from edgetta.bundle.reading import Bundle
 from edgetta.segments.contract import GradientMode, SegmentGraphs
 from edgetta.segments.graph import Graph
-from edgetta.segments.onnx_model import OnnxModel, read_onnx
+from edgetta.segments.onnx_model import OnnxModel
+from edgetta.segments.onnxruntime_engine import read_model
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Job:
 
     def model(self, bundle: Bundle) -> OnnxModel:
         """Its ONNX file, weights included, without outputs that it does not return."""
-        return read_onnx(bundle.onnx_path(self.segment, self.role)).only(self.outputs)
+        return read_model(bundle.onnx(self.segment, self.role), self.graph, self.title).only(self.outputs)
 
 
 def jobs_of(name: str, graphs: SegmentGraphs, mode: GradientMode) -> Iterator[Job]:

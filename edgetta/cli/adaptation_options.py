@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from edgetta.segmented.adapter import AdaptConfig
+    from edgetta.adaptation.config import AdaptConfig
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 

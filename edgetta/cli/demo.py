@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from edgetta.bench.demo import DemoConfig, DemoResult
+    from edgetta.bench.demo_result import DemoConfig, DemoResult
 
 
 @click.command()
@@ -38,7 +38,8 @@ def command(out: Path, engine: str, quick: bool) -> None:
 
       edgetta run demo/bundle demo/stream.npz
     """
-    from edgetta.bench.demo import DemoConfig, run_demo
+    from edgetta.bench.demo import run_demo
+    from edgetta.bench.demo_result import DemoConfig
     from edgetta.cli.tables import print_line
 
     config = DemoConfig.quick() if quick else DemoConfig()

@@ -20,7 +20,7 @@ from edgetta.errors import BundleError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from edgetta.segmented.adapter import AdaptConfig
+    from edgetta.adaptation.config import AdaptConfig
     from edgetta.adaptation.network import AdaptiveNetwork
     from edgetta.bundle import SelfTest
     from edgetta.export.prepared import Prepared
@@ -110,7 +110,7 @@ def command(**values: Any) -> None:
     Next: `edgetta inspect BUNDLE`, or `edgetta run BUNDLE SOURCE`.
     """
     # What can fail cheaply comes before the derivation, which takes seconds to minutes.
-    from edgetta.segmented.adapter import AdaptConfig
+    from edgetta.adaptation.config import AdaptConfig
     from edgetta.cli.tables import print_line
     from edgetta.export.bundle_writer import write_bundle
     from edgetta.export.recipe import derive_recipe, has_given_weights, load

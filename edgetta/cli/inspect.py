@@ -149,7 +149,7 @@ def _classes(count: int, names: Sequence[str] | None) -> str:
 def _learning_rate(bundle: Bundle) -> str:
     """What `edgetta run` will take where it is told nothing, for whole batches and for windows of small ones."""
     from edgetta.segmented.adapter import law_for
-    from edgetta.segmented.step_rate import choose_rate
+    from edgetta.adaptation.step_rate import choose_rate
 
     config = bundle.config
     chosen = choose_rate(config.learning_rate, law_for(config, bundle.rate_law), config.momentum, config.window)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edgetta.cli.tables import bytes_text, seconds_text
 
 if TYPE_CHECKING:
-    from edgetta.segmented.step_rate import RateChoice
+    from edgetta.adaptation.step_rate import RateChoice
     from edgetta.runtime import Runtime
     from edgetta.sources import Source
     from edgetta.stream import Summary

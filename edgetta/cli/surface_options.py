@@ -271,7 +271,7 @@ def _samples(values: Mapping[str, Any], input_shape: tuple[int, int, int], class
 
 
 def _mean_entropy(outputs: Tensor, targets: Any) -> Tensor:
-    from edgetta.segmented.objective import entropy
+    from edgetta.adaptation.objective import entropy
 
     return entropy(outputs).mean()
 

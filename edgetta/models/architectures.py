@@ -64,6 +64,19 @@ def architecture(name: str) -> Architecture:
     )
 
 
+def cuts(model_name: str, parts: int | None = None) -> tuple[str, ...]:
+    """The cut list of a built-in network: `parts` + 1 module names, the stem's end first.
+
+    `parts=None` takes the network's default. Raises UsageError for an unknown name or an impossible number of parts.
+    """
+    return published_parts(model_name).cuts(parts)
+
+
+def published_parts(model_name: str) -> PublishedParts:
+    """The cut places of a built-in network. Raises UsageError where the name is not built in."""
+    return architecture(model_name).parts
+
+
 def _wide(depth: int, widen: int, **parts: Any) -> Architecture:
     stages = numbered(*((f"block{index}.layer", (depth - 4) // 6) for index in (1, 2, 3)))
     return Architecture(

@@ -50,21 +50,6 @@ class PublishedParts:
         return tuple(names)
 
 
-def cuts(model_name: str, parts: int | None = None) -> tuple[str, ...]:
-    """The cut list of a built-in network: `parts` + 1 module names, the stem's end first.
-
-    `parts=None` takes the network's default. Raises UsageError for an unknown name or an impossible number of parts.
-    """
-    return published_parts(model_name).cuts(parts)
-
-
-def published_parts(model_name: str) -> PublishedParts:
-    """The cut places of a built-in network. Raises UsageError where the name is not built in."""
-    from edgetta.models.architectures import architecture
-
-    return architecture(model_name).parts
-
-
 def numbered(*stages: tuple[str, int]) -> tuple[tuple[str, ...], ...]:
     """`numbered(("layer1", 2), ("layer2", 1))` -> (("layer1.0", "layer1.1"), ("layer2.0",))."""
     return tuple(tuple(f"{prefix}.{index}" for index in range(count)) for prefix, count in stages)

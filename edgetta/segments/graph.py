@@ -11,7 +11,7 @@ torch but what needs a tensor.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -207,8 +207,17 @@ class GraphBuilder:
             return tuple(self.constants[name].shape)
         return self.values[name].shape
 
-    def graph(self, outputs: Iterable[str]) -> Graph:
-        return Graph(tuple(self.inputs), tuple(outputs), tuple(self.nodes), self.values, self.constants).pruned()
+    def graph(self, outputs: Iterable[str], lent: Collection[str] = ()) -> Graph:
+        """The graph of `outputs`. One that is an input, a constant, or given already is copied to a value of its own.
+
+        An engine that is given memory for each output would leave such a one unwritten. Inputs in `lent` may be
+        outputs as they are: nobody takes them from the engine.
+        """
+        own: list[str] = []
+        for name in outputs:
+            taken = name in own or name in self.constants or (name in self.inputs and name not in lent)
+            own.append(self.emit("Identity", name) if taken else name)
+        return Graph(tuple(self.inputs), tuple(own), tuple(self.nodes), self.values, self.constants).pruned()
 
     def _kind(self, name: str) -> Kind | None:
         return _kind(self.constants[name] if name in self.constants else self.values[name]) if name else None

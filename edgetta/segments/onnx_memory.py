@@ -39,8 +39,9 @@ def freeing_early(model: OnnxModel) -> OnnxModel:
     made = {name: i for i, node in enumerate(model.nodes) for name in node.outputs}
     read = {name for node in model.nodes for name in node.inputs}
     first = model.outputs[0]
-    beside = [n for n in model.nodes if first.name not in n.outputs and not read.intersection(n.outputs)]
-    way = [n for n in model.nodes if n not in beside]
+    hangs = [first.name not in node.outputs and not read.intersection(node.outputs) for node in model.nodes]
+    beside = [node for node, alone in zip(model.nodes, hangs, strict=True) if alone]
+    way = [node for node, alone in zip(model.nodes, hangs, strict=True) if not alone]
     beside.sort(key=lambda node: max((made.get(name, -1) for name in node.inputs), default=-1), reverse=True)
     renamed, shape = f"{first.name}.last", f"{first.name}.shape"
     leaving = OnnxNode("Reshape", f"Reshape_{renamed}", (first.name, shape), (renamed,))  # a zero: size as it is
@@ -63,12 +64,15 @@ def variances_in_pieces(model: OnnxModel, graph: Graph) -> OnnxModel:
     weights: dict[str, np.ndarray] = {}
     for mean in model.nodes:
         square = made.get(mean.inputs[0]) if mean.op == "ReduceMean" else None
-        if square is None or square.op != "Mul" or square.inputs[0] != square.inputs[1]:
+        if square is None or square.op != "Mul" or len({*square.inputs}) != 1:
             continue
         centred = made.get(square.inputs[0])
         if centred is None or centred.op != "Sub" or centred.inputs[0] not in graph.values:
             continue
         value = graph.values[centred.inputs[0]]
+        column = made.get(centred.inputs[1])
+        if column is None or column.op != "Reshape":
+            continue
         alone = reads[centred.outputs[0]] == 2 and reads[square.outputs[0]] == 1
         if not alone or len(value.shape) < 3 or value.elements(1) < _LARGE or value.shape[1] < PIECES:
             continue

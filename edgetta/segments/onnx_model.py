@@ -7,7 +7,7 @@ memory already, one copy for all graphs of a segment.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from edgetta.errors import BundleError, one_line
-from edgetta.protobuf import fields, message, number, numbers, write_bytes, write_number
+from edgetta.protobuf import fields, message, number, numbers, write_bytes, write_number, write_real
 
 FLOAT, INT8, INT64, BOOL, HALF = 1, 3, 7, 9, 10
 """Element types, as ONNX numbers them."""
 
 _TYPES: dict[int, Any] = {FLOAT: np.float32, INT8: np.int8, INT64: np.int64, BOOL: np.bool_, HALF: np.float16}
-_INT = 2  # of AttributeProto.type
+_REAL, _INT, _INTS = 1, 2, 7  # of AttributeProto.type
 _EXTERNAL = 1  # of TensorProto.data_location
 
 
@@ -41,6 +41,12 @@ class OnnxNode:
             if key == 3:
                 return number(value)
         raise ValueError(f"{self.op} has no attribute {attribute!r}")
+
+    def to_bytes(self) -> bytes:
+        """The NodeProto."""
+        parts = [write_bytes(1, name) for name in self.inputs] + [write_bytes(2, name) for name in self.outputs]
+        parts += [write_bytes(3, self.name), write_bytes(4, self.op)]
+        return b"".join(parts + [write_bytes(5, content) for content in self.attributes.values()])
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class OnnxModel:
     def to_bytes(self, without: Collection[str] = ()) -> bytes:
         """The model as an ONNX file that holds its weights, but for those named in `without`: whoever reads it has
         them from elsewhere."""
-        parts = [write_bytes(1, _node_bytes(node)) for node in self.nodes]
+        parts = [write_bytes(1, node.to_bytes()) for node in self.nodes]
         parts.append(write_bytes(2, "edgetta"))
         parts += [write_bytes(5, _weight_bytes(n, array, n not in without)) for n, array in self.weights.items()]
         parts += [write_bytes(11, _value_bytes(value)) for value in self.inputs]
@@ -108,7 +114,7 @@ def read_onnx(path: Path) -> OnnxModel:
     """
     try:
         return parse_onnx(path.read_bytes(), path.parent)
-    except (ValueError, IndexError, KeyError, UnicodeError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise BundleError(f"{path} cannot be read as ONNX: {one_line(error)}; export the bundle again") from error
 
 
@@ -117,9 +123,12 @@ def parse_onnx(
 ) -> OnnxModel:
     """The model in `data`; weights that lie in other files are looked for in `folder`, unless they are in `weights`.
 
-    Raises `ValueError`.
+    Without a folder no other file is read. Raises `ValueError`, and `OSError` of such a file.
     """
-    return _model(memoryview(data), folder or Path(), weights or {})
+    try:
+        return _model(memoryview(data), folder, weights or {})
+    except (IndexError, KeyError, OverflowError) as error:
+        raise ValueError(f"it is malformed ({one_line(error)})") from error
 
 
 def cast(source: str, target: str, kind: int) -> OnnxNode:
@@ -132,7 +141,19 @@ def integer(name: str, value: int) -> bytes:
     return write_bytes(1, name) + write_number(3, value) + write_number(20, _INT)
 
 
-def _model(data: memoryview, folder: Path, known: Mapping[str, np.ndarray[Any, Any]]) -> OnnxModel:
+def attribute(name: str, value: float | Sequence[int]) -> bytes:
+    """An attribute that is a whole number, a real one or a list of whole ones, as a node holds it: the bytes that the
+    onnx package writes, too. Raises `TypeError` or `ValueError` for anything else."""
+    if isinstance(value, list | tuple):
+        return write_bytes(1, name) + b"".join(write_number(8, int(n)) for n in value) + write_number(20, _INTS)
+    if isinstance(value, int):
+        return integer(name, value)
+    if not isinstance(value, float):
+        raise TypeError(f"attribute {name!r} is a {type(value).__name__}")
+    return write_bytes(1, name) + write_real(2, value) + write_number(20, _REAL)
+
+
+def _model(data: memoryview, folder: Path | None, known: Mapping[str, np.ndarray[Any, Any]]) -> OnnxModel:
     opset, ir_version, graph = 0, 0, None
     for key, value in fields(data):
         if key == 1:
@@ -149,6 +170,8 @@ def _model(data: memoryview, folder: Path, known: Mapping[str, np.ndarray[Any, A
             nodes.append(_node(message(value)))
         elif key == 5:
             name, array = _weight(message(value), folder, known)
+            if name in weights:
+                raise ValueError(f"weight {name!r} occurs twice")
             weights[name] = array
         elif key == 11:
             inputs.append(_value(message(value)))
@@ -165,12 +188,15 @@ def _node(data: memoryview) -> OnnxNode:
             texts[key].append(_text(value))
         elif key == 5:
             content = message(value)
-            attributes[next(_text(v) for k, v in fields(content) if k == 1)] = bytes(content)
+            name = _text(_last(content, 1))
+            if not name or name in attributes:
+                raise ValueError("an attribute has no name of its own")
+            attributes[name] = bytes(content)
     return OnnxNode(texts[4][-1], texts[3][-1], tuple(texts[1]), tuple(texts[2]), attributes)
 
 
 def _weight(
-    data: memoryview, folder: Path, known: Mapping[str, np.ndarray[Any, Any]]
+    data: memoryview, folder: Path | None, known: Mapping[str, np.ndarray[Any, Any]]
 ) -> tuple[str, np.ndarray[Any, Any]]:
     name, kind = "", 0
     sizes: list[int] = []
@@ -194,6 +220,8 @@ def _weight(
             raise ValueError(f"weight {name!r} is not what its graph says")
         return name, known[name]
     if place:
+        if folder is None:
+            raise ValueError(f"weight {name!r} lies in another file")
         offset, length = int(place["offset"]), int(place["length"])
         raw = memoryview(np.fromfile(folder / place["location"], np.uint8, length, offset=offset).data)
     if raw is None:
@@ -208,11 +236,19 @@ def _value(data: memoryview) -> OnnxValue:
         if key == 1:
             name = _text(value)
         for tensor in _all(value, 1) if key == 2 else ():
-            kind = next(number(v) for k, v in fields(tensor) if k == 1)
+            kind = next((number(v) for k, v in fields(tensor) if k == 1), 0)
             for dimensions in _all(tensor, 2):
                 for dimension in _all(dimensions, 1):
                     shape.append(next((number(v) for k, v in fields(dimension) if k == 1), None))
     return OnnxValue(name, kind, tuple(shape))
+
+
+def _last(content: memoryview, wanted: int) -> int | memoryview:
+    """The last of the fields of that number, which is the one that counts; raises `ValueError` where there is none."""
+    found = [value for number, value in fields(content) if number == wanted]
+    if not found:
+        raise ValueError("it is not an ONNX model")
+    return found[-1]
 
 
 def _all(value: int | memoryview, wanted: int) -> Iterator[memoryview]:
@@ -221,12 +257,6 @@ def _all(value: int | memoryview, wanted: int) -> Iterator[memoryview]:
 
 def _text(value: int | memoryview) -> str:
     return bytes(message(value)).decode()
-
-
-def _node_bytes(node: OnnxNode) -> bytes:
-    parts = [write_bytes(1, name) for name in node.inputs] + [write_bytes(2, name) for name in node.outputs]
-    parts += [write_bytes(3, node.name), write_bytes(4, node.op)]
-    return b"".join(parts + [write_bytes(5, content) for content in node.attributes.values()])
 
 
 def _weight_bytes(name: str, array: np.ndarray[Any, Any], inside: bool = True) -> bytes:

@@ -58,7 +58,7 @@ class OnnxProgram:
         runtime = import_onnxruntime()
         name = name or _name(model, graph)
         if not isinstance(model, OnnxModel):
-            model = read_model(model, graph)
+            model = read_model(model, graph, name)
         self.graph = graph
         self.outputs = tuple(value.name for value in model.outputs)
         ordered = freeing_early(variances_in_pieces(in_blocks(model), graph))
@@ -116,6 +116,7 @@ class OnnxRuntimeSegment:
         models: Mapping[str, str | bytes],
         gradient: GradientMode = "exact",
         threads: int = 0,
+        name: str = "",
     ) -> None:
         self.graphs = graphs
         self.gradient: GradientMode = gradient
@@ -125,14 +126,18 @@ class OnnxRuntimeSegment:
         self._made = [r.value.name for r in graphs.residuals if r.value.name not in graphs.forward.inputs]
         self._plain = graphs.forward.outputs[: 1 + len(graphs.state)]
         self._threads = threads
-        self._names = {name: _name(model, getattr(graphs, name)) for name, model in models.items()}
+        self._names = {
+            direction: f"{name}.{direction}" if name else _name(model, getattr(graphs, direction))
+            for direction, model in models.items()
+        }
         self._names["predict"] = self._names["forward"]
-        forward = read_model(models["forward"], graphs.forward)
+        forward = read_model(models["forward"], graphs.forward, self._names["forward"])
         self._models = {"forward": (forward, graphs.forward), "predict": (forward.only(self._plain), graphs.forward)}
         self._back = {"exact": "backward", "recompute": "recompute", "local": ""}[gradient]
         backward = {"backward": graphs.backward, "recompute": graphs.recompute, "": None}[self._back]
         if backward is not None:
-            self._models[self._back] = (read_model(models[self._back], backward), backward)
+            model = read_model(models[self._back], backward, self._names[self._back])
+            self._models[self._back] = (model, backward)
         self._loaded: dict[str, OnnxProgram] = {}
 
     def forward(self, x: Tensor, *, keep: bool = True, momentum: float = 0.1) -> tuple[Tensor, Residuals]:
@@ -179,15 +184,18 @@ class OnnxRuntimeSegment:
         return self._loaded[name]
 
 
-def read_model(model: str | bytes, graph: Graph) -> OnnxModel:
-    """The ONNX file of `graph`, its weights being the graph's own constants. Raises `BundleError`."""
+def read_model(model: str | bytes, graph: Graph, name: str = "") -> OnnxModel:
+    """The ONNX file of `graph`, its weights being the graph's own constants; errors call it `name`.
+
+    Raises `BundleError`.
+    """
     weights = {n: t.numpy() for n, t in graph.constants.items() if t.dtype in (torch.float32, torch.int8)}
     try:
         if isinstance(model, bytes):
             return parse_onnx(model, None, weights)
         return parse_onnx(Path(model).read_bytes(), Path(model).parent, weights)
-    except (ValueError, IndexError, KeyError, OSError) as error:
-        raise _refused("edgetta", _name(model, graph), error) from error
+    except (ValueError, OSError) as error:
+        raise _refused("edgetta", name or _name(model, graph), error) from error
 
 
 def _name(model: str | bytes | OnnxModel, graph: Graph) -> str:

@@ -1,7 +1,8 @@
 """What each operator of a `Graph` means, in torch. Names and attributes follow ONNX opset 17.
 
 `Silu`, `Gelu`, `ChannelMean`, `ChannelVariance`, `ConvWeightGradient` and `FakeQuantize` are not ONNX operators of
-that opset: here they are one step, and `edgetta.export.onnx_writer` spells them out.
+that opset: here they are one step, and `edgetta.export.onnx_writer` spells them out. `Detach` passes a value and stops
+its gradient.
 """
 
 from __future__ import annotations
@@ -148,7 +149,8 @@ def average_pool(
     )
 
 
-def clip(x: Tensor, *, min: float, max: float) -> Tensor:
+def clip(x: Tensor, *, min: float, max: float, inclusive: int = 0) -> Tensor:
+    """`inclusive` speaks of the gradient: whether it passes where x is exactly a bound."""
     return torch.clamp(x, min, max)
 
 
@@ -204,6 +206,8 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
     "Pow": torch.pow,
     "Abs": torch.abs,
     "Neg": torch.neg,
+    "Identity": torch.clone,
+    "Detach": lambda x: x,
     "Exp": torch.exp,
     "Sqrt": torch.sqrt,
     "Reciprocal": torch.reciprocal,

@@ -24,7 +24,7 @@ _IN_PLACE: dict[str, Callable[..., Tensor]] = {
     "Add": Tensor.add_,
     "Mul": Tensor.mul_,
 }
-_VIEWS = ("Reshape", "Transpose", "Slice")  # their result may share memory with their argument
+_VIEWS = ("Reshape", "Transpose", "Slice", "Detach")  # their result may share memory with their argument
 
 
 @dataclass(frozen=True)

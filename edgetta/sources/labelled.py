@@ -16,8 +16,9 @@ from torch import Tensor
 
 from edgetta.errors import UsageError
 from edgetta.sources.images import ImageFiles
+from edgetta.sources.opening import open_source
 from edgetta.sources.resize import Resize
-from edgetta.sources.source import Frame, FrameSource, Skipped, SourceError, open_source
+from edgetta.sources.source import Frame, FrameSource, Skipped, SourceError
 from edgetta.sources.tensors import images_of
 
 _CHUNK = 256  # frames that are turned into one tensor at a time

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from edgetta.errors import UsageError
+from edgetta.sources.source import SourceError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -155,8 +156,6 @@ class Resize:
     def check(self, name: str, height: int, width: int) -> None:
         """Raises SourceError for a picture of another size where the policy is `refuse`."""
         if self.policy == "refuse" and (height, width) != self.size:
-            from edgetta.sources.source import SourceError
-
             raise SourceError(
                 f"{name} is {width} x {height} pixels and the model takes {self.size[1]} x {self.size[0]}; "
                 "resize the images first, or allow resizing"

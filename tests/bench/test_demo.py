@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgetta.bench.demo import METHODS, DemoConfig, DemoResult, run_demo
+from edgetta.bench.demo import run_demo
 from edgetta.bench.demo_report import error_rows
+from edgetta.bench.demo_result import METHODS, DemoConfig, DemoResult
 from edgetta.cli import main
 from edgetta.errors import EdgettaError
 from edgetta.offline.warm_up import WarmUpReport

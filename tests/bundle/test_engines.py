@@ -15,7 +15,7 @@ import torch
 from edgetta.segmented.adapter import AdaptConfig, Adapter
 from edgetta.bench.exactness.reference import randomise
 from edgetta.bundle import build_network, read_bundle, self_test, source_program
-from edgetta.errors import MissingDependencyError, UsageError
+from edgetta.errors import BundleError, MissingDependencyError, UsageError
 from edgetta.export.derive import derive
 from edgetta.segments.onnxruntime_engine import OnnxRuntimeSegment
 from edgetta.segments.torch_engine import Program, TorchSegment
@@ -56,7 +56,7 @@ def test_round_trip_of_the_rest(whole: Path) -> None:
     assert bundle.provenance == {"weights": "seeded"} and bundle.rate_law is None
     assert (bundle.batch_norm, bundle.ema_images, bundle.unlisted) == ("auto", 64, ())
     assert bundle.preprocessing["range"] == [0, 1] and bundle.preprocessing["channels"] == "RGB"
-    assert bundle.manifest["schema"] == 1 and len(bundle.identity) == 64
+    assert bundle.manifest["schema"] == 2 and len(bundle.identity) == 64
     assert read_bundle(str(whole)).identity == bundle.identity
 
 
@@ -116,13 +116,29 @@ def test_engine_when_onnxruntime_is_not_here(whole: Path, monkeypatch: pytest.Mo
         build_network(bundle, "onnxruntime")
 
 
-def test_paths_of_onnx_files(whole: Path) -> None:
+def test_onnx_files(whole: Path) -> None:
     bundle = read_bundle(whole)
-    assert bundle.onnx_path("part2", "backward") == whole / "segments" / "02.backward.onnx"
-    assert bundle.onnx_path("source").is_file()
+    assert bundle.onnx("part2", "backward") == (whole / "segments" / "02.backward.onnx").read_bytes()
+    assert bundle.onnx("source")
     for segment, direction in (("part9", "forward"), ("stem", "backward"), ("source", "recompute")):
         with pytest.raises(UsageError, match="it has"):
-            bundle.onnx_path(segment, direction)
+            bundle.onnx(segment, direction)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_files_that_change_under_a_running_process_do_not_reach_it(engine: str, folder: Path) -> None:
+    """Emptied, cut short and overwritten in place: what runs is what was checked, and what was not yet is refused."""
+    bundle = read_bundle(folder)
+    images = bundle.reference()["images"]
+    network = build_network(bundle, engine)
+    before = network.forward(images, keep=False, track=False)[0]
+    for file in sorted((folder / "segments").iterdir()):
+        os.truncate(file, 0 if file.suffix == ".onnx" else 100)
+    assert torch.equal(network.forward(images, keep=False, track=False)[0], before)
+    assert all(bool(torch.isfinite(parameter).all()) for parameter in network.parameters())
+    if engine == "onnxruntime":
+        with pytest.raises(BundleError, match="changed while it was read"):
+            build_network(bundle, engine)
 
 
 @pytest.mark.parametrize("name", sorted(set(SMALL) - {"vgg", "grouped", "odds"}))  # no meta-network fits those

@@ -35,7 +35,7 @@ def test_an_extracted_zip_lives_as_long_as_the_bundle(
     assert bundle is not None
     (extracted,) = tmp_path.glob("edgetta-bundle-*")
     assert stat.S_IMODE(extracted.stat().st_mode) == 0o700
-    assert bundle.onnx_path("stem").is_relative_to(extracted)
+    assert bundle.files.folder == extracted.resolve()
     del bundle
     assert not extracted.exists()
     replace_file(folder, "segments/03.json", b"{}")

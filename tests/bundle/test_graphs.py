@@ -64,8 +64,8 @@ def test_tensors_of_other_shapes_and_types(whole: Path, folder: Path) -> None:
     name = "metas.0.norm_weight"
     for tensor, words in (
         (torch.ones(7), "shape (7,)"),
-        (torch.ones(6, dtype=torch.float64), "F64, not float32"),
-        (torch.ones(6, dtype=torch.int8), "I8, not float32"),
+        (torch.ones(6, dtype=torch.float64), "F64, not F32"),
+        (torch.ones(6, dtype=torch.int8), "I8, not F32"),
         (torch.full((6,), float("nan")), "not finite"),
     ):
         replace_file(folder, "meta.safetensors", save({**good, name: tensor}))

@@ -38,14 +38,19 @@ def test_an_edited_manifest(folder: Path) -> None:
 
 
 def test_a_newer_schema(folder: Path, tmp_path: Path) -> None:
-    edit_manifest(folder, lambda manifest: manifest.update(schema=2, segments="in another form"))
-    refused(folder, "schema version 2", "reads up to 1", "update edgetta")
-    refused(zipped(folder, tmp_path / "newer.zip"), "schema version 2", "update edgetta")
+    edit_manifest(folder, lambda manifest: manifest.update(schema=3, segments="in another form"))
+    refused(folder, "schema version 3", "reads up to 2", "update edgetta")
+    refused(zipped(folder, tmp_path / "newer.zip"), "schema version 3", "update edgetta")
     for odd in (0, -1, "1", None, True, 1.0):
         edit_manifest(folder, lambda manifest, odd=odd: manifest.update(schema=odd))
         refused(folder, "schema version")
     (folder / "manifest.json").write_text(json.dumps({"format": "edgetta.bundle", "schema": 3, "seal": "another"}))
     refused(folder, "schema version 3", "update edgetta")
+
+
+def test_an_older_schema(folder: Path) -> None:
+    edit_manifest(folder, lambda manifest: manifest.update(schema=1) or manifest.pop("programs"))
+    refused(folder, "made by an earlier edgetta", "export it again")
 
 
 HASH = "0" * 64

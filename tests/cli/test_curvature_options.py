@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A preparation with a rate law, and its bundle."""
     folder = tmp_path_factory.mktemp("rates")
     assert prepare(folder, "--curvature", "--curvature-batch-sizes", "16,64") == 0
-    assert run("export", folder / "prepared", "-o", folder / "bundle", "--quiet") == 0
+    assert run("export", folder / "prepared", "-o", folder / "bundle", "--no-measure", "--quiet") == 0
     return folder
 
 
@@ -78,7 +78,7 @@ def test_a_law_of_another_objective_does_not_ship(folder: Path, tmp_path: Path, 
     assert run("export", folder / "prepared", "-o", tmp_path / "other", "--regulariser", 2) == 2
     error = capsys.readouterr().err
     assert "was measured with regulariser 0.5, not 2; prepare again, or give --learning-rate" in error
-    given = ("--regulariser", 2, "--learning-rate", 0.01, "--quiet")
+    given = ("--regulariser", 2, "--learning-rate", 0.01, "--no-measure", "--quiet")
     assert run("export", folder / "prepared", "-o", tmp_path / "other", *given) == 0
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from edgetta.segmented.adapter import AdaptConfig
+from edgetta.adaptation.config import AdaptConfig
 from edgetta.bundle import Bundle, build_network, read_bundle, source_program
 from edgetta.cli import main
 from edgetta.cli.export import command

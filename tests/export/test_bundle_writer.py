@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from edgetta.segmented.adapter import AdaptConfig
+from edgetta.adaptation.config import AdaptConfig
 from edgetta.bundle import build_network, read_bundle, self_test
 from edgetta.errors import BundleError, EdgettaError, UsageError
 from edgetta.export import bundle_writer

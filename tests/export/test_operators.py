@@ -98,8 +98,22 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "max-pool 1": lambda x: F.max_pool2d(x, 1, 2),
     "max-pool after relu": lambda x: F.max_pool2d(F.relu(x), 3, 1, 1),
     "average-pool": lambda x: F.avg_pool2d(x, 3, 2, 1),
+    "average-pool, ceil, even": lambda x: F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False),
+    "average-pool, ceil": lambda x: F.avg_pool2d(x, (4, 3), (3, 4), (1, 0), ceil_mode=True),
+    "average-pool, uncounted": lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
+    "average-pool, ceil, uncounted": lambda x: F.avg_pool2d(x, (3, 4), (2, 3), 1, True, False),
+    "average-pool, another divisor": lambda x: F.avg_pool2d(x, 2, divisor_override=3),
     "average-pool, remainder": lambda x: F.avg_pool2d(x, (4, 3)),
     "adaptive average-pool": lambda x: F.adaptive_avg_pool2d(x, (3, 5)) + F.adaptive_avg_pool2d(x, 1),
+    "adaptive average-pool, unequal windows": lambda x: F.adaptive_avg_pool2d(x, (4, 7)),
+    "rsub with alpha": lambda x: torch.rsub(x, 1.0, alpha=2.0) + torch.rsub(x, x * x, alpha=0.5),
+    "variances": lambda x: x.var(1, keepdim=True) + x.var((2, 3), correction=0)[:, :, None, None],
+    "deviations": lambda x: torch.std_mean(x, (2, 3), keepdim=True)[0] * torch.var_mean(x, 3, True, True)[1] + x,
+    "detach": lambda x: x * x + x.detach() * x,
+    "straight through": lambda x: x * 2 + (torch.relu(x) - x * 2).detach(),
+    "output that is kept": lambda x: torch.softmax(x, 1),
+    "quotient that is kept": lambda x: x / (x * x + 1).sqrt(),
+    "identity": lambda x: x + WEIGHT.to(x.dtype),
     "transpose, permute, view": lambda x: x.transpose(1, 2).permute(0, 3, 1, 2).reshape(x.shape[0], 20, 12),
     "squeeze, unsqueeze": lambda x: x.unsqueeze(2).squeeze(2)[:, :1].squeeze(1).unsqueeze(-1),
     "slices": lambda x: x[:, 1:3, ::2, 1::3],
@@ -175,10 +189,86 @@ def test_forward_and_gradient(name: str) -> None:
         assert relative_error(back, grad_x) <= bound
 
 
+# Each with an input at every place where it bends.
+BENDS: dict[str, tuple[Callable[[Tensor], Tensor], list[float]]] = {
+    "relu": (F.relu, [0.0]),
+    "relu6": (F.relu6, [0.0, 6.0]),
+    "hardtanh": (lambda x: F.hardtanh(x, -0.5, 0.25), [-0.5, 0.25]),
+    "clamp": (lambda x: x.clamp(-0.5, 0.25), [-0.5, 0.25]),
+    "clamp at 0": (lambda x: x.clamp(min=0), [0.0]),
+    "clamp_min": (lambda x: x.clamp_min(-0.5), [-0.5]),
+    "clamp_max": (lambda x: x.clamp_max(0.25), [0.25]),
+    "leaky relu": (lambda x: F.leaky_relu(x, 0.1), [0.0]),
+    "hardswish": (F.hardswish, [-3.0, 3.0]),
+    "hardsigmoid": (F.hardsigmoid, [-3.0, 3.0]),
+    "max-pool of equals": (lambda x: F.max_pool2d(F.relu(x), 2, 1), [0.0]),
+}
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
+@pytest.mark.parametrize("name", BENDS)
+def test_gradient_where_a_function_bends(name: str, engine: str) -> None:
+    """Exactly there the derivative is a choice, and the choice is autograd's."""
+    function, bends = BENDS[name]
+    values = torch.tensor([*bends, *(b - 0.125 for b in bends), *(b + 0.125 for b in bends)], dtype=torch.float64)
+    x = values.repeat(4).reshape(1, 1, 4, -1).requires_grad_()
+    derived = differentiate(settle(trace(Function(function), tuple(x.shape[1:])).graph, "source"))
+    y = function(x)
+    grad_y = torch.arange(1.0, 1.0 + y.numel(), dtype=torch.float64).reshape(y.shape)
+    (expected,) = torch.autograd.grad(y, x, grad_y)
+    made = run(derived.forward, {"x": x.detach()}, engine) | {"x": x.detach()}
+    assert derived.backward is not None
+    inputs = {r.value.name: made[r.value.name] for r in derived.residuals} | {"grad_y": grad_y}
+    found = run(derived.backward, inputs, engine)[derived.backward.outputs[0]]
+    assert relative_error(found, expected) <= 1e-6
+
+
+def test_the_gradient_is_written_where_it_is_the_gradient_of_the_output() -> None:
+    """ONNX Runtime leaves the memory of an output that is an input as it found it."""
+    derived = differentiate(settle(trace(Function(lambda x: x + WEIGHT.to(x.dtype)), SHAPE).graph, "source"))
+    assert derived.backward is not None
+    program = OnnxProgram(to_onnx(derived.backward, "backward").SerializeToString(), derived.backward, threads=1)
+    for _ in range(4):
+        junk = [torch.full((2, *SHAPE), 7e30) for _ in range(8)]
+        del junk
+        assert torch.equal(program.run({"grad_y": torch.ones(2, *SHAPE)})[0], torch.ones(2, *SHAPE))
+
+
+def test_what_is_detached_altogether_has_the_gradient_of_the_network_without() -> None:
+    def detached(x: Tensor) -> Tensor:
+        return (2 * x).detach() + (x * x).detach()
+
+    derived = differentiate(settle(trace(Function(detached), SHAPE).graph, "source"))
+    x = torch.rand(1, *SHAPE, dtype=torch.float64)
+    values = run(derived.forward, {"x": x}, "torch") | {"x": x}
+    inputs = {r.value.name: values[r.value.name] for r in derived.residuals} | {"grad_y": torch.ones_like(x)}
+    assert derived.backward is not None
+    found = run(derived.backward, inputs, "torch")[derived.backward.outputs[0]]
+    assert relative_error(found, 2 + 2 * x) <= 1e-12
+
+
+def test_a_bias_behind_a_detach_does_not_move() -> None:
+    class Branch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.conv(x).detach()
+
+    derived = differentiate(settle(trace(Branch().eval(), SHAPE).graph, "source", "bias"))
+    assert set(derived.initial_affine) == {"bias.conv.bias"}
+    assert derived.backward is not None and not derived.residuals
+    grad_x, grad_bias = Program(derived.backward).run({"grad_y": torch.ones(2, *SHAPE)})
+    assert torch.equal(grad_x, torch.ones(2, *SHAPE)) and not grad_bias.any()
+    assert grad_bias.shape == derived.initial_affine["bias.conv.bias"].shape
+
+
 def test_every_gradient_rule_is_tested() -> None:
     used = {node.op for name in MODULES for node in made(name)[1].nodes}
     # `test_hard_sigmoid`: torch rounds its gradient; `FakeQuantize` is no operator of a network: test_quantise.py
-    assert set(GRADIENT_RULES) - used == {"HardSigmoid", "FakeQuantize"}
+    # A graph has an `Identity` only where an output would be another value.
+    assert set(GRADIENT_RULES) - used == {"HardSigmoid", "FakeQuantize", "Identity"}
 
 
 def test_hard_sigmoid() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgetta.segmented.adapter import AdaptConfig
+from edgetta.adaptation.config import AdaptConfig
 from edgetta.adaptation.model import AdaptableModel, build
 from edgetta.bench.exactness.reference import randomise
 from edgetta.bundle import build_network, read_bundle, self_test, source_program

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from edgetta.segmented.adapter import AdaptConfig
+from edgetta.adaptation.config import AdaptConfig
 from edgetta.bench.exactness.networks import NETWORKS
 from edgetta.bundle import read_bundle
 from edgetta.export.bundle_writer import write_bundle

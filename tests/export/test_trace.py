@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from edgetta.bench.exactness.reference import randomise, relative_error
 from edgetta.errors import UsageError
+from edgetta.export.lowering import RULES
 from edgetta.export.trace import TraceError, trace
 from edgetta.models.exported import read_program
 from edgetta.segments.graph import BATCH
@@ -94,7 +95,7 @@ def written_slice(x: Tensor) -> Tensor:
 
 
 REFUSED: dict[str, tuple[Callable[..., object], str]] = {
-    "unknown operator": (lambda x: torch.fft.fft2(x).real, r"operator aten\.\w*fft\w*\.default .* has no rule"),
+    "unknown operator": (lambda x: x.cumsum(1), r"operator aten\.cumsum\.default .* has no rule"),
     "slices that are written": (written_slice, "operator aten.slice_scatter.default"),
     "two outputs": (lambda x: (x * 2, x * 3), "return one tensor"),
     "an output that ignores the input": (lambda x: torch.ones(3), "does not depend on its input"),
@@ -104,10 +105,9 @@ REFUSED: dict[str, tuple[Callable[..., object], str]] = {
     "slice of the batch": (lambda x: x[1:] * 2, "slicing the batch|cannot trace"),
     "one image of the batch": (lambda x: x[1] + x, "selecting from the batch"),
     "branch on the data": (lambda x: x * 2 if x.sum() > 0 else x, "cannot trace the model at input"),
-    "transposed convolution": (lambda x: F.conv_transpose2d(x, torch.ones(3, 3, 2, 2)), "conv_transpose2d"),
+    "transposed convolution": (lambda x: F.conv_transpose2d(x, torch.ones(3, 3, 2, 2)), "transposed convolutions"),
     "dilated max-pool": (lambda x: F.max_pool2d(x, 2, dilation=2), "dilated max-pooling"),
     "padding by reflection": (lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"), "pad"),
-    "unequal pooling windows": (lambda x: F.adaptive_avg_pool2d(x, 3), "8x8 to 3x3 has unequal windows"),
     "causal attention": (lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True), "causal attention"),
     "rounding to integers": (lambda x: x.to(torch.int32) * x, "conversion to torch.int32"),
     "odd powers": (lambda x: x**7, "power 7 is not supported"),
@@ -124,6 +124,25 @@ def test_what_cannot_be_traced_says_why(name: str) -> None:
 def test_the_module_with_the_unknown_operator_is_named() -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Sequential(nn.Hardtanh(), nn.Softshrink())).eval()
     with pytest.raises(TraceError, match=r"operator aten\.\w+\.\w+ \(in module '1\.1'\) has no rule"):
+        trace(model, SHAPE)
+
+
+def test_a_rule_that_does_not_foresee_an_argument_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RULES, "aten.relu.default", lambda lower, fake: "nothing")
+    model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Sequential(nn.ReLU())).eval()
+    with pytest.raises(TraceError, match=r"operator aten\.relu\.default \(in module '1\.0'\) is used in a way .*Type"):
+        trace(model, SHAPE)
+
+
+def test_what_torch_cannot_take_apart_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise NotImplementedError("no decomposition\nhere")
+
+    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", fails)
+    model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Sequential(nn.Softshrink())).eval()
+    with pytest.raises(
+        TraceError, match=r"softshrink\.default \(in module '1\.0'\).*cannot take it apart \(no decomp"
+    ):
         trace(model, SHAPE)
 
 

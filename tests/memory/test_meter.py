@@ -7,8 +7,7 @@ import torch
 from edgetta.adaptation.model import build
 from edgetta.export.derive import derive
 from edgetta.memory.meter import measure_kept, stock_saved_bytes
-from edgetta.models import load_model
-from edgetta.models.parts import cuts
+from edgetta.models import cuts, load_model
 from edgetta.segments.torch_engine import TorchSegment
 
 MB = 1e6

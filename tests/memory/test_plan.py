@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edgetta.segmented.adapter import AdaptConfig
+from edgetta.adaptation.config import AdaptConfig
 from edgetta.bundle import Bundle
 from edgetta.errors import UsageError
 from edgetta.memory.accuracy_costs import AccuracyCost

@@ -12,8 +12,7 @@ from edgetta.adaptation.network import AdaptiveNetwork
 from edgetta.adaptation.step_memory import STORAGES, StepMemory, Storage
 from edgetta.export.derive import derive
 from edgetta.memory.meter import measure_kept
-from edgetta.models import load_model
-from edgetta.models.parts import cuts
+from edgetta.models import cuts, load_model
 from tests.adaptation.backbones import small_model
 from tests.adaptation.test_engines_agree import on_onnxruntime, on_torch
 

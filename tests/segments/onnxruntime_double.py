@@ -42,9 +42,10 @@ class Double(ModuleType):
     def get_available_providers(self) -> list[str]:
         return self.available
 
-    def InferenceSession(self, model: bytes, options: Any, providers: list[Any]) -> Session:
+    def InferenceSession(self, model: bytes, options: Any, providers: list[Any], **settings: Any) -> Session:
         if providers == ["CPUExecutionProvider"]:
-            return onnxruntime.InferenceSession(model, options, providers=providers)  # type: ignore[no-any-return]
+            session = onnxruntime.InferenceSession(model, options, providers=providers, **settings)
+            return session  # type: ignore[no-any-return]
         return Session(self, model, options, providers)
 
 

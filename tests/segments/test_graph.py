@@ -69,6 +69,20 @@ def test_a_builder_stores_equal_weights_once_and_keeps_names_apart() -> None:
     assert builder.emit("Add", "x", "w") not in ("v1", "x", "w")
 
 
+def test_every_output_is_a_value_of_its_own() -> None:
+    builder = GraphBuilder()
+    x = builder.input("x", (BATCH, 2))
+    weight, y = builder.constant("w", torch.ones(1, 2)), builder.emit("Neg", x)
+    graph = builder.graph([y, x, y, weight])
+    assert len(set(graph.outputs)) == 4 and not {x, weight} & set(graph.outputs)
+    images = torch.rand(3, 2)
+    found = Program(graph).run({"x": images})
+    for tensor, wanted in zip(found, (-images, images, -images, torch.ones(1, 2)), strict=True):
+        assert torch.equal(tensor, wanted)
+    assert len({tensor.data_ptr() for tensor in (images, *found)}) == 5
+    assert builder.graph([y, x], lent=("x",)).outputs == (y, x)
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_merging_the_batch_is_an_error(axis: int) -> None:
     builder = GraphBuilder()

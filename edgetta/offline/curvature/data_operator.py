@@ -18,7 +18,7 @@ from edgetta.offline.curvature.errors import (
     NotFiniteError,
     NotTwiceDifferentiableError,
 )
-from edgetta.offline.curvature.micro_batch import largest_micro_batch
+from edgetta.offline.curvature.micro_batch import largest_micro_batch, planned_bytes
 from edgetta.offline.curvature.parallel import Processes
 from edgetta.offline.curvature.samples import Subset, as_samples, samples_digest
 from edgetta.offline.curvature.surface import LossSurface, to_device
@@ -219,9 +219,23 @@ class DataOperator(ABC):
         Raises:
             MemoryLimitError: not even one sample fits, or batches that must stay whole do not.
         """
-        if self._micro_batch is None:
-            self._micro_batch = self.batch_size if self.memory_limit is None else largest_micro_batch(self)
-        return self._micro_batch
+        if self._micro_batch is None and self.memory_limit is not None:
+            self._micro_batch = largest_micro_batch(
+                self.product_bytes,
+                limit=self.memory_limit,
+                batch_size=self.batch_size,
+                samples=len(self.samples),
+                splittable=self.surface.splittable,
+            )
+        return self._micro_batch or self.batch_size
+
+    def product_bytes(self, count: int) -> int:
+        """Bytes that a product on the first `count` samples is planned to hold, beside the model."""
+        inputs, targets = self.moved(range(count))
+        vector = torch.zeros(self.dimension, dtype=self.dtype, device=self.device)
+        directions = [self.surface.unflatten(vector)]
+        graphs = planned_bytes(lambda: self.products_on(inputs, targets, directions), self.surface.model.parameters())
+        return graphs + 4 * self.dimension * vector.element_size()
 
     def _batches(self) -> Iterator[tuple[Any, Any, float]]:
         """Inputs, targets and weight n/N of each batch that this process evaluates."""

@@ -86,7 +86,9 @@ def test_a_result_without_rows_has_no_verdict() -> None:
 @pytest.mark.skipif(
     not (data_folder() / StreamConfig().weights).is_file(), reason="needs the images and weights of EDGETTA_DATA"
 )
-def test_a_small_stream_from_the_law_to_the_rows() -> None:
+def test_a_small_stream_from_the_law_to_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = ("gaussian_noise", "defocus_blur", "snow", "contrast")
+    monkeypatch.setattr("edgetta.bench.learning_rate.stream.CORRUPTIONS", few)
     config = replace(
         StreamConfig(),
         batch_sizes=(16,),

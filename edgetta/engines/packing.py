@@ -1,0 +1,31 @@
+"""What lies between forward and backward, in numpy: a mask as bits, a bounded derivative as bytes, the rest as it is.
+
+The same bits as `edgetta.segments.packing` makes of torch tensors.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgetta.engines.contract import Array
+from edgetta.segments.contract import Residual
+
+
+def pack(residual: Residual, array: Array) -> Array:
+    """The array as it is kept. May reuse the memory of `array` for its result, but never for anything else."""
+    if residual.kind == "mask":
+        return np.packbits(array.reshape(-1))
+    if residual.kind == "code":
+        scaled = (array - residual.low) * np.float32(255.0 / (residual.high - residual.low))
+        return np.clip(np.rint(scaled, out=scaled), 0, 255, out=scaled).astype(np.uint8)
+    return array
+
+
+def unpack(residual: Residual, kept: Array, batch: int) -> Array:
+    """The array as the backward takes it."""
+    if residual.kind == "mask":
+        count = residual.value.elements(batch)
+        return np.unpackbits(kept, count=count).view(np.bool_).reshape(residual.value.with_batch(batch))
+    if residual.kind == "code":
+        return kept.astype(np.float32) * np.float32((residual.high - residual.low) / 255.0) + np.float32(residual.low)
+    return kept
