@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.floating[Any]]
 
+_VARIANCES = ("noise_mean", "noise_variance", "whole_mean", "whole_variance", "floor", "spread")
+
 MAX_CODE = 32
 """Numbers of a content code, at most: more classes than this share groups."""
 FEW_IMAGES = 300
 """Fewer source images than this say too little of what content explains."""
 SMALLEST_VARIANCE = 1e-8
+SMALLEST_NOISE = 1e-10
 SQUARE_NOISE = 4.93
 """Variance of the logarithm of a squared normal variable."""
 RATIOS = (1e-3, 1e3)
@@ -39,6 +42,8 @@ class ContentModel:
     groups             (classes,) which number of the code each class belongs to
     noise_mean         (T,) variance from image to image of what is left of the mean
     noise_variance     (T,) the same of the logarithm of the variance over the one explained
+    whole_mean         (T,) variance from image to image of the mean itself, content among it
+    whole_variance     (T,) the same of the logarithm of the variance
     floor              (T,) least variance that content explains
     spread             (S,) variance of the image signals from image to image
     images             source images that it was measured on
@@ -50,6 +55,8 @@ class ContentModel:
     groups: NDArray[np.integer[Any]]
     noise_mean: Array
     noise_variance: Array
+    whole_mean: Array
+    whole_variance: Array
     floor: Array
     spread: Array
     images: int
@@ -77,6 +84,8 @@ class ContentModel:
             "groups": self.groups.astype(np.int32),
             "noise_mean": self.noise_mean.astype(np.float32),
             "noise_variance": self.noise_variance.astype(np.float32),
+            "whole_mean": self.whole_mean.astype(np.float32),
+            "whole_variance": self.whole_variance.astype(np.float32),
             "floor": self.floor.astype(np.float32),
             "spread": self.spread.astype(np.float32),
             "images": np.array([self.images], np.int32),
@@ -89,7 +98,7 @@ class ContentModel:
         Raises `ValueError` where they are another network's, not whole, or hold values that are not finite.
         """
         names = {"mean", "square", "usual_mean", "usual_square", "usual", "groups", "noise_mean", "noise_variance"}
-        if set(arrays) != names | {"floor", "spread", "images"}:
+        if set(arrays) != names | {"whole_mean", "whole_variance", "floor", "spread", "images"}:
             raise ValueError("the content model is not whole")
         wide = {
             name: a.astype(np.float64) for name, a in arrays.items() if name not in ("groups", "images")
@@ -99,7 +108,8 @@ class ContentModel:
             raise ValueError(f"the content model is of {groups.size} classes, the network of {classes}")
         code = len(usual)
         shapes = {"mean": (code, channels), "square": (code, channels)} | dict.fromkeys(
-            ("usual_mean", "usual_square", "noise_mean", "noise_variance", "floor"), (channels,)
+            ("usual_mean", "usual_square", "noise_mean", "noise_variance", "whole_mean", "whole_variance", "floor"),
+            (channels,),
         )
         for name, shape in shapes.items():
             if wide[name].shape != shape:
@@ -108,7 +118,7 @@ class ContentModel:
             raise ValueError("the content model holds values that are not finite")
         if not 1 <= code <= MAX_CODE or groups.min() < 0 or groups.max() >= code or arrays["images"].shape != (1,):
             raise ValueError("the content model has a code of another size")
-        if min(wide[name].min() for name in ("noise_mean", "noise_variance", "floor", "spread")) < 0:
+        if min(wide[name].min() for name in _VARIANCES) < 0:
             raise ValueError("the content model holds a negative variance")
         return ContentModel(
             wide["usual_mean"] + wide["mean"],
@@ -117,6 +127,8 @@ class ContentModel:
             groups.astype(np.int64),
             wide["noise_mean"],
             wide["noise_variance"],
+            wide["whole_mean"],
+            wide["whole_variance"],
             wide["floor"],
             wide["spread"],
             int(arrays["images"][0]),
@@ -166,17 +178,22 @@ def fit_content(
     least = floor * np.maximum(usual_q - usual_m * usual_m, SMALLEST_VARIANCE)
     explained_mean = codes @ mean
     explained = np.maximum(codes @ square - explained_mean**2, least)
-    ratio = np.clip(np.maximum(v, SMALLEST_VARIANCE) / explained, *RATIOS)
+    wide = np.maximum(v, SMALLEST_VARIANCE)
+    left, whole = (np.log(np.clip(wide / by, *RATIOS)).var(0) for by in (explained, np.maximum(least / floor, least)))
+    # A channel of one number per image has no variance within it; that of a logarithm of a square serves.
+    single = v.max(0) <= SMALLEST_VARIANCE
+    noise_mean, noise_variance = (m - explained_mean).var(0), np.where(single, SQUARE_NOISE, left)
     return ContentModel(
         mean,
         square,
         usual,
         groups,
-        np.maximum((m - explained_mean).var(0), 1e-10),
-        # A channel of one number per image has no variance within it; that of a logarithm of a square serves.
-        np.where(v.max(0) <= SMALLEST_VARIANCE, SQUARE_NOISE, np.maximum(np.log(ratio).var(0), 1e-10)),
+        np.maximum(noise_mean, SMALLEST_NOISE),
+        np.maximum(noise_variance, SMALLEST_NOISE),
+        np.maximum(m.var(0), np.maximum(noise_mean, SMALLEST_NOISE)),
+        np.maximum(whole, np.maximum(noise_variance, SMALLEST_NOISE)),
         least,
-        np.maximum(np.asarray(signals, np.float64).var(0), 1e-10),
+        np.maximum(np.asarray(signals, np.float64).var(0), SMALLEST_NOISE),
         count,
     )
 

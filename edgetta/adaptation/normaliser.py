@@ -279,7 +279,11 @@ class Normaliser:
         )
 
     def content_of(self, average: Gathered) -> Array:
-        """The content code (D,) that moments are explained by: what was predicted, or the usual one.
+        """The content code (D,) that moments are explained by: what was predicted, or the usual one."""
+        return self.content.usual + self._counted(average) * (average.content - self.content.usual)
+
+    def _counted(self, average: Gathered) -> float:
+        """How far the predicted content is taken for what is in view, from 0 (the usual one is) to 1.
 
         Under a shift predictions lean to some classes even where all are in view, and what they seem to explain would
         be taken from the shift. So the predicted content counts where it is far from the usual one, or where images
@@ -287,13 +291,12 @@ class Normaliser:
         """
         usual, content = self.content.usual, average.content
         apart = float(np.square(content - usual).sum() / np.square(usual).sum())
-        counts = (apart - LEANING) / LEANING / 2
+        counted = (apart - LEANING) / LEANING / 2
         if average.pairs > 1:
             chance = float(content @ content)
             alike = (average.alike - chance) / max(average.alone - chance, 1e-6)
-            counts = max(counts, (alike - RUNS - average.pairs**-0.5) / RUNS)
-        share = min(1.0, max(0.0, counts))
-        return usual + share * (content - usual)
+            counted = max(counted, (alike - RUNS - average.pairs**-0.5) / RUNS)
+        return min(1.0, max(0.0, counted))
 
     def _deviations(self, average: Gathered) -> tuple[Array, Array]:
         """d and r (T,): what content does not explain of the mean, and of the logarithm of the variance."""
@@ -308,9 +311,15 @@ class Normaliser:
     def _evidence(self, average: Gathered) -> tuple[Array, Array]:
         """f_m and f_v of every layer, (L,) in [0, 1]."""
         d, r = self._deviations(average)
-        return self._shrunk(d, self.content.noise_mean, average.count), self._shrunk(
-            r, self.content.noise_variance, average.count
+        counted, content = self._counted(average), self.content
+        noise_mean, noise_variance = (
+            counted * noise + (1 - counted) * whole  # what content does not explain is noise as well
+            for noise, whole in (
+                (content.noise_mean, content.whole_mean),
+                (content.noise_variance, content.whole_variance),
+            )
         )
+        return self._shrunk(d, noise_mean, average.count), self._shrunk(r, noise_variance, average.count)
 
     def _shrunk(self, deviation: Array, noise: Array, count: float) -> Array:
         z = self._by_layer(deviation * deviation / noise)
@@ -380,6 +389,8 @@ def _without_images(source: Statistics, classes: int, image_channels: int) -> Co
         (variance + source.mean**2)[None],
         np.ones(1),
         np.zeros(classes, np.int64),
+        0.3 * variance,
+        np.full(channels, 0.5),
         0.3 * variance,
         np.full(channels, 0.5),
         0.1 * variance,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from edgetta.adaptation.channel_norm import EPSILON
 from edgetta.adaptation.meta_network import MetaNetwork
 from edgetta.adaptation.model import AdaptableModel, build
 from edgetta.adaptation.network import AdaptiveNetwork, BatchNorm
+from edgetta.engines.contract import ProgramSet
 from edgetta.export.derive import derive
 from edgetta.segments.torch_engine import TorchSegment
 
@@ -72,6 +75,19 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
             module.running_var = torch.rand(module.num_features, generator=generator) + 0.5
             module.weight.data.add_(1.0)
     return model.eval()
+
+
+@functools.cache
+def small_programs(initialisation: str = "identity", adapt: str = "affine", form: str = "adaptive") -> ProgramSet:
+    """Programs of the small network, its meta-networks away from their initialisation, as after warm-up."""
+    programs = small_model(initialisation, adapt, form).programs
+    assert programs is not None
+    rng = np.random.default_rng(3)
+    moved = {
+        name: array + (0.1 * rng.standard_normal(array.shape) if name.startswith("metas.") else 0)
+        for name, array in programs.parameters.split(programs.shipped).items()
+    }
+    return replace(programs, shipped=programs.parameters.join(moved).astype(np.float32))
 
 
 @functools.cache
