@@ -18,12 +18,14 @@ import pytest
 
 from edgetta.adaptation.config import AdaptConfig
 from edgetta.adaptation.content import ContentModel, fit_content
+from edgetta.adaptation.signals import image_signals
 from edgetta.bundle import read_bundle
 from edgetta.bundle.manifest import seal
 from edgetta.engines.contract import ProgramSet
 from edgetta.errors import BundleError
 from edgetta.export.bundle_writer import Shipment, write_bundle
 from tests.adaptation.backbones import SmallNet, small_programs
+from tests.adaptation.pictures import pictures
 
 ENGINES = ("torch", "onnxruntime")
 NAMES = ("zero", "one", "two", "three", "four")
@@ -36,7 +38,7 @@ def small_content(programs: ProgramSet) -> ContentModel:
     mean, deviation = programs.source.mean, np.sqrt(programs.source.variance)
     means = mean + 0.3 * deviation * rng.standard_normal((400, len(mean)))
     variances = programs.source.variance * np.exp(0.2 * rng.standard_normal((400, len(mean))))
-    return fit_content(probabilities, means, variances, rng.standard_normal((400, 8)))
+    return fit_content(probabilities, means, variances, image_signals(pictures(400, 12)))
 
 
 def write_small(path: Path, programs: ProgramSet | None = None, **options: Any) -> Path:

@@ -129,10 +129,14 @@ class Adapter:
         gather   whether the images are gathered with others for an update; by default small batches are
         """
         start = time.perf_counter()
-        state, count = self.state, len(images)
-        due = self._due(state.steps, self.settled, state.spent)
+        state, count = replace(self.state, steps=self.state.steps + 1), len(images)
+        due = self._due(self.state.steps, self.settled, state.spent)
         small = self.gathers(count) if gather is None else gather
-        after, result = self._step(replace(state, steps=state.steps + 1), images, plan, due, small)
+        usable = np.isfinite(images.sum((1, 2, 3)))
+        if usable.all():
+            after, result = self._step(state, images, plan, due, small)
+        else:
+            after, result = self._step_of_usable(state, images, usable, plan, due, small)
         spent = state.spent.after(time.perf_counter() - start, count, after.updates > state.updates)
         self.state = replace(after, spent=spent)
         return result
@@ -153,6 +157,18 @@ class Adapter:
             state, logits = self._predicted(state, images, plan)
             return state, _prediction(logits, "off" if off else "waiting")
         return self._learning_step(state, images, plan)
+
+    def _step_of_usable(
+        self, state: AdaptationState, images: Array, usable: Array, plan: StepPlan, due: bool, small: bool
+    ) -> tuple[AdaptationState, StepResult]:
+        """A step on the images that are finite; of the others there is no prediction, and nothing is taken."""
+        state = replace(state, unusable=state.unusable + int((~usable).sum()))
+        logits = np.full((len(images), self.engine.programs.classes), np.nan, np.float32)
+        if not usable.any():
+            return state, _prediction(logits, "non-finite")
+        after, result = self._step(state, images[usable], plan, due, small)
+        logits[usable] = result.logits
+        return after, replace(result, logits=logits, entropy=entropy(logits))
 
     def _learning_step(
         self, state: AdaptationState, images: Array, plan: StepPlan

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.floating[Any]]
 
-_COUNTERS = ("steps", "updates", "skipped", "empty", "fresh")
+_WHOLE = ("steps", "updates", "skipped", "empty", "unusable")
+_COUNTERS = (*_WHOLE, "fresh")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class AdaptationState:
     updates                made
     skipped                updates refused because something was not finite
     empty                  updates in which no image passed the entropy filter (only the regulariser acted)
+    unusable               images that were not finite: left out of statistics and updates
     """
 
     parameters: Array
@@ -47,11 +49,12 @@ class AdaptationState:
     updates: int = 0
     skipped: int = 0
     empty: int = 0
+    unusable: int = 0
     damping: Damping = field(default_factory=Damping)
     spent: Spent = field(default_factory=Spent)
 
     def counters(self) -> dict[str, int]:
-        return {name: int(getattr(self, name)) for name in ("steps", "updates", "skipped", "empty")}
+        return {name: int(getattr(self, name)) for name in _WHOLE}
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """All of it by name, for a state file."""
@@ -89,7 +92,7 @@ def restored_state(
     counters: dict[str, Any] = dict(zip(_COUNTERS, own["counters"].tolist(), strict=True))
     if min(counters.values()) < 0 or len(own["damping"]) < 1 or not 0 < own["damping"][0] <= 1:
         raise ValueError("its counters are out of range")
-    whole = {name: int(counters[name]) for name in ("steps", "updates", "skipped", "empty")}
+    whole = {name: int(counters[name]) for name in _WHOLE}
     updating, total, predicting, predicted = own["spent"].tolist()
     factor, *ratios = own["damping"].tolist()
     if any(math.isnan(ratio) for ratio in ratios):

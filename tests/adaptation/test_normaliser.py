@@ -72,7 +72,7 @@ def test_without_a_shift_it_stays_the_source_whatever_is_in_view(labels: np.ndar
     used, state = settled(of, labels)
     np.testing.assert_allclose(used.mean, SOURCE.mean, atol=0.02)
     np.testing.assert_allclose(used.variance, SOURCE.variance, rtol=0.1)
-    assert of.evidence(state) < 0.2
+    assert of.evidence(state) < 0.4
 
 
 @pytest.mark.parametrize("labels", [EVERY, ONE])
@@ -80,7 +80,7 @@ def test_a_shift_is_followed_whatever_is_in_view(labels: np.ndarray) -> None:
     of = normaliser()
     used, state = settled(of, labels, SHIFT)
     np.testing.assert_allclose(used.mean, SOURCE.mean + SHIFT, atol=0.15)
-    assert of.evidence(state) > 0.4
+    assert of.evidence(state) > 0.6
 
 
 def test_one_image_is_followed_less_than_many() -> None:
