@@ -151,10 +151,12 @@ def test_a_batch_without_a_usable_image_moves_nothing() -> None:
 
 @pytest.mark.parametrize("where", ["predict", "measure", "forward", "backward"])
 def test_a_step_that_fails_has_not_been(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    straight, failing = adapter(), adapter()
-    for seed in range(8):  # beyond the first images, all of which are measured
+    config = replace(ALWAYS, change=math.inf)
+    straight, failing = adapter(config), adapter(config)
+    for seed in range(9):  # beyond the first images, all of which are measured
         straight.step(pictures(64, seed))
         failing.step(pictures(64, seed))
+    assert failing.state.stream.average.count > 256
     called = getattr(failing.engine, where)
     calls = iter(range(100))
 
@@ -164,15 +166,15 @@ def test_a_step_that_fails_has_not_been(where: str, monkeypatch: pytest.MonkeyPa
         return called(*arguments, **options)
 
     monkeypatch.setattr(failing.engine, where, broken)
-    if where == "measure":  # which only the first images and images that are not learnt from need
-        failing.config = straight.config = replace(ALWAYS, when="off")
+    if where == "measure":  # which beyond the first images those that are not learnt from need
+        failing.config = straight.config = replace(config, when="off")
         failing._due = straight._due = lambda *_: False
     before = failing.state
     with pytest.raises(MemoryError):
-        failing.step(pictures(64, 8))
+        failing.step(pictures(64, 9))
     assert failing.state is before
     monkeypatch.undo()
-    np.testing.assert_array_equal(failing.step(pictures(64, 8)).logits, straight.step(pictures(64, 8)).logits)
+    np.testing.assert_array_equal(failing.step(pictures(64, 9)).logits, straight.step(pictures(64, 9)).logits)
     assert same(failing, straight)
 
 
