@@ -427,7 +427,9 @@ class _Lowering:
         ):
             return False
         inputs = [self._plain(x) if narrow else self._blocked(x)]
-        attributes = {name: _listed(node.attributes[name]) for name in ("strides", "pads", "dilations")}
+        attributes: dict[str, Any] = {
+            name: _listed(node.attributes[name]) for name in ("strides", "pads", "dilations")
+        }
         attributes |= {"group": group, "kernel_shape": list(shape[2:])}
         output, alone = f"{node.output}.blocked", self._alone(node.output)
         if alone is not None and alone.op == "BatchNormalization" and alone.inputs[0] == node.output:
@@ -552,7 +554,9 @@ class _Lowering:
         x, output = node.inputs[0], f"{node.output}.blocked"
         if not self._fits(x) or x not in self.blocked_names:
             return False
-        attributes = {name: _listed(node.attributes[name]) for name in ("kernel_shape", "strides", "pads")}
+        attributes: dict[str, Any] = {
+            name: _listed(node.attributes[name]) for name in ("kernel_shape", "strides", "pads")
+        }
         attributes |= {"ceil_mode": int(node.attributes.get("ceil_mode", 0))}
         return self._put(node, self._emit("MaxPool", [self._blocked(x)], output, attributes, DOMAIN))
 
