@@ -48,6 +48,8 @@ class Summary:
     skipped: int = 0  # frames that could not be used
     skipped_frames: Sequence[Skipped] = ()  # the first of them, with reasons
     classes: dict[int, int] = field(default_factory=dict)  # class index -> predictions
+    kept_bytes: int = 0  # most that lay between the forward and the backward of an update
+    agreement: float | None = None  # share of the frames compared that the shipped network predicts alike; None: none
     entropy_sum: float = 0.0  # in nats, over the frames with finite logits
     recent_doubts: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))  # 1 - confidence, per frame
     errors_per_doubt: float | None = None  # of the bundle; None where it was not measured
@@ -163,6 +165,7 @@ def _count(summary: Summary, predicted: Sequence[int], labels: Sequence[int | No
     summary.steps += 1
     summary.adapted += result.adapted
     summary.empty += result.adapted and result.kept == 0
+    summary.kept_bytes = max(summary.kept_bytes, result.kept_bytes)
     summary.refused += result.reason == "non-finite"
     summary.not_finite += len(predicted) - int(finite.sum())
     summary.entropy_sum += float(result.entropy[finite].sum())

@@ -49,13 +49,28 @@ def _conv_that_adapts(d: Derivation, node: Node, gradient: str) -> list[str | No
     emit, attributes = d.backward.emit, {k: list(v) if k != "group" else v for k, v in rest.items()}
     reach = [rest["dilations"][i] * (kernel[i] - 1) for i in range(2)]
     pads, strides = rest["pads"], rest["strides"]
-    extra = [size[i] - ((result[i] - 1) * strides[i] - pads[i] - pads[i + 2] + reach[i] + 1) for i in range(2)]
-    to_x = emit("ConvTranspose", gradient, d.save(weight, "float"), **attributes, output_padding=extra)
+    turned = [reach[i % 2] - pads[i] for i in range(4)]
+    if list(strides) == [1, 1] and min(turned) >= 0 and rest["group"] == 1:
+        to_x = emit("Conv", gradient, _turned_input(d, d.save(weight, "float")), **{**attributes, "pads": turned})
+    else:
+        extra = [size[i] - ((result[i] - 1) * strides[i] - pads[i] - pads[i + 2] + reach[i] + 1) for i in range(2)]
+        to_x = emit("ConvTranspose", gradient, d.save(weight, "float"), **attributes, output_padding=extra)
     to_weight = emit("ConvWeightGradient", d.save(x, "float"), gradient, kernel_shape=list(kernel), **attributes)
     to_bias = None
     if len(node.inputs) > 2 and node.inputs[2] and not d.constant(node.inputs[2]):
         to_bias = emit("ReduceSum", gradient, axes=[0, 2, 3], keepdims=0)
     return [to_x, to_weight, to_bias]
+
+
+def _turned_input(d: Derivation, weight: str) -> str:
+    """(O, I, k, l) -> (I, O, k, l), kernels turned by 180 degrees, of a weight that is a value of the backward."""
+    emit, (out, inputs, height, width) = d.backward.emit, d.backward.shape(weight)
+    if height * width > 1:
+        places = height * width
+        reverse = d.backward.constant(f"reverse.{places}", torch.eye(places).flip(0))
+        flat = emit("MatMul", emit("Reshape", weight, shape=[out, inputs, places]), reverse)
+        weight = emit("Reshape", flat, shape=[out, inputs, height, width])
+    return emit("Transpose", weight, perm=[1, 0, 2, 3])
 
 
 def _turned(weight: torch.Tensor, group: int) -> torch.Tensor:

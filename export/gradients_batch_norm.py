@@ -78,9 +78,9 @@ def _through_statistics(
     def scaled(name: str) -> str:
         return emit("Reshape", emit("Mul", name, scale), shape=column)
 
-    step = emit("Mul", mask, scaled(emit("Sub", mean_above, mean_below)))
-    without_step = emit("Sub", emit("Mul", gradient, emit("Reshape", scale, shape=column)), step)
-    to_x = emit("Sub", without_step, scaled(mean_below))
+    step = emit("Mul", mask, scaled(emit("Sub", mean_below, mean_above)))
+    below = emit("Sub", emit("Mul", gradient, emit("Reshape", scale, shape=column)), scaled(mean_below))
+    to_x = emit("Add", below, step)
     # SPREAD * (total_above - share_above * total) = SPREAD * n * share_above * share_below * (mean_above - mean_below)
     count = emit("Add", count_above, count_below)
     balanced = emit("Div", emit("Mul", count_above, count_below), count)

@@ -85,17 +85,25 @@ def _with_distances_and_moments(network: WholeNetwork, forward: Graph) -> Graph:
         distances.append(builder.emit("ReduceMean", difference, axes=axes, keepdims=0))
     means, variances = [], []
     for layer in network.layers:
-        mean, variance = _moments(builder, layer.x)
+        mean, variance = _moments(builder, layer.x, layer.mean)
         means.append(mean)
         variances.append(variance)
     logits, *residuals = forward.outputs
     return builder.graph([logits, *distances, *means, *variances, *residuals], lent=forward.inputs)
 
 
-def _moments(builder: GraphBuilder, x: str) -> tuple[str, str]:
-    """A batch's own mean and biased variance at a layer."""
-    mean = builder.emit("ChannelMean", x)
-    return mean, builder.emit("ChannelVariance", x, mean)
+def _moments(builder: GraphBuilder, x: str, about: str) -> tuple[str, str]:
+    """A batch's own mean and biased variance at a layer, from one pass over x - about, `about` a mean near its own.
+
+    E[t^2] - E[t]^2 is as accurate as two passes where t is centred; rounding alone could make it negative.
+    """
+    channels, rank = builder.shape(x)[1], len(builder.shape(x))
+    column = builder.emit("Reshape", about, shape=[1, channels] + [1] * (rank - 2))
+    centred = builder.emit("Sub", x, column)
+    mean = builder.emit("ChannelMean", centred)
+    square = builder.emit("ChannelMean", builder.emit("Mul", centred, centred))
+    variance = builder.emit("Relu", builder.emit("Sub", square, builder.emit("Mul", mean, mean)))
+    return builder.emit("Add", mean, about), variance
 
 
 def _measuring(network: WholeNetwork) -> Graph:
@@ -115,8 +123,9 @@ def _measuring(network: WholeNetwork) -> Graph:
         layer = at.get(node.inputs[3]) if node.op == "BatchNormalization" else None
         inputs = [names[name] for name in (node.inputs if layer is None else node.inputs[:3])]
         if layer is not None:
-            own = _moments(builder, inputs[0])
-            inputs += _mixed(builder, layer, own, share, rest, both)
+            before = builder.input(f"{BEFORE}.mean.{layer.name}", tuple(layer.source_mean.shape))
+            own = _moments(builder, inputs[0], before)
+            inputs += _mixed(builder, layer, own, before, share, rest, both)
             means[layer.name], variances[layer.name] = own
         names[node.output] = builder.emit(node.op, *inputs, **node.attributes)
     order = [layer.name for layer in network.layers]
@@ -124,11 +133,11 @@ def _measuring(network: WholeNetwork) -> Graph:
 
 
 def _mixed(
-    builder: GraphBuilder, layer: Layer, own: tuple[str, str], share: str, rest: str, both: str
+    builder: GraphBuilder, layer: Layer, own: tuple[str, str], mean: str, share: str, rest: str, both: str
 ) -> tuple[str, str]:
     """Mean and variance that a layer normalises with, see `contract.Mixing`."""
     emit, shape = builder.emit, tuple(layer.source_mean.shape)
-    before = [builder.input(f"{BEFORE}.{kind}.{layer.name}", shape) for kind in ("mean", "variance")]
+    before = [mean, builder.input(f"{BEFORE}.variance.{layer.name}", shape)]
     gain, offset, factor, power = (builder.input(f"{kind}.{layer.name}", shape) for kind in MAPS)
     mixed = [
         emit("Add", emit("Mul", old, rest), emit("Mul", new, share)) for old, new in zip(before, own, strict=True)

@@ -23,9 +23,12 @@ JPEG_MODEL = "akamaster_resnet20"  # of lossless images; meets their JPEG copies
     "  edgetta bench accuracy --tune --images 500 --json bench/results/tuning.json\n"
     "  edgetta bench accuracy --ablate --images 500 --json bench/results/ablation.json\n"
     "  edgetta bench accuracy --images 500 --tuning bench/results/tuning.json --json bench/results/accuracy.json\n"
-    "  edgetta bench accuracy --streams correlated --batches 1,64 --methods source,rotta,edgetta --images 500"
+    "  edgetta bench accuracy --streams correlated --batches 1,64 --methods source,rotta,edgetta --images 500\n"
+    "  edgetta bench accuracy --stream all --images 1000 --batches 64 --json bench/results/camera.json\n"
+    "  edgetta bench accuracy --stream still,one-class --methods source,edgetta --images 320 --batches 1 --seeds 0"
 )
 @click.option("--streams", default="continual", show_default=True, help="By name, comma-separated; or all.")
+@click.option("--stream", "orders", metavar="ORDER", help="Orders of frames as a camera shows them, instead; or all.")
 @click.option("--methods", default="all", show_default=True, help="By name, comma-separated; or all.")
 @click.option("--batches", default="64", show_default=True, help="Images that come at a time, comma-separated.")
 @click.option("--images", default=2000, show_default=True, type=click.IntRange(1, 10_000), help="Per corruption.")
@@ -37,6 +40,8 @@ JPEG_MODEL = "akamaster_resnet20"  # of lossless images; meets their JPEG copies
 @click.option("--ablate", is_flag=True, help="Change edgetta one thing at a time, on the tuning corruptions.")
 @click.option("--estimate", is_flag=True, help="How far edgetta's estimate of its error without labels is from it.")
 @click.option("--tuning", type=click.Path(path_type=Path, exists=True), help="What --tune wrote: settings to use.")
+@click.option("--corruptions", default="all", show_default=True, help="Of --stream: by name, comma-separated; or all.")
+@click.option("--again", is_flag=True, help="Of --stream: measure the chosen methods anew where the file has them.")
 @click.option("--cache", type=click.Path(path_type=Path), help="Keeps corrupted images; default: the cache folder.")
 @click.option("--json", "path", type=click.Path(path_type=Path), help="Write the result file here; continues one.")
 @click.option("--markdown", "markdown_path", type=click.Path(path_type=Path), help="Write the table here, too.")
@@ -49,6 +54,7 @@ JPEG_MODEL = "akamaster_resnet20"  # of lossless images; meets their JPEG copies
 )
 def command(
     streams: str,
+    orders: str | None,
     methods: str,
     batches: str,
     images: int,
@@ -60,6 +66,8 @@ def command(
     ablate: bool,
     estimate: bool,
     tuning: Path | None,
+    corruptions: str,
+    again: bool,
     cache: Path | None,
     path: Path | None,
     markdown_path: Path | None,
@@ -71,15 +79,22 @@ def command(
     Settings come from --tuning; without it every method has its published ones. Rows that the result file holds are
     not run again, so the same command continues, and another one adds to them. Needs the images and weights that
     EDGETTA_DATA names.
+
+    With --stream every corruption is a stream of its own, whose frames come in that order: iid, runs, sorted,
+    one-class, two-classes, still, after-black, after-still, after-one-class, after-noise. edgetta is then the exported
+    bundle on the default engine, with default settings. --model takes several, comma-separated.
     """
     from edgetta.bench.accuracy.images import ImageCache, default_cache
     from edgetta.bench.accuracy.methods import METHODS, SourceModel
     from edgetta.bench.accuracy.streams import STREAMS
 
-    names = _chosen("--methods", methods, tuple(METHODS))
     sizes, numbers = _numbers("--batches", batches, 1), _numbers("--seeds", seeds, 0)
     store = ImageCache(cache or default_cache())
     end = None if minutes is None else time.monotonic() + 60 * minutes
+    if orders is not None:
+        _camera(orders, methods, model, sizes, numbers, images, corruptions, store, path, end, again)
+        return
+    names = _chosen("--methods", methods, tuple(METHODS))
 
     @functools.cache
     def source(weights: str, **how: Any) -> SourceModel:
@@ -105,6 +120,29 @@ def command(
     _run(_chosen("--streams", streams, STREAMS), names, sizes, numbers, rounds, clean, tuning, **job)
     if markdown_path is not None or plot_path is not None:
         _write(path, markdown_path, plot_path)
+
+
+def _camera(
+    orders: str,
+    methods: str,
+    model: str,
+    sizes: list[int],
+    seeds: list[int],
+    images: int,
+    corruptions: str,
+    store: Any,
+    path: Path | None,
+    end: float | None,
+    again: bool,
+) -> None:
+    from edgetta.bench.accuracy.camera_command import run_camera
+    from edgetta.bench.accuracy.camera_networks import METHODS
+    from edgetta.bench.accuracy.orders import ORDERS
+    from edgetta.bench.corruption import CORRUPTIONS
+
+    chosen = _chosen("--stream", orders, ORDERS), _chosen("--methods", methods, METHODS)
+    kinds = _chosen("--corruptions", corruptions, CORRUPTIONS)
+    run_camera(*chosen, model.split(","), sizes, seeds, images, kinds, store, path, end, again)
 
 
 def _tune(

@@ -47,7 +47,7 @@ class ImageCache:
         if corruption == CLEAN:
             return self._clean(split, count, seed)
         path = self.folder / f"cifar10-jpeg-{split}-{corruption}-{severity}-{count}-seed{seed}.npz"
-        found = _read(path, count)
+        found = self._first_of_larger(f"cifar10-jpeg-{split}-{corruption}-{severity}", count, seed)
         if found is not None:
             return found
         clean = self._clean(split, count, seed)
@@ -56,9 +56,18 @@ class ImageCache:
         _write(path, images, clean.labels)
         return Images(images, clean.labels, f"{clean.name} ({corruption}, severity {severity})")
 
+    def _first_of_larger(self, name: str, count: int, seed: int) -> Images | None:
+        """The first `count` images of the smallest file of that name, seed and at least so many images."""
+        sizes = [int(path.stem.split("-")[-2]) for path in self.folder.glob(f"{name}-*-seed{seed}.npz")]
+        for size in sorted(size for size in sizes if size >= count):
+            found = _read(self.folder / f"{name}-{size}-seed{seed}.npz", size)
+            if found is not None:
+                return found.subset(slice(count))
+        return None
+
     def _clean(self, split: Split, count: int, seed: int) -> Images:
         path = self.folder / f"cifar10-jpeg-{split}-{CLEAN}-{count}-seed{seed}.npz"
-        found = _read(path, count)
+        found = self._first_of_larger(f"cifar10-jpeg-{split}-{CLEAN}", count, seed)
         if found is None:
             found = cifar10_jpeg(split, _rows(split, count, seed))
             _write(path, found.images, found.labels)

@@ -13,6 +13,9 @@ A method is made from any trained `nn.Module` and is then called batch by batch;
 | `Rotta` | slow statistics, a class-balanced memory, an averaged teacher | Yuan et al. 2023 |
 | `Rdumb` | EATA that forgets everything every 1,000 batches | Press et al. 2023 |
 | `Roid` | certain and diverse samples, consistency, ensembling, prior correction | Marsden et al. 2024 |
+| `Note` | instance-aware statistics, a reservoir balanced by predicted class | Gong et al. 2022 |
+| `UnmixTns` | statistics of several components, of which an image moves those that it resembles | Tomar et al. 2024 |
+| `Delta` | renormalises batches with averages of the stream; rare classes weigh more | Zhao et al. 2023 |
 | `EcottaStock` | edgetta's own mathematics, kept by autograd | Song et al. 2023 |
 
 To add one, add a file with a class that is a `Method`, and name it here.
@@ -20,24 +23,31 @@ To add one, add a file with a class that is a `Method`, and name it here.
 
 from edgetta.bench.baselines.batch_norm_statistics import BatchNormStatistics
 from edgetta.bench.baselines.cotta import Cotta, CottaConfig
+from edgetta.bench.baselines.delta import Delta, DeltaConfig
 from edgetta.bench.baselines.eata import Eata, EataConfig
 from edgetta.bench.baselines.ecotta_stock import EcottaStock
 from edgetta.bench.baselines.method import Method, error_rate
+from edgetta.bench.baselines.note import Note, NoteConfig
 from edgetta.bench.baselines.rdumb import Rdumb
 from edgetta.bench.baselines.roid import Roid, RoidConfig
 from edgetta.bench.baselines.rotta import Rotta, RottaConfig
 from edgetta.bench.baselines.sar import Sar, SarConfig
 from edgetta.bench.baselines.source import Source
 from edgetta.bench.baselines.tent import Tent, TentConfig
+from edgetta.bench.baselines.unmix_tns import UnmixTns, UnmixTnsConfig
 
 __all__ = [
     "BatchNormStatistics",
     "Cotta",
     "CottaConfig",
+    "Delta",
+    "DeltaConfig",
     "Eata",
     "EataConfig",
     "EcottaStock",
     "Method",
+    "Note",
+    "NoteConfig",
     "Rdumb",
     "Roid",
     "RoidConfig",
@@ -48,5 +58,7 @@ __all__ = [
     "Source",
     "Tent",
     "TentConfig",
+    "UnmixTns",
+    "UnmixTnsConfig",
     "error_rate",
 ]

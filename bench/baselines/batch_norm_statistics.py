@@ -42,6 +42,12 @@ def with_batch_statistics(model: nn.Module) -> nn.Module:
     return copied
 
 
+def moments(x: Tensor, axes: tuple[int, ...], keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance over the axes, several times as fast as `torch.var_mean` on a processor."""
+    mean = x.mean(axes, keepdim=keepdim)
+    return mean, (x.square().mean(axes, keepdim=keepdim) - mean.square()).clamp_min(0)
+
+
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
     """Every BatchNorm of `model`. Raises `UsageError` where there is none."""
     found = [module for module in model.modules() if isinstance(module, _BatchNorm)]

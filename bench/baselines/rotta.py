@@ -16,8 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+<<<<<<< HEAD
 from edgetta.segmented.objective import entropy
 from edgetta.bench.baselines.batch_norm_statistics import batch_norms
+=======
+from edgetta.adaptation.objective import entropy
+from edgetta.bench.baselines.batch_norm_statistics import batch_norms, moments
+>>>>>>> main
 from edgetta.bench.baselines.cotta import augmented
 from edgetta.errors import UsageError
 from edgetta.memory.meter import stock_saved_bytes
@@ -179,8 +184,7 @@ class _SlowNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         mean, variance = self.running_mean, self.running_var
         if self.training:
-            axes = [axis for axis in range(x.dim()) if axis != 1]
-            new_variance, new_mean = torch.var_mean(x, dim=axes, unbiased=False)
+            new_mean, new_variance = moments(x, tuple(axis for axis in range(x.dim()) if axis != 1))
             mean, variance = torch.lerp(mean, new_mean, self.share), torch.lerp(variance, new_variance, self.share)
             self.running_mean, self.running_var = mean.detach(), variance.detach()
         shape = (1, -1, *([1] * (x.dim() - 2)))

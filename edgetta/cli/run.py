@@ -15,7 +15,7 @@ from edgetta.errors import EdgettaError, UsageError
 from edgetta.segments.engine_names import ENGINES
 
 if TYPE_CHECKING:
-    from edgetta.adaptation.step_memory import StepMemory
+    from edgetta.adaptation.step_plan import StepPlan
     from edgetta.cli.run_report import RunReport
     from edgetta.predictions import PredictionWriter
     from edgetta.runtime import Runtime
@@ -62,30 +62,15 @@ Examples:
     help="Where `edgetta build --cache` put the TensorRT engines.",
 )
 @click.option(
-    "--gradient",
-    type=click.Choice(["auto", "exact", "recompute", "local"]),
-    default="auto",
-    show_default=True,
-    help="How gradients pass the frozen parts: from kept bits, by running them again, or not at all.",
-)
-@click.option(
-    "--bn",
-    type=click.Choice(["auto", "batch", "ema", "source"]),
-    help="Statistics of the BatchNorms; default the bundle's. auto: as --statistics says (of each batch alone means "
-    "running ones below 16 images).",
-)
-@click.option(
-    "--storage",
-    type=click.Choice(["full", "half", "int8", "recompute", "recompute-int8"]),
-    help="How the meta-networks keep what a step's backward needs: as floats (the default), in 16 or 8 bits, or "
-    "rebuilt from the tensors between the parts (exact, or those in 8 bits: the least memory).",
+    "--recompute",
+    is_flag=True,
+    help="Keep nothing for the backward, which then runs the forward again: the least memory, the same gradients.",
 )
 @click.option(
     "--slice",
     metavar="IMAGES",
     type=click.IntRange(0),
-    help="Run the backward in slices of so many images: a lower peak of memory, the same gradients. 0, the default: "
-    "all at once.",
+    help="With --recompute: so many images at a time. 0, the default: all.",
 )
 @click.option(
     "--budget",
@@ -138,23 +123,17 @@ def command(**values: Any) -> None:
     _check_paths(values)
     bundle = read_bundle(values["bundle"])
     config = adapt_config(bundle.config, values)
-    size = bundle.model.input_shape[1:]
+    size = bundle.input_shape[1:]
     with ExitStack() as stack:
         source = stack.enter_context(open_source(values["source"], size=size, resize=values["resize"]))
         batch = values["batch"] or (1 if source.length is None else STORED_BATCH)
-        if values["threads"]:
-            import torch
-
-            torch.set_num_threads(values["threads"])
         if values["budget"] is None:
             keep_freed_memory()
         runtime = Runtime(
             bundle,
             values["engine"],
             config,
-            values["gradient"],
-            values["bn"],
-            values["threads"],
+            threads=values["threads"],
             memory=_memory(values),
             engine_cache=values["cache"],
             budget=values["budget"],
@@ -166,7 +145,7 @@ def command(**values: Any) -> None:
         if state is not None and state.exists():
             runtime.load_state(state)
             if not values["quiet"]:
-                print_line(f"continuing from {state}, after {runtime.adapter.steps:,} batches", stderr=True)
+                print_line(f"continuing from {state}, after {runtime.adapter.state.steps:,} batches", stderr=True)
         writer = None
         if values["output"] is not None:
             writer = stack.enter_context(open_writer(values["output"], overwrite=values["overwrite"]))
@@ -175,13 +154,13 @@ def command(**values: Any) -> None:
         _stream(runtime, source, writer, batch, values)
 
 
-def _memory(values: dict[str, Any]) -> StepMemory | None:
-    """What a step keeps, as asked; None where nothing was."""
-    from edgetta.adaptation.step_memory import StepMemory
+def _memory(values: dict[str, Any]) -> StepPlan | None:
+    """What a step uses of memory, as asked; None where nothing was."""
+    from edgetta.adaptation.step_plan import StepPlan
 
-    if values["storage"] is None and values["slice"] is None:
-        return None
-    return StepMemory(values["storage"] or "full", values["slice"] or 0)
+    if values["slice"] and not values["recompute"]:
+        raise UsageError("--slice belongs to --recompute: give both, or neither")
+    return StepPlan(keep=False, slice=values["slice"] or 0) if values["recompute"] else None
 
 
 def _stream(
@@ -217,9 +196,7 @@ def _stream(
         ended = error
     with held():
         ended = _after(ended, save)
-        report = RunReport(
-            runtime, source, summary, batch, ended, values["gradient"], values["bn"], not values["batch"]
-        )
+        report = RunReport(runtime, source, summary, batch, ended, not values["batch"])
         ended = _after(ended, lambda: _show(report, values))
     if ended is not None:
         raise ended

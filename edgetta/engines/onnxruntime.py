@@ -16,10 +16,12 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from edgetta.engines.blocked import block_size, lower
 from edgetta.engines.contract import Array, Mixing, Moments, Passed, ProgramSet, Residuals, Statistics
 from edgetta.engines.feeding import Feeding
 from edgetta.engines.packing import pack, unpack
@@ -28,6 +30,7 @@ from edgetta.memory.allocator import keeps_freed_memory
 from edgetta.segments.graph import BATCH, Graph
 from edgetta.segments.onnx_layout import in_blocks
 from edgetta.segments.onnx_memory import GATHERS_SLICES, freeing_early, variances_in_pieces
+from edgetta.segments.onnx_model import OnnxModel
 from edgetta.segments.onnx_spelling import spelled
 
 _SMALL = 1024
@@ -37,20 +40,24 @@ _SMALL = 1024
 class OnnxRuntimeEngine:
     """An `engines.contract.Engine` on ONNX Runtime.
 
-    threads   0: as many as `OMP_NUM_THREADS` says, or the processor has cores
+    threads                    0: as many as `OMP_NUM_THREADS` says, or the processor has cores
+    in_blocks_where_possible   in the layout of ONNX Runtime's convolutions, where it has one (`blocked.py`)
     Raises `MissingDependencyError` where ONNX Runtime is not installed, `BundleError` (when a program is first run)
     where it refuses one.
     """
 
     name = "onnxruntime"
 
-    def __init__(self, programs: ProgramSet, threads: int = 0) -> None:
+    def __init__(self, programs: ProgramSet, threads: int = 0, in_blocks_where_possible: bool = True) -> None:
         import_onnxruntime()
         self.programs = programs
         self._threads = threads
         self._feeding = Feeding(programs)
         self._residuals = {residual.value.name: residual for residual in programs.residuals}
         self._sessions: dict[tuple[str, bool], Session] = {}
+        self._shared_weights: dict[str, Any] = {}
+        quantised = any(getattr(programs, name).quantised for name in ("predict", "measure"))
+        self._block = 0 if quantised or not in_blocks_where_possible else block_size()
 
     def predict(self, images: Array, parameters: Array, statistics: Statistics) -> Array:
         (logits,) = self._session("predict").run(self._inputs("predict", images, parameters, statistics))
@@ -111,24 +118,55 @@ class OnnxRuntimeEngine:
             graph: Graph = getattr(self.programs, program)
             left = set() if moments else set(self._feeding.moments)
             outputs = [name for name in graph.outputs if name not in left]
-            self._sessions[program, moments] = Session(graph, outputs, self._threads, program)
+            model = self._model(program, replace(graph, outputs=tuple(outputs)).pruned())
+            self._sessions[program, moments] = Session(
+                model, graph, outputs, self._shared_weights, self._threads, program
+            )
         return self._sessions[program, moments]
+
+    def _model(self, program: str, graph: Graph) -> OnnxModel:
+        """What ONNX Runtime runs for a graph, with all outputs in their order."""
+        if not self._block:
+            return variances_in_pieces(in_blocks(spelled(graph)), graph)
+        kept = self._feeding.residuals if program == "forward" else ()
+        given = self.residuals_in_blocks if program == "backward" else ()
+        return lower(graph, self._block, given, kept).model
+
+    @functools.cached_property
+    def residuals_in_blocks(self) -> frozenset[str]:
+        """Residuals that lie between forward and backward in the order of blocks (see `blocked.to_blocks`)."""
+        if not self._block:
+            return frozenset()
+        return lower(self.programs.forward, self._block, (), self._feeding.residuals).in_blocks
 
 
 class Session:
-    """One program as an ONNX Runtime session, for some of its outputs.
+    """One program as an ONNX Runtime session.
 
-    name   of the program, for errors
+    model      its results are `outputs`, in this order
+    graph      says what inputs and outputs are
+    weights    those that sessions share, by name; more are added
+    name       of the program, for errors
     """
 
-    def __init__(self, graph: Graph, outputs: Sequence[str], threads: int = 0, name: str = "") -> None:
+    def __init__(
+        self,
+        model: OnnxModel,
+        graph: Graph,
+        outputs: Sequence[str],
+        weights: dict[str, Any],
+        threads: int = 0,
+        name: str = "",
+    ) -> None:
         runtime = import_onnxruntime()
         self.graph = graph
         self.outputs = tuple(outputs)
-        ordered = freeing_early(variances_in_pieces(in_blocks(spelled(graph).only(outputs)), graph))
+        ordered = freeing_early(model)
         self._results = [value.name for value in ordered.outputs]
-        shared = {name for name, a in ordered.weights.items() if name in graph.constants and a.nbytes >= _SMALL}
-        self._weights = {name: runtime.OrtValue.ortvalue_from_numpy(ordered.weights[name]) for name in sorted(shared)}
+        shared = {name for name, a in ordered.weights.items() if a.dtype == np.float32 and a.nbytes >= _SMALL}
+        for large in sorted(shared - set(weights)):
+            weights[large] = runtime.OrtValue.ortvalue_from_numpy(ordered.weights[large])
+        self._weights = {large: weights[large] for large in sorted(shared)}
         options = _options(runtime, threads)
         if shared:
             options.add_external_initializers(list(self._weights), list(self._weights.values()))

@@ -21,7 +21,7 @@ FLOAT, INT8, INT64, BOOL, HALF = 1, 3, 7, 9, 10
 """Element types, as ONNX numbers them."""
 
 _TYPES: dict[int, Any] = {FLOAT: np.float32, INT8: np.int8, INT64: np.int64, BOOL: np.bool_, HALF: np.float16}
-_REAL, _INT, _INTS = 1, 2, 7  # of AttributeProto.type
+_REAL, _INT, _TEXT, _INTS = 1, 2, 3, 7  # of AttributeProto.type
 _EXTERNAL = 1  # of TensorProto.data_location
 
 
@@ -34,6 +34,7 @@ class OnnxNode:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: dict[str, bytes] = field(default_factory=dict)
+    domain: str = ""
 
     def integer(self, attribute: str) -> int:
         """The value of an attribute that is one whole number; raises `ValueError` where it is absent."""
@@ -46,7 +47,8 @@ class OnnxNode:
         """The NodeProto."""
         parts = [write_bytes(1, name) for name in self.inputs] + [write_bytes(2, name) for name in self.outputs]
         parts += [write_bytes(3, self.name), write_bytes(4, self.op)]
-        return b"".join(parts + [write_bytes(5, content) for content in self.attributes.values()])
+        parts += [write_bytes(5, content) for content in self.attributes.values()]
+        return b"".join(parts + ([write_bytes(7, self.domain)] if self.domain else []))
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,11 @@ class OnnxModel:
         parts += [write_bytes(11, _value_bytes(value)) for value in self.inputs]
         parts += [write_bytes(12, _value_bytes(value)) for value in self.outputs]
         graph = b"".join(parts)
-        opset = write_bytes(1, "") + write_number(2, self.opset)
-        return (
-            write_number(1, self.ir_version)
-            + write_bytes(2, "edgetta")
-            + write_bytes(7, graph)
-            + write_bytes(8, opset)
-        )
+        opsets = [write_bytes(8, write_bytes(1, "") + write_number(2, self.opset))]
+        others = sorted({node.domain for node in self.nodes if node.domain})
+        opsets += [write_bytes(8, write_bytes(1, domain) + write_number(2, 1)) for domain in others]
+        head = write_number(1, self.ir_version) + write_bytes(2, "edgetta")
+        return head + write_bytes(7, graph) + b"".join(opsets)
 
     def only(self, outputs: Collection[str]) -> OnnxModel:
         """The same model with these outputs alone, and without what they do not need."""
@@ -139,6 +139,11 @@ def cast(source: str, target: str, kind: int) -> OnnxNode:
 def integer(name: str, value: int) -> bytes:
     """An attribute that is one whole number, as a node holds it."""
     return write_bytes(1, name) + write_number(3, value) + write_number(20, _INT)
+
+
+def text(name: str, value: str) -> bytes:
+    """An attribute that is a text, as a node holds it."""
+    return write_bytes(1, name) + write_bytes(4, value) + write_number(20, _TEXT)
 
 
 def attribute(name: str, value: float | Sequence[int]) -> bytes:

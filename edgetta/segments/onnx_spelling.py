@@ -29,7 +29,7 @@ def spelled(graph: Graph, opset: int = OPSET) -> OnnxModel:
     opset   17, or a later one: from 18 on the axes of a mean are an input
     Raises `KeyError`, `TypeError` or `ValueError` for a node that is none; `Graph.from_json` lets none pass.
     """
-    speller = _Speller(graph, opset)
+    speller = Speller(graph, opset)
     for node in graph.nodes:
         speller.spell(node)
     constants = {name: plain(constant) for name, constant in graph.constants.items()}
@@ -55,7 +55,7 @@ def plain(constant: Any) -> np.ndarray[Any, Any]:
     return np.asarray(array, np.float32 if array.dtype.kind == "f" else array.dtype, "C")
 
 
-class _Speller:
+class Speller:
     """ONNX nodes for graph nodes; attributes that ONNX takes as inputs become small constants."""
 
     def __init__(self, graph: Graph, opset: int) -> None:
@@ -123,7 +123,7 @@ _AS_INPUT: dict[str, tuple[str, ...]] = {
 }
 
 
-def _fake_quantize(w: _Speller, node: Node) -> None:
+def _fake_quantize(w: Speller, node: Node) -> None:
     """Quantised and back: the pair that engines turn into arithmetic in int8."""
     x, scale = node.inputs
     zero = w.zeros_int8(())
@@ -131,13 +131,13 @@ def _fake_quantize(w: _Speller, node: Node) -> None:
     w.emit("DequantizeLinear", [codes, scale, zero], node.output)
 
 
-def _dequantize_linear(w: _Speller, node: Node) -> None:
+def _dequantize_linear(w: Speller, node: Node) -> None:
     codes, scale = node.inputs
     zeros = w.zeros_int8(tuple(w.graph.constants[scale].shape))
     w.emit("DequantizeLinear", [codes, scale, zeros], node.output, dict(node.attributes))
 
 
-def _masked(w: _Speller, node: Node) -> None:
+def _masked(w: Speller, node: Node) -> None:
     x, mask = node.inputs
     constant = w.graph.constants.get(x)
     if constant is not None and bool((constant == 1).all()):
@@ -147,23 +147,23 @@ def _masked(w: _Speller, node: Node) -> None:
     w.emit("Mul", [x, cast], node.output)
 
 
-def _silu(w: _Speller, node: Node) -> None:
+def _silu(w: Speller, node: Node) -> None:
     gate = w.emit("Sigmoid", list(node.inputs), f"{node.output}.gate")
     w.emit("Mul", [node.inputs[0], gate], node.output)
 
 
-def _gelu(w: _Speller, node: Node) -> None:
+def _gelu(w: Speller, node: Node) -> None:
     x, y = node.inputs[0], node.output
     erf = w.emit("Erf", [w.emit("Mul", [x, w.number(math.sqrt(0.5))], f"{y}.scaled")], f"{y}.erf")
     half = w.emit("Mul", [x, w.emit("Add", [erf, w.number(1.0)], f"{y}.sum")], f"{y}.product")
     w.emit("Mul", [half, w.number(0.5)], y)
 
 
-def _detach(w: _Speller, node: Node) -> None:
+def _detach(w: Speller, node: Node) -> None:
     w.emit("Identity", list(node.inputs), node.output)
 
 
-def _conv_weight_gradient(w: _Speller, node: Node) -> None:
+def _conv_weight_gradient(w: Speller, node: Node) -> None:
     """One product per place of the kernel: what the input shows there, by the gradient, summed over the images."""
     x, gradient = node.inputs
     kernel, strides, pads, dilations = (list(node.attributes[k]) for k in _WINDOW)
@@ -191,11 +191,11 @@ def _conv_weight_gradient(w: _Speller, node: Node) -> None:
 _WINDOW = ("kernel_shape", "strides", "pads", "dilations")
 
 
-def _channel_mean(w: _Speller, node: Node) -> None:
+def _channel_mean(w: Speller, node: Node) -> None:
     _per_channel(w, node.inputs[0], node.output)
 
 
-def _channel_variance(w: _Speller, node: Node) -> None:
+def _channel_variance(w: Speller, node: Node) -> None:
     """mean((x - mean)^2), two passes: E[x^2] - mean^2 would cancel where a channel is nearly constant."""
     x, mean = node.inputs
     column = w.emit("Reshape", [mean, w.integers([-1, *([1] * (w.rank(x) - 2))])], f"{node.output}.mean")
@@ -203,13 +203,13 @@ def _channel_variance(w: _Speller, node: Node) -> None:
     _per_channel(w, w.emit("Mul", [centred, centred], f"{node.output}.square"), node.output, w.rank(x))
 
 
-def _per_channel(w: _Speller, x: str, output: str, rank: int | None = None) -> None:
+def _per_channel(w: Speller, x: str, output: str, rank: int | None = None) -> None:
     """Mean over all axes but the channel, the contiguous ones first, which ONNX Runtime does faster."""
     inner = list(range(2, w.rank(x) if rank is None else rank))
     w.mean(w.mean(x, f"{output}.inner", inner, 0) if inner else x, output, [0], 0)
 
 
-_EXPANSIONS: dict[str, Callable[[_Speller, Node], None]] = {
+_EXPANSIONS: dict[str, Callable[[Speller, Node], None]] = {
     "FakeQuantize": _fake_quantize,
     "DequantizeLinear": _dequantize_linear,
     "Masked": _masked,

@@ -20,7 +20,7 @@ def test_a_short_stream_is_measured_and_continued(
     monkeypatch.setattr("edgetta.bench.corruption.CORRUPTIONS", FEW)
     monkeypatch.setattr("edgetta.bench.int8._REPETITIONS", 2)
     file = tmp_path / "int8.json"
-    options = ["--model", "resnet20_jpegft", "--count", "64", "--source", "256", "--epochs", "1", "--json", str(file)]
+    options = ["--model", "resnet20_jpegft", "--count", "64", "--source", "128", "--epochs", "1", "--json", str(file)]
     first = CliRunner().invoke(command, options, catch_exceptions=False)
     assert first.exit_code == 0 and "resnet20_jpegft: " in first.output
     written = file.read_text()

@@ -136,7 +136,7 @@ def test_flipped_bits_anywhere_in_a_zip(whole: Path, tmp_path: Path) -> None:
 
 
 def test_one_flipped_byte_in_each_file(whole: Path, folder: Path) -> None:
-    assert len(names(folder)) == 29
+    assert len(names(folder)) == 36
     for position in (0.0, 0.37, 0.999):
         for name in names(folder):
             raw = bytearray((whole / name).read_bytes())
@@ -169,6 +169,9 @@ def test_damage_in_a_zip_is_named(folder: Path, tmp_path: Path) -> None:
         (folder / name).write_bytes(raw)
     raw = zipped(folder, tmp_path / "cut.zip").read_bytes()
     (tmp_path / "cut.zip").write_bytes(raw[: len(raw) // 2])
+    refused(tmp_path / "cut.zip", "neither a folder nor a readable zip")
+    within = raw.rindex(b"PK\x05\x06", 0, len(raw) - 100) + 22  # behind reference.npz, which is a zip of its own
+    (tmp_path / "cut.zip").write_bytes(raw[:within])
     refused(tmp_path / "cut.zip", "cut short")
 
 
