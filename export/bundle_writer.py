@@ -208,11 +208,7 @@ def _reference(programs: ProgramSet, golden: Tensor | None) -> bytes:
         if not bool(np.isfinite(array).all()):
             raise UsageError(f"the network's {key} is not finite on the golden images; it cannot be shipped")
     buffer = io.BytesIO()
-<<<<<<< HEAD
     np.savez(buffer, images=images, **{name: array.astype(np.float32) for name, array in found.items()})
-=======
-    np.savez(buffer, images=images.numpy(), **{k: t.float().numpy() for k, t in found.items()})
->>>>>>> main
     return buffer.getvalue()
 
 
