@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from edgetta.adaptation.objective import entropy
+from edgetta.segmented.objective import entropy
 from edgetta.bench.baselines.affine import AffineMethod
 from edgetta.errors import UsageError
 from edgetta.memory.meter import stock_saved_bytes

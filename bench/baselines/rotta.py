@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from edgetta.adaptation.objective import entropy
+from edgetta.segmented.objective import entropy
 from edgetta.bench.baselines.batch_norm_statistics import batch_norms, moments
 from edgetta.bench.baselines.cotta import augmented
 from edgetta.errors import UsageError
