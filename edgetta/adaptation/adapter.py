@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from edgetta.adaptation.comparison import Comparison
 from edgetta.adaptation.config import AdaptConfig
 from edgetta.adaptation.content import ContentModel
 from edgetta.adaptation.learner import Learner, Learnt
-from edgetta.adaptation.normaliser import Gathered, Normaliser, StreamState, fixed
+from edgetta.adaptation.normaliser import FRESH, Gathered, Normaliser, StreamState, fixed
 from edgetta.adaptation.objective import entropy, mirrored
 from edgetta.adaptation.schedule import schedule
 from edgetta.adaptation.state import AdaptationState
@@ -26,10 +27,12 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.floating[Any]]
 
-Reason = Literal["adapted", "off", "waiting", "nothing new", "non-finite", "no memory"]
+Reason = Literal["adapted", "off", "waiting", "nothing new", "held back", "non-finite", "no memory"]
 
 NEW = 0.05
 """Images of less novelty than this are those before them once more: nothing is learnt from them."""
+COMPARED = 32
+"""One image of so many is predicted by the shipped network as well; all are in the first ones after a change."""
 
 
 @dataclass(frozen=True)
@@ -178,32 +181,43 @@ class Adapter:
         count = min(len(images), plan.learn or self.config.learn_images, self.config.learn_images)
         chosen = np.argsort(-novelty, kind="stable")[:count] if novelty.min() < NEW else np.arange(count)
         chosen = np.sort(chosen[novelty[chosen] >= NEW])
-        if not len(chosen):
-            state, logits = self._predicted(state, images, plan)
-            return state, _prediction(logits, "nothing new")
-        rest = np.setdiff1d(np.arange(len(images)), chosen)
+        if not len(chosen) or stream.comparison.held:
+            moved, logits = self._predicted(state, images, plan)
+            held = moved.stream.comparison.held
+            return moved, _prediction(logits, "held back" if held or len(chosen) else "nothing new")
         if self._fresh(stream, len(images)):
-            stream, statistics, logits = self._settled(state, stream, images, novelty)
-            moved, learnt = self.learner.update(replace(state, stream=stream), images[chosen], statistics, None, plan)
-        else:
-            statistics = self._statistics(stream)
-            moved, learnt = self.learner.update(replace(state, stream=stream), images[chosen], statistics, None, plan)
-            followed, changed = self._followed(stream, float(novelty[chosen].sum()), learnt)
-            if changed:  # nothing of what was learnt with the statistics of another domain is kept
-                stream, statistics, logits = self._settled(state, followed, images, novelty)
-                moved, learnt = self.learner.update(
-                    replace(state, stream=stream), images[chosen], statistics, None, plan
-                )
-            else:
-                moved = replace(moved, stream=followed)
-                logits = np.empty((len(images), self.engine.programs.classes), np.float32)
-                logits[chosen] = learnt.logits
-                if len(rest):
-                    logits[rest] = self._run(images[rest], state.parameters, statistics, plan)
-        if not learnt.adapted:
-            moved = replace(state, skipped=moved.skipped)
-        logits = self._with_mirror(images, logits, state.parameters, statistics, plan)
-        return moved, _update(logits, learnt)
+            return self._settled_learning(state, stream, images, novelty, chosen, plan)
+        statistics = self._statistics(stream)
+        moved, learnt = self.learner.update(replace(state, stream=stream), images[chosen], statistics, None, plan)
+        followed, changed = self._followed(stream, float(novelty[chosen].sum()), learnt)
+        if changed:  # nothing is kept that was learnt with the statistics of another domain
+            return self._settled_learning(state, followed, images, novelty, chosen, plan)
+        logits = np.empty((len(images), self.engine.programs.classes), np.float32)
+        logits[chosen] = learnt.logits
+        rest = np.setdiff1d(np.arange(len(images)), chosen)
+        if len(rest):
+            logits[rest] = self._run(images[rest], state.parameters, statistics, plan)
+        if learnt.adapted:
+            moved = replace(moved, stream=self._compared(followed, state.steps, images, logits))
+        return moved, _update(self._with_mirror(images, logits, state.parameters, statistics, plan), learnt)
+
+    def _settled_learning(
+        self,
+        state: AdaptationState,
+        stream: StreamState,
+        images: Array,
+        novelty: Array,
+        chosen: Array,
+        plan: StepPlan,
+    ) -> tuple[AdaptationState, StepResult]:
+        """As `_learning_step`, where the batch's own moments count in its statistics."""
+        after, statistics, logits = self._settled(state, stream, images, novelty)
+        if after.comparison.held:
+            return replace(state, stream=after), _prediction(logits, "held back")
+        moved, learnt = self.learner.update(replace(state, stream=after), images[chosen], statistics, None, plan)
+        if not (np.isfinite(logits).all() and _finite(after.average)):
+            moved = replace(moved, stream=stream)
+        return moved, _update(self._with_mirror(images, logits, state.parameters, statistics, plan), learnt)
 
     def _small_step(
         self, state: AdaptationState, images: Array, plan: StepPlan, due: bool
@@ -243,12 +257,40 @@ class Adapter:
             stream, changed = self.normaliser.follow(stream, float(novelty[:count].sum()), own, first)
             if changed:
                 stream, statistics, logits = self._settled(state, stream, images, novelty)
+            elif stream.comparison.held:
+                logits = self._shipped(images, plan)
+                stream = replace(stream, comparison=self._joined(stream, logits[:count], first))
             else:
                 rest = [self._run(images[count:], parameters, statistics, plan)] if count < len(images) else []
                 logits = np.concatenate([first, *rest])
+                stream = self._compared(stream, state.steps, images, logits)
         if not (np.isfinite(logits).all() and _finite(stream.average)):
             stream = state.stream
         return replace(state, stream=stream), self._with_mirror(images, logits, parameters, statistics, plan)
+
+    def _compared(self, stream: StreamState, step: int, images: Array, logits: Array) -> StreamState:
+        """With some images predicted by the shipped network as well: all of the first ones, later one of `COMPARED`."""
+        if self.config.batch_norm != "stream":
+            return stream
+        if stream.average.count < FRESH:
+            some = images
+        elif len(images) >= COMPARED:
+            some = images[: len(images) // COMPARED]
+        else:
+            period = COMPARED // len(images)
+            some = images[:1] if step % period == 0 else images[:0]
+        if not len(some):
+            return stream
+        shipped = self._shipped(some, KEEP)
+        return replace(stream, comparison=self._joined(stream, shipped, logits[: len(some)]))
+
+    def _joined(self, stream: StreamState, shipped: Array, adapted: Array) -> Comparison:
+        return stream.comparison.joined(shipped, adapted, self.config.hold_back)
+
+    def _shipped(self, images: Array, plan: StepPlan) -> Array:
+        """Logits of the network as it was shipped."""
+        programs = self.engine.programs
+        return self._run(images, programs.shipped, programs.source, plan)
 
     def _seen(self, stream: StreamState, images: Array) -> tuple[StreamState, Array]:
         """The stream with these images as its latest, and how new each of them is (N,)."""
@@ -275,7 +317,9 @@ class Adapter:
             logits, own = measure(Mixing.plain(Moments(source.mean, source.variance), 1.0))
             return stream, Statistics(own.mean, own.variance), logits
         logits, statistics, stream = self.normaliser.settle(stream, float(novelty.sum()), measure)
-        return stream, statistics, logits
+        shipped = self._shipped(images, KEEP)
+        comparison = self._joined(stream, shipped, logits)
+        return replace(stream, comparison=comparison), statistics, shipped if comparison.held else logits
 
     def _followed(self, stream: StreamState, weight: float, learnt: Learnt) -> tuple[StreamState, bool]:
         if self.config.batch_norm != "stream" or learnt.moments is None or not learnt.adapted:

@@ -89,6 +89,12 @@ class AdaptConfig:
         "stream, batch or source",
         lambda v: v in ("stream", "batch", "source"),
     )
+    hold_back: bool = _setting(
+        True,
+        "Predict with the shipped network as long as its predictions are surer than the adapted network's.",
+        "true|false",
+        *_YES_NO,
+    )
     statistics_images: int = _setting(
         512, "Statistics of the stream reach back so many images at most.", "IMAGES", *_whole(1)
     )

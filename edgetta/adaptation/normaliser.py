@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgetta.adaptation.comparison import Comparison
 from edgetta.adaptation.content import RATIOS, SMALLEST_VARIANCE, ContentModel
 from edgetta.adaptation.signals import USUAL_SPREAD, image_signals, novelty
 from edgetta.engines.contract import Layout, Mixing, Moments, Statistics
@@ -99,10 +100,12 @@ class StreamState:
     code: Array | None = None  # (D,) its content
     usual: float = 0.0  # departure of images that were no change; 0 before the first
     changes: int = 0
+    comparison: Comparison = field(default_factory=Comparison)  # with the shipped network
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """By name, for a state file."""
         found: dict[str, NDArray[Any]] = {"numbers": np.array([self.usual, self.changes], np.float64)}
+        found["comparison"] = self.comparison.array()
         for name, part in (("average", self.average), ("recent", self.recent)):
             found |= {
                 f"{name}.count": np.array([part.count], np.float64),
@@ -148,10 +151,13 @@ class Normaliser:
         self._starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64) if sizes else np.zeros(0, np.int64)
         self._sizes = np.array(sizes, np.int64)
 
-    def begin(self, changes: int = 0, last: Array | None = None) -> StreamState:
+    def begin(self, before: StreamState | None = None) -> StreamState:
         """The state before the first image, or before the first one behind a change."""
         nothing = self._nothing()
-        return StreamState(nothing, nothing, last, None, 0.0, changes)
+        if before is None:
+            return StreamState(nothing, nothing)
+        comparison = before.comparison.begun_anew()
+        return StreamState(nothing, nothing, before.last, None, 0.0, before.changes + 1, comparison)
 
     def restored(self, arrays: Mapping[str, NDArray[Any]]) -> StreamState:
         """A state of `StreamState.arrays`. Raises `ValueError` where it is another network's or not whole."""
@@ -181,7 +187,8 @@ class Normaliser:
             )
             for n in PARTS
         )
-        return StreamState(average, recent, last, code, float(wide["numbers"][0]), int(wide["numbers"][1]))
+        usual, changes = wide["numbers"].tolist()
+        return StreamState(average, recent, last, code, usual, int(changes), Comparison.of(wide["comparison"]))
 
     def novelty(self, state: StreamState, images: Array) -> tuple[Array, Array]:
         """How new each image (N, C, H, W) is, (N,) in [0, 1], and the signals (S,) of the last one."""
@@ -252,7 +259,7 @@ class Normaliser:
         departure = self._departure(state.average, recent)
         usual = max(state.usual, 1.0) if self.knows_content else state.usual
         if usual and departure > self.change * usual and math.isfinite(self.change):
-            return self.begin(state.changes + 1, state.last), True
+            return self.begin(state), True
         follows = departure if not state.usual else state.usual + FOLLOWS * (departure - state.usual)
         return replace(state, recent=self._nothing(), usual=follows), False
 

@@ -20,7 +20,7 @@ from tests.adaptation.backbones import small_programs
 from tests.adaptation.pictures import pictures
 from tests.small_bundle import small_content
 
-ALWAYS = AdaptConfig(learning_rate=0.05, entropy_margin=1.0, window=8, small_batch=4)
+ALWAYS = AdaptConfig(learning_rate=0.05, entropy_margin=1.0, window=8, small_batch=4, hold_back=False)
 ENGINES = {"torch": TorchEngine, "onnxruntime": OnnxRuntimeEngine}
 
 
@@ -219,3 +219,51 @@ def test_results_of_pieces_are_that_of_the_batch() -> None:
     whole = merged(pieces)
     assert whole.logits.shape == (16, 5) and whole.kept == 16 and whole.adapted
     assert merged(pieces[:1]) is pieces[0]
+
+
+def sure(of: Adapter, shipped: float, adapted: float) -> None:
+    """Have the shipped network's logits multiplied by one number and the adapted network's by another."""
+    predict, measure = of.engine.predict, of.engine.measure
+    start = of.engine.programs.shipped
+
+    def predicting(frames: np.ndarray, parameters: np.ndarray, statistics: Any) -> np.ndarray:
+        here = parameters is start and statistics is of.engine.programs.source
+        return predict(frames, parameters, statistics) * np.float32(shipped if here else adapted)
+
+    def measuring(frames: np.ndarray, parameters: np.ndarray, mixing: Mixing) -> tuple[np.ndarray, Moments]:
+        logits, own = measure(frames, parameters, mixing)
+        return logits * np.float32(adapted), own
+
+    of.engine.predict, of.engine.measure = predicting, measuring  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("when", ["always", "off"])
+def test_where_the_shipped_network_is_surer_it_predicts_until_it_is_not(when: str) -> None:
+    adapting = adapter(replace(ALWAYS, when=when, hold_back=True))
+    plain = engine()
+    programs = plain.programs
+    sure(adapting, 8.0, 0.1)
+    for seed in range(3):
+        result = adapting.step(pictures(32, seed, 0.3))
+        expected = 8 * plain.predict(pictures(32, seed, 0.3), programs.shipped, programs.source)
+        np.testing.assert_allclose(result.logits, expected, rtol=1e-5)
+        assert not result.adapted
+    comparison = adapting.state.stream.comparison
+    assert comparison.held and comparison.times == 1 and adapting.state.updates == 0
+    again = adapter(replace(ALWAYS, when=when, hold_back=True))
+    again.state = adapting.state
+    sure(again, 0.1, 8.0)
+    for seed in range(3, 40):
+        result = again.step(pictures(32, seed, 0.3))
+    assert not again.state.stream.comparison.held and result.adapted == (when == "always")
+
+
+def test_agreement_with_the_shipped_network_is_counted() -> None:
+    off = adapter(replace(ALWAYS, when="off", hold_back=True))
+    programs = off.engine.programs
+    logits = off.step(pictures(64)).logits
+    shipped = off.engine.predict(pictures(64), programs.shipped, programs.source)
+    comparison = off.state.stream.comparison
+    assert comparison.images == 64
+    if not comparison.held:
+        assert comparison.agree == pytest.approx((logits.argmax(1) == shipped.argmax(1)).mean())
