@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Mapping
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from edgetta.adaptation.adapter import AdaptConfig, Adapter, StepResult
@@ -37,6 +33,7 @@ from edgetta.memory.kernel_cache import limit_kernel_cache
 from edgetta.memory.plan import Plan, Wishes, plan_step
 from edgetta.memory.room import RoomMeter
 from edgetta.memory.sizes import parse_size
+from edgetta.state_files.contents import Contents, StateError, encode, read
 from edgetta.storage import atomic_write_bytes
 
 if TYPE_CHECKING:
@@ -44,9 +41,8 @@ if TYPE_CHECKING:
 
     from edgetta.bundle.tensorrt_engines import TensorRTConfig
 
-_STATE_FORMAT = "edgetta.state"
-_STATE_VERSION = 1
-_MAX_STATE_BYTES = 1 << 30
+_LARGEST = 1e12
+"""Of a number in a state: no network that predicts holds one that is larger."""
 
 
 def load(
@@ -104,7 +100,7 @@ class Runtime:
     """Predicts and adapts. `runtime(images)` returns logits (N, classes) as predicted before the update.
 
     Images are uint8 (N, H, W, C), float (N, C, H, W) in [0, 1], or one such image without N. On a GPU engine the
-    logits stay on the GPU.
+    logits stay on the GPU. Threads may share a runtime: what one of them asks for is done before the next one's turn.
     """
 
     def __init__(
@@ -122,6 +118,7 @@ class Runtime:
         budget: int | str | None = None,
         batch: int = 64,
     ) -> None:
+        self._turn = threading.RLock()
         self.bundle = bundle
         self.config = config or bundle.config
         self.plan: Plan | None = None
@@ -164,14 +161,16 @@ class Runtime:
         Where memory runs out, in any engine, the step is undone and the images are predicted; see `keeper.record`.
         Raises `UsageError` for images of another shape or type.
         """
-        return self.keeper.step(self.as_input(images))
+        with self._turn:
+            return self.keeper.step(self.as_input(images))
 
     def source(self, images: Tensor | NDArray[Any]) -> Tensor:
         """Logits (N, classes) of the unadapted backbone with the statistics of its training."""
-        if self._source is None:
-            self._source = self.engine.source()
-        logits: Tensor = self._source(self.as_input(images))
-        return logits
+        with self._turn:
+            if self._source is None:
+                self._source = self.engine.source()
+            logits: Tensor = self._source(self.as_input(images))
+            return logits
 
     def as_input(self, images: Tensor | NDArray[Any]) -> Tensor:
         """Images as the network takes them: float32 (N, C, H, W) in [0, 1], contiguous, on the engine's device."""
@@ -194,49 +193,71 @@ class Runtime:
 
     def reset(self) -> None:
         """Go back to the network that was shipped: weights, statistics, momentum, window and counters."""
-        self.network.load_state_dict(self._start)
-        self._attach(self._adapter())
+        with self._turn:
+            self.network.load_state_dict(self._start)
+            self._attach(self._adapter())
 
-    def save_state(self, path: str | os.PathLike[str]) -> None:
-        """Write what was learnt to a file, atomically: a full disk or a crash leaves the file that was there.
+    @property
+    def learnt(self) -> object:
+        """A value that changes when something was learnt: an update, a new average, or images of a young one."""
+        adapter = self.adapter
+        young = 0 if adapter.stream.settled else adapter.steps
+        return adapter.updates, adapter.stream.changes, young
 
-        Weights, statistics and what they are averages of, momentum and counters; not the window of recent small
-        batches. Raises `StorageError`.
+    def contents(self) -> Contents:
+        """What was learnt, as a copy of one moment between two steps: weights, statistics and what they are averages
+        of, momentum and counters; not the window of recent small batches."""
+        with self._turn:
+            tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+            tensors |= self.adapter.optimizer_tensors()
+            tensors |= {f"stream.{name}": tensor for name, tensor in self.adapter.stream.tensors().items()}
+            arrays = {name: tensor.detach().cpu().numpy().copy() for name, tensor in tensors.items()}
+            return Contents(arrays, {"bundle": self.bundle.identity, "counters": self.adapter.counters()})
+
+    def restore(self, contents: Contents) -> None:
+        """Go on from `contents`.
+
+        Raises `BundleError` where they belong to another bundle, `ValueError` where they do not fit this network; the
+        runtime is then as it was.
         """
-        tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
-        tensors |= self.adapter.optimizer_tensors()
-        tensors |= {f"stream.{name}": tensor for name, tensor in self.adapter.stream.tensors().items()}
-        owned = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        info = {
-            "version": _STATE_VERSION,
-            "bundle": self.bundle.identity,
-            "counters": self.adapter.counters(),
-            "sha256": _digest(owned),
-        }
-        atomic_write_bytes(path, save(owned, {_STATE_FORMAT: json.dumps(info)}))
-
-    def load_state(self, path: str | os.PathLike[str]) -> None:
-        """Restore `save_state`. Raises `BundleError` when the file is damaged or belongs to another bundle;
-
-        the runtime is then as it was.
-        """
-        file = Path(path)
-        info, tensors = _read_state(file)
-        if info.get("bundle") != self.bundle.identity:
-            raise BundleError(f"{file} belongs to another bundle; load it with the bundle that it was saved with")
-        if not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
-            raise BundleError(f"{file} holds values that are not finite; delete it and start from the bundle")
+        if contents.info.get("bundle") != self.bundle.identity:
+            raise BundleError("the state belongs to another bundle; load it with the bundle that it was saved with")
+        counters = contents.info.get("counters")
+        if not isinstance(counters, dict) or not all(type(n) is int and 0 <= n < 1 << 62 for n in counters.values()):
+            raise ValueError("its counters are no numbers")
+        tensors = {name: torch.from_numpy(np.array(array)) for name, array in contents.arrays.items()}
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and tensor.numel() and float(tensor.abs().max()) > _LARGEST:
+                raise ValueError(f"{name!r} holds numbers beyond any that a network learns")
+            if name.endswith("running_var") and bool((tensor < 0).any()):
+                raise ValueError(f"{name!r} holds a variance below 0")
         network = {k.removeprefix("network."): t for k, t in tensors.items() if k.startswith("network.")}
         stream = {k.removeprefix("stream."): t for k, t in tensors.items() if k.startswith("stream.")}
         optimizer = {k: t for k, t in tensors.items() if not k.startswith(("network.", "stream."))}
-        adapter = self._adapter()
-        try:
+        with self._turn:
+            adapter = self._adapter()
             adapter.stream.restore(stream)
-            adapter.restore(optimizer, info["counters"])
+            adapter.restore(optimizer, counters)
             self.network.load_state_dict(network)
+            self._attach(adapter)
+
+    def save_state(self, path: str | os.PathLike[str]) -> None:
+        """Write `contents` to a file, atomically: a full disk or a crash leaves the file that was there.
+
+        `edgetta.state_files.StateFile` keeps the saves before it, too. Raises `StorageError`.
+        """
+        atomic_write_bytes(path, encode(self.contents()))
+
+    def load_state(self, path: str | os.PathLike[str]) -> None:
+        """Restore `save_state`. Raises `BundleError` when the file is damaged, does not fit, or belongs to another
+        bundle; the runtime is then as it was.
+        """
+        try:
+            self.restore(read(Path(path)))
+        except StateError as error:
+            raise BundleError(f"{error}; delete it and start from the bundle") from error
         except ValueError as error:
-            raise BundleError(f"{file}: {error}") from error
-        self._attach(adapter)
+            raise BundleError(f"{path}: {error}; delete it and start from the bundle") from error
 
     def _keeper(self, gradient: Gradient) -> Keeper:
         plan = self.plan
@@ -274,36 +295,3 @@ def _processor_engine(bundle: Bundle, engine_cache: str | os.PathLike[str] | Non
             f"name one of {', '.join(processor_engines())}, or leave the budget out"
         )
     return "auto" if "onnxruntime" in processor_engines() else "torch"
-
-
-def _read_state(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What a state file says of itself, and its tensors, checked against their digest."""
-    if not file.is_file():
-        raise BundleError(f"there is no state file {file}")
-    if file.stat().st_size > _MAX_STATE_BYTES:
-        raise BundleError(f"{file} is larger than any state file; check the path")
-    try:
-        with safe_open(file, "pt") as opened:
-            info = json.loads((opened.metadata() or {})[_STATE_FORMAT])
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        if info["version"] > _STATE_VERSION:
-            raise BundleError(f"{file} was written by a newer edgetta; update this one")
-        if info["sha256"] != _digest(tensors):
-            raise ValueError("its SHA-256 differs")
-        info["counters"] = {str(name): int(count) for name, count in info["counters"].items()}
-    except BundleError:
-        raise
-    except Exception as error:  # safetensors raises its own kind
-        raise BundleError(
-            f"{file} is not an edgetta state file or is damaged ({error}); delete it and start from the bundle"
-        ) from error
-    return info, tensors
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, shapes and values: a flipped bit in a weight would otherwise go unnoticed."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype} ".encode())
-        digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

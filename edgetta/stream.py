@@ -8,11 +8,12 @@ is that of whole steps, and the rows of every step are written before the next o
 
 from __future__ import annotations
 
+import datetime
 import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,7 @@ class Summary:
     """What a stream came to; while it runs, what it has come to so far."""
 
     frames: int = 0  # predicted
+    resumed: int = 0  # passed over before these: they have rows already
     labelled: int = 0  # of these, how many had a label
     errors: int | None = None  # wrong predictions among the labelled; None where the source has no labels
     steps: int = 0  # batches
@@ -96,6 +98,7 @@ def run_stream(
     limit: int | None = None,
     label_of: Callable[[Frame], int | None] | None = None,
     summary: Summary | None = None,
+    resume: bool = False,
 ) -> Summary:
     """Predict and adapt, batch by batch, to the end of the source.
 
@@ -108,9 +111,11 @@ def run_stream(
         limit: end after so many frames.
         label_of: a frame's class, None where it has none; by default what the source's labels say.
         summary: filled as the stream goes and returned, so that it is at hand when the stream ends with an exception.
+        resume: pass over the stored frames that have a row in the writer's file already; a live source just goes on.
 
     Raises:
-        UsageError: `batch` or `limit` below 1, or a model that takes neither 3 channels nor 1.
+        UsageError: `batch` or `limit` below 1, a model that takes neither 3 channels nor 1, or rows to resume behind
+            that are not those of this source.
         SourceError, StorageError: from the source and the writer; the rows and steps before are whole.
     """
     if batch < 1:
@@ -126,8 +131,12 @@ def run_stream(
     names = runtime.bundle.classes
     label_of = _labels_of(source) if label_of is None else label_of
     begun = time.perf_counter()
-    frames = itertools.islice(source, limit)
+    delivered = iter(source)
+    first = 0 if writer is None else writer.next_index
     try:
+        if resume and writer is not None and source.length is not None:
+            summary.resumed = _pass_over(delivered, writer)
+        frames = itertools.islice(delivered, limit)
         while chosen := list(itertools.islice(frames, batch)):
             images = images_of(chosen, channels)
             with held():
@@ -137,7 +146,8 @@ def run_stream(
                 confidence, predicted = (t.tolist() for t in torch.softmax(result.logits, 1).max(1))
                 _count(summary, predicted, [label_of(frame) for frame in chosen], result)
                 if writer is not None:
-                    writer.write(_rows(summary.frames - len(chosen), chosen, predicted, confidence, result, names))
+                    at = first + summary.frames - len(chosen)
+                    writer.write(_rows(at, chosen, predicted, confidence, result, names))
             summary.seconds = time.perf_counter() - begun
             _count_skipped(summary, source)
             if on_batch is not None:
@@ -146,6 +156,25 @@ def run_stream(
         summary.seconds = time.perf_counter() - begun
         _count_skipped(summary, source)
     return summary
+
+
+def _pass_over(frames: Iterator[Frame], writer: PredictionWriter) -> int:
+    """Take the frames that have a row, and no more; how many they were."""
+    if writer.last_frame is None:
+        return 0
+    passed = list(deque(itertools.islice(frames, writer.next_index), maxlen=1))
+    if not passed or passed[0].name != writer.last_frame:
+        found = "the source ends before" if not passed else f"it is {passed[0].name!r} in the source"
+        raise UsageError(
+            f"row {writer.next_index - 1:,} is of {writer.last_frame!r}, and {found}: the rows are not of this "
+            "source; use --append, or another file"
+        )
+    return writer.next_index
+
+
+def _now() -> str:
+    """ISO 8601, UTC, to the millisecond."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _labels_of(source: Source) -> Callable[[Frame], int | None]:
@@ -186,7 +215,7 @@ def _rows(
     result: StepResult,
     names: Sequence[str] | None,
 ) -> Iterable[Prediction]:
-    entropies = result.entropy.tolist()
+    entropies, now = result.entropy.tolist(), _now()
     for i, frame in enumerate(frames):
         name = predicted[i] if names is None else names[predicted[i]]
-        yield Prediction(first + i, frame.name, name, confidence[i], entropies[i], result.adapted)
+        yield Prediction(first + i, frame.name, name, confidence[i], entropies[i], result.adapted, now)

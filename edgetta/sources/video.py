@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from edgetta.errors import MissingDependencyError, UsageError
+from edgetta.printable import printable
 from edgetta.sources.images import UnusableFrame, check_pixels, to_eight_bits
 from edgetta.sources.resize import Resize
-from edgetta.sources.source import Frame, FrameSource, Skipped, SourceError, printable
+from edgetta.sources.source import Frame, FrameSource, Skipped, SourceError
 
 FAILED_READS = 5
 """A live source that fails to deliver so many times in a row is given up; each failure may have waited seconds."""
