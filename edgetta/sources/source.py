@@ -153,17 +153,3 @@ def _batches(source: Source, size: int) -> Iterator[list[Frame]]:
             batch = []
     if batch:
         yield batch
-
-
-<<<<<<< HEAD
-def printable(name: str) -> str:
-    """`name` with control characters and bytes that are no Unicode as escapes: safe to print and to write."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)
-=======
-def _nearest(path: Path) -> str:
-    """A hint at what the user may have meant by a path that does not exist."""
-    if not path.parent.is_dir():
-        return f" (nor its folder {path.parent})"
-    near = difflib.get_close_matches(path.name, sorted(entry.name for entry in path.parent.iterdir()), n=1)
-    return f"; did you mean {path.with_name(near[0])}?" if near else ""
->>>>>>> e969ddd (State files of three generations, saves by time, locks, appended predictions, every end saves; deploy without a way into the unit)
