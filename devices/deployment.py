@@ -25,6 +25,9 @@ from edgetta.sources.secret import has_secret
 SOURCE = "source"
 """A file beside the bundle, which only the service's user reads: an address with a password."""
 
+SIGNER = "signer.pub"
+"""A file beside the bundle: the key whose signature is required at every start."""
+
 ALLOWANCE = 1.25
 """Of the memory that a loaded bundle takes: the budget is above it, and no two starts take the same."""
 
@@ -49,6 +52,7 @@ class DeploySettings:
         precision: of these engines, "fp32" or "fp16"; None for the default of `edgetta build`.
         keep: releases that stay on the device, the current one included.
         watch_seconds: how long the new service must live before the deployment counts as good.
+        signer: the file of a public key; the service starts only with a bundle that its owner signed.
         budget_bytes: of the plan that the service keeps, where it has one: its memory is limited accordingly.
     """
 
@@ -62,6 +66,7 @@ class DeploySettings:
     keep: int = 3
     watch_seconds: int = 20
     budget_bytes: int | None = None
+    signer: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -192,6 +197,8 @@ def run_command(settings: DeploySettings, device: Device) -> list[str]:
     source = f"@{current}/{SOURCE}" if has_secret(settings.source) else settings.source
     command = [device.program, "run", f"{current}/bundle", source]
     command += ["--state", f"{current}/state.safetensors", "--quiet"]
+    if settings.signer is not None:
+        command += ["--require-signature", f"{current}/{SIGNER}"]
     if not writes_file(settings.run_options):
         command += ["-o", "-"]  # into the journal
     return [*command, *settings.run_options]
@@ -242,6 +249,8 @@ def deploy(
         remote.send(shipment.files, f"{partial}/bundle", progress)
         say("checking every file, and testing the bundle there")
         device = replace(device, resident_bytes=_verify(remote, device, f"{partial}/bundle"))
+        if settings.signer is not None:
+            remote.send([(SIGNER, settings.signer)], partial)
         if settings.source is not None and has_secret(settings.source):
             file = shlex.quote(f"{partial}/{SOURCE}")
             remote.run(f"umask 077 && printf '%s\\n' {shlex.quote(settings.source)} > {file}", check=True)

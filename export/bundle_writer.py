@@ -46,6 +46,7 @@ from edgetta.rate_law import RateLaw
 from edgetta.segments.contract import SegmentGraphs, describe
 from edgetta.segments.graph import Graph
 from edgetta.segments.torch_engine import Program, TorchSegment
+from edgetta.signature import SIGNATURE
 from edgetta.storage import atomic_write, storage_error
 
 GOLDEN_IMAGES = 8
@@ -333,7 +334,7 @@ def _listed_files(target: Path) -> set[str] | None:
             with zipfile.ZipFile(target) as archive:
                 raw = archive.read(MANIFEST)
         data = json.loads(raw)
-        return {*data["files"], MANIFEST} if data["format"] == FORMAT else None
+        return {*data["files"], MANIFEST, SIGNATURE} if data["format"] == FORMAT else None
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return None
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ from edgetta.memory.cost_model import CostModel
 from edgetta.rate_law import RateLaw
 from edgetta.segments.contract import SegmentGraphs
 from edgetta.segments.onnx_agreement import read_agreeing
+
+if TYPE_CHECKING:
+    from edgetta.signature import Verifier
 
 
 @dataclass(frozen=True)
@@ -110,13 +113,13 @@ class Bundle:
         return entries[segment]
 
 
-def read_bundle(path: str | os.PathLike[str]) -> Bundle:
-    """Open the bundle at `path`, a folder or a zip, and check all of it.
+def read_bundle(path: str | os.PathLike[str], signed_by: Verifier | None = None) -> Bundle:
+    """Open the bundle at `path`, a folder or a zip, and check all of it; with `signed_by`, that this key signed it.
 
     Raises `BundleError`, in one line that names the file and the remedy: a file that is missing, damaged, of another
     size, a link, or of a name that leaves the bundle; a newer schema; graphs, tensors and manifest that disagree.
     """
-    files = open_bundle(Path(path))
+    files = open_bundle(Path(path), signed_by)
     try:
         return _assembled(files)
     except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError, StopIteration) as error:

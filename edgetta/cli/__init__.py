@@ -33,6 +33,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "plan": ("edgetta.cli.plan", "Find what a memory budget allows."),
     "run": ("edgetta.cli.run", "Predict on a stream of frames and adapt to it."),
     "deploy": ("edgetta.cli.deploy", "Bring a bundle to a device over ssh and run it there."),
+    "sign": ("edgetta.cli.sign", "Sign a bundle, or make a key to sign with."),
+    "verify": ("edgetta.cli.verify", "Check that a bundle is whole, and who signed it."),
+    "state": ("edgetta.cli.state", "Look at what was learnt, compare it, and go back."),
     "inspect": ("edgetta.cli.inspect", "Show what a bundle consists of, every file checked."),
     "doctor": ("edgetta.cli.doctor", "Examine this machine, and say what is missing."),
     "bench": ("edgetta.cli.bench", "Measure latency, memory and accuracy."),
@@ -44,6 +47,7 @@ VERBS: dict[str, tuple[str, str]] = {
 
 # import name: the extra of edgetta that brings it.
 EXTRAS = {
+    "cryptography": "sign",
     "cv2": "serve",
     "matplotlib": "bench",
     "onnx": "export",

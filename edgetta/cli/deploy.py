@@ -71,6 +71,12 @@ Going back by hand: ssh there, `ln -sfn releases/EARLIER PATH/current`, and rest
     "its own.",
 )
 @click.option("--name", default="edgetta", show_default=True, help="Name of the service.")
+@click.option(
+    "--require-signature",
+    metavar="KEY",
+    type=click.Path(path_type=Path),
+    help="Deploy the bundle only where the owner of this public key signed it; the device checks that at every start.",
+)
 @click.option("--build/--no-build", default=True, help="Build TensorRT engines there, where there is a TensorRT.")
 @click.option("--precision", type=click.Choice(["fp32", "fp16"]), help="Of these engines, as `edgetta build` has it.")
 @click.option("--keep", type=click.IntRange(1), default=3, show_default=True, help="Releases that stay on the device.")
@@ -97,12 +103,16 @@ def command(**values: Any) -> None:
     """
     from edgetta.bundle import read_bundle
     from edgetta.bundle.manifest import MANIFEST
+    from edgetta.cli.verify import verifier
     from edgetta.devices.deployment import Shipment, deploy, examine, look_at
     from edgetta.devices.remote import Remote
+    from edgetta.signature import SIGNATURE
 
     settings, address = _settings(values)
-    bundle = read_bundle(values["bundle"])  # a damaged one never leaves this machine
-    names = (MANIFEST, *bundle.files.manifest.files)
+    # A damaged one, or one of somebody else, never leaves this machine.
+    bundle = read_bundle(values["bundle"], verifier(values["require_signature"]))
+    signature = () if bundle.files.signatures is None else (SIGNATURE,)
+    names = (MANIFEST, *signature, *bundle.files.manifest.files)
     shipment = Shipment(tuple((name, bundle.files.folder / name) for name in names), bundle.identity)
     with Remote(address) as remote:
         device = look_at(remote, settings, shipment.bytes)
@@ -161,6 +171,7 @@ def _settings(values: dict[str, Any]) -> tuple[DeploySettings, Any]:
         keep=values["keep"],
         watch_seconds=values["watch_seconds"],
         budget_bytes=_budget(values["run_options"]),
+        signer=values["require_signature"],
     )
     return settings, address
 

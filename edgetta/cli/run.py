@@ -124,6 +124,12 @@ Examples:
 @click.option(
     "--json", "json_file", metavar="FILE", type=click.Path(path_type=Path), help="Write the summary as JSON."
 )
+@click.option(
+    "--require-signature",
+    metavar="KEY",
+    type=click.Path(path_type=Path),
+    help="Run the bundle only where the owner of this public key signed it (`edgetta sign`).",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a file of predictions that exists.")
 @click.option("--append", is_flag=True, help="Go on behind the rows of a file of predictions that exists.")
 @click.option(
@@ -149,6 +155,7 @@ def command(**values: Any) -> None:
     # What can fail cheaply comes first, what replaces a file last.
     from edgetta.bundle import read_bundle
     from edgetta.cli.tables import print_facts, print_line
+    from edgetta.cli.verify import verifier
     from edgetta.memory.allocator import keep_freed_memory
     from edgetta.predictions import open_writer
     from edgetta.process_lock import process_lock
@@ -158,7 +165,7 @@ def command(**values: Any) -> None:
     from edgetta.state_files import StateFile
 
     _check_paths(values)
-    bundle = read_bundle(values["bundle"])
+    bundle = read_bundle(values["bundle"], verifier(values["require_signature"]))
     config = adapt_config(bundle.config, values)
     size = bundle.model.input_shape[1:]
     state = None if values["state"] is None else StateFile(values["state"])
