@@ -47,6 +47,7 @@ class Summary:
     refused: int = 0  # updates refused because something was not finite
     not_finite: int = 0  # frames whose logits were not finite
     skipped: int = 0  # frames that could not be used
+    dropped: int = 0  # frames of a live source that newer ones replaced before they were taken
     skipped_frames: Sequence[Skipped] = ()  # the first of them, with reasons
     classes: dict[int, int] = field(default_factory=dict)  # class index -> predictions
     entropy_sum: float = 0.0  # in nats, over the frames with finite logits
@@ -204,6 +205,7 @@ def _count(summary: Summary, predicted: Sequence[int], labels: Sequence[int | No
 
 def _count_skipped(summary: Summary, source: Source) -> None:
     summary.skipped = source.skipped_count
+    summary.dropped = getattr(source, "dropped", 0)
     summary.skipped_frames = source.skipped
 
 

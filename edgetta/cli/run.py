@@ -114,6 +114,14 @@ Examples:
     help="Save the state so often, where something was learnt.",
 )
 @click.option("--save-every", metavar="N", type=click.IntRange(1), help="Save the state every N batches, too.")
+@click.option(
+    "--give-up",
+    metavar="SECONDS",
+    type=click.FloatRange(0, min_open=True),
+    default=300.0,
+    show_default=True,
+    help="End with exit code 75 where a live source delivers nothing for so long; it is connected to again meanwhile.",
+)
 @click.option("--limit", metavar="N", type=click.IntRange(1), help="End after N frames.")
 @click.option(
     "--resize/--no-resize", default=True, help="Resize frames of another size (the default), or refuse them."
@@ -149,8 +157,8 @@ def command(**values: Any) -> None:
     Every frame is predicted first and learnt from afterwards. Frames that cannot be used are skipped, counted and
     named. Adaptation settings that are not given come from the bundle.
 
-    The exit code is 0 at the end of the source, 130 after Ctrl-C and 143 after SIGTERM; rows and state are whole then,
-    and after every other end that a program can see.
+    The exit code is 0 at the end of the source, which a live one never comes to: 75 where it stays away. It is 130
+    after Ctrl-C and 143 after SIGTERM. Rows and state are whole then, as after every end that a program can see.
     """
     # What can fail cheaply comes first, what replaces a file last.
     from edgetta.bundle import read_bundle
@@ -237,6 +245,7 @@ def _stream(
     from edgetta.cli.run_report import RunReport
     from edgetta.interruption import held
     from edgetta.service_notice import ServiceNotice
+    from edgetta.sources.live import LiveFrames
     from edgetta.state_files import Saver
     from edgetta.stream import Summary, run_stream
 
@@ -250,6 +259,9 @@ def _stream(
         )
     try:
         with _watching(source, values) as watch:
+            if isinstance(source, LiveFrames):
+                source.waiting, source.connection.tell = notice.alive, _say
+                source.connection.give_up = values["give_up"]
             notice.ready()
 
             def on_batch(report: BatchReport) -> None:

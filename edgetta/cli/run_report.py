@@ -41,6 +41,7 @@ class RunReport:
         facts = [
             ("frames", f"{s.frames:,} predicted{self._ending()}"),
             ("resumed", f"behind {s.resumed:,} frames that have rows already" if s.resumed else ""),
+            ("dropped", f"{s.dropped:,}, which newer ones replaced" if s.dropped else ""),
             ("skipped", self._skipped()),
             ("error", self._error()),
             ("estimate", self._estimate()),
@@ -76,6 +77,7 @@ class RunReport:
             "error_rate": s.error_rate,
             "estimated_error": s.estimated_error,
             "skipped": s.skipped,
+            "dropped": s.dropped,
             "skipped_frames": [{"name": f.name, "reason": f.reason} for f in s.skipped_frames],
             "mean_entropy": None if math.isnan(s.mean_entropy) else s.mean_entropy,
             "not_finite": s.not_finite,
