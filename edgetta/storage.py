@@ -22,7 +22,7 @@ LONGEST_NAME = 255
 """Bytes in one file name on every file system in common use."""
 
 _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.tmp")
-_LEFT_SECONDS = 60
+_LEFT_SECONDS = 5
 """A temporary file younger than this may be one that a process is about to lock."""
 
 _COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")

@@ -16,14 +16,14 @@ from edgetta.adaptation.model import AdaptableModel, Gradient
 from edgetta.adaptation.network import BatchNorm
 from edgetta.bundle.files import BundleFiles, open_bundle
 from edgetta.bundle.graphs import check_model, read_segment, read_source, read_tensors
+from edgetta.bundle.malformed import malformed
 from edgetta.bundle.manifest import KeptBytes, SegmentEntry
 from edgetta.bundle.onnx_files import MAX_ONNX_BYTES, check_onnx
 from edgetta.bundle.program_files import read_programs
 from edgetta.bundle.reference import read_reference
 from edgetta.engines.contract import ProgramSet
-from edgetta.errors import BundleError, UsageError, one_line
+from edgetta.errors import BundleError, UsageError
 from edgetta.memory.accuracy_costs import AccuracyCosts
-from edgetta.memory.allocation_failure import is_allocation_failure
 from edgetta.memory.cost_model import CostModel
 from edgetta.rate_law import RateLaw
 from edgetta.segments.contract import SegmentGraphs
@@ -121,13 +121,8 @@ def read_bundle(path: str | os.PathLike[str], signed_by: Verifier | None = None)
     """
     files = open_bundle(Path(path), signed_by)
     try:
-        return _assembled(files)
-    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError, StopIteration) as error:
-        # Whatever no check has a name for: a file from elsewhere ends in one line, never in a traceback.
-        if is_allocation_failure(error):
-            raise
-        files.discard()
-        raise BundleError(f"bundle {path} is malformed: {one_line(error)}; export the bundle again") from error
+        with malformed(Path(path)):
+            return _assembled(files)
     except BaseException:
         files.discard()
         raise
@@ -151,8 +146,8 @@ def _assembled(files: BundleFiles) -> Bundle:
     )
     check_model(model, path)
     for entry in manifest.segments:
-        _check_onnx_files(files, entry, segments[entry.name])
-    _check_onnx_files(files, manifest.source, SegmentGraphs(model.source, None, None))
+        check_onnx_files(files, entry, segments[entry.name])
+    check_onnx_files(files, manifest.source, SegmentGraphs(model.source, None, None))
     if manifest.batch_norm == "source" and manifest.policy not in ("auto", "source"):
         raise BundleError(
             f"bundle {path}: folded BatchNorms cannot follow policy {manifest.policy!r}; export it again"
@@ -177,7 +172,7 @@ def _assembled(files: BundleFiles) -> Bundle:
     )
 
 
-def _check_onnx_files(files: BundleFiles, entry: SegmentEntry, segment: SegmentGraphs) -> None:
+def check_onnx_files(files: BundleFiles, entry: SegmentEntry, segment: SegmentGraphs) -> None:
     """An ONNX file takes weights from the segment's tensor file alone, and is its graph, node by node."""
     graphs = {"forward": segment.forward, "backward": segment.backward, "recompute": segment.recompute}
     weights = files.manifest.files[entry.tensors].size
