@@ -13,13 +13,23 @@ import json
 import shlex
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from edgetta.devices.remote import Remote, RemoteError
-from edgetta.devices.service import Service, Switch, start, unit_text
+from edgetta.devices.service import MEMORY, OWN_USER, Service, Switch, start, unit_text
 from edgetta.errors import EdgettaError
+from edgetta.sources.secret import has_secret
+
+SOURCE = "source"
+"""A file beside the bundle, which only the service's user reads: an address with a password."""
+
+SIGNER = "signer.pub"
+"""A file beside the bundle: the key whose signature is required at every start."""
+
+ALLOWANCE = 1.25
+"""Of the memory that a loaded bundle takes: the budget is above it, and no two starts take the same."""
 
 PROGRAMS = ("edgetta", "$folder/.venv/bin/edgetta", "$HOME/.local/bin/edgetta", "$HOME/.venv/bin/edgetta")
 """Where edgetta is looked for on a device: sessions over ssh often have a shorter PATH than those at a screen."""
@@ -42,6 +52,8 @@ class DeploySettings:
         precision: of these engines, "fp32" or "fp16"; None for the default of `edgetta build`.
         keep: releases that stay on the device, the current one included.
         watch_seconds: how long the new service must live before the deployment counts as good.
+        signer: the file of a public key; the service starts only with a bundle that its owner signed.
+        budget_bytes: of the plan that the service keeps, where it has one: its memory is limited accordingly.
     """
 
     path: str = "edgetta"
@@ -53,6 +65,8 @@ class DeploySettings:
     precision: str | None = None
     keep: int = 3
     watch_seconds: int = 20
+    budget_bytes: int | None = None
+    signer: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,8 @@ class Device:
         free_bytes: on the disk of the folder.
         current: the release that `current` points to; "" where there is none.
         systemd: whether there is a systemctl.
+        groups: of those whose members reach cameras and GPUs, the ones that it has.
+        resident_bytes: what a process takes that has loaded the bundle and tested it; 0 where it did not say.
     """
 
     user: str
@@ -78,6 +94,8 @@ class Device:
     free_bytes: int
     current: str
     systemd: bool
+    groups: tuple[str, ...] = ()
+    resident_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -115,6 +133,7 @@ def look_at(remote: Remote, settings: DeploySettings, needed_bytes: int) -> Devi
         free_bytes=int(found.get("free_kib") or 0) * 1024,
         current=found.get("current", "").removeprefix("releases/"),
         systemd=found.get("systemd") == "1",
+        groups=tuple(group for group in ("video", "render") if group in found.get("groups", "").split()),
     )
     if not device.program:
         where = settings.program or "on the PATH, in ~/.local/bin or in a .venv"
@@ -134,7 +153,19 @@ def look_at(remote: Remote, settings: DeploySettings, needed_bytes: int) -> Devi
         )
     if settings.service is not None and not device.systemd:
         raise RemoteError(f"{target} has no systemd to run a service: deploy with --no-service, and start it yourself")
+    if settings.service is not None and settings.service.user(device.user) != device.user:
+        _check_reachable(settings.service, device)
     return device
+
+
+def _check_reachable(service: Service, device: Device) -> None:
+    """A user of its own cannot look into the home of the one who logs in."""
+    for what, path, option in (("the folder", device.folder, "--path"), ("edgetta", device.program, "--edgetta")):
+        if path.startswith(f"{device.home}/"):
+            raise RemoteError(
+                f"the service runs as {service.user(device.user)}, who does not reach {what} {path} in the home of "
+                f"{device.user}: choose one such as /opt/edgetta with {option}, or another user with --run-as"
+            )
 
 
 def examine(remote: Remote, device: Device) -> dict[str, Any]:
@@ -163,8 +194,11 @@ def run_command(settings: DeploySettings, device: Device) -> list[str]:
     """The command that the service runs."""
     current = f"{device.folder}/current"
     assert settings.source is not None
-    command = [device.program, "run", f"{current}/bundle", settings.source]
-    command += ["--state", f"{current}/state.safetensors", "--save-every", "100", "--quiet"]
+    source = f"@{current}/{SOURCE}" if has_secret(settings.source) else settings.source
+    command = [device.program, "run", f"{current}/bundle", source]
+    command += ["--state", f"{current}/state.safetensors", "--quiet"]
+    if settings.signer is not None:
+        command += ["--require-signature", f"{current}/{SIGNER}"]
     if not writes_file(settings.run_options):
         command += ["-o", "-"]  # into the journal
     return [*command, *settings.run_options]
@@ -178,7 +212,12 @@ def writes_file(run_options: tuple[str, ...]) -> bool:
 def unit(settings: DeploySettings, device: Device) -> str:
     """The text of the systemd unit."""
     assert settings.service is not None
-    return unit_text(settings.service, run_command(settings, device), device.user, device.folder)
+    memory = MEMORY
+    if settings.budget_bytes is not None and device.resident_bytes:
+        memory = str(int(ALLOWANCE * device.resident_bytes) + settings.budget_bytes + SPARE_BYTES)
+    return unit_text(
+        settings.service, run_command(settings, device), device.user, device.folder, memory, device.groups
+    )
 
 
 def deploy(
@@ -209,7 +248,12 @@ def deploy(
         remote.run(f"mkdir -p {shlex.quote(partial)}/bundle", check=True)
         remote.send(shipment.files, f"{partial}/bundle", progress)
         say("checking every file, and testing the bundle there")
-        _verify(remote, device, f"{partial}/bundle")
+        device = replace(device, resident_bytes=_verify(remote, device, f"{partial}/bundle"))
+        if settings.signer is not None:
+            remote.send([(SIGNER, settings.signer)], partial)
+        if settings.source is not None and has_secret(settings.source):
+            file = shlex.quote(f"{partial}/{SOURCE}")
+            remote.run(f"umask 077 && printf '%s\\n' {shlex.quote(settings.source)} > {file}", check=True)
         if settings.build:
             _build(remote, device, report, f"{partial}/bundle", settings.precision, say)
         finished = f"{device.folder}/releases/{release}"
@@ -223,6 +267,7 @@ def deploy(
         remote.run(switch_link(device.folder, f"releases/{release}"), check=True)
     else:
         switch = Switch(
+            f"mkdir -p {shlex.quote(device.folder)}/data\n"
             f"{_same_state(device, release)}{switch_link(device.folder, f'releases/{release}')}",
             switch_link(device.folder, f"releases/{device.current}")
             if device.current
@@ -230,7 +275,8 @@ def deploy(
         )
         text = unit(settings, device)
         try:
-            start(remote, settings.service, text, device.home, switch, settings.watch_seconds)
+            owner = _ownership(settings.service, device, finished)
+            start(remote, settings.service, text, device.home, switch, settings.watch_seconds, owner)
         except BaseException:
             with suppress(EdgettaError):
                 remote.run(f"rm -rf {shlex.quote(finished)}")
@@ -250,8 +296,26 @@ def _same_state(device: Device, release: str) -> str:
     """A shell line that takes along what was learnt, where the same bundle was the current one."""
     if device.current.rpartition("-")[2] != release.rpartition("-")[2]:
         return ""
-    earlier = shlex.quote(f"{device.folder}/releases/{device.current}/state.safetensors")
-    return f"[ ! -f {earlier} ] || cp {earlier} {shlex.quote(f'{device.folder}/releases/{release}')}/ || exit 1\n"
+    earlier = shlex.quote(f"{device.folder}/releases/{device.current}")
+    new = shlex.quote(f"{device.folder}/releases/{release}")
+    names = " ".join(f"state.safetensors{suffix}" for suffix in ("", ".1", ".2"))
+    return f"for name in {names}; do [ ! -f {earlier}/$name ] || cp {earlier}/$name {new}/ || exit 1; done\n"
+
+
+def _ownership(service: Service, device: Device, finished: str) -> str:
+    """Shell lines that make the service's user, and give it the folders that it writes; the bundle stays as it is."""
+    user = service.user(device.user)
+    if user == device.user:
+        return ""
+    made = ""
+    if user == OWN_USER:
+        made = f"id -u {user} >/dev/null 2>&1 || $root useradd --system --no-create-home --shell /bin/false {user}\n"
+    release, data = shlex.quote(finished), shlex.quote(f"{device.folder}/data")
+    learnt = f"{release}/state.safetensors* {release}/{SOURCE}"
+    return (
+        f"{made}$root chown {user} {release} {data} || exit 1\n"
+        f'for file in {learnt}; do [ ! -f "$file" ] || $root chown {user} "$file" || exit 1; done\n'
+    )
 
 
 def _probe(settings: DeploySettings) -> str:
@@ -279,15 +343,22 @@ echo "free_kib=$(df -Pk "$there" | tail -n 1 | awk '{{print $4}}')"
 if [ -L "$folder/current" ]; then echo "current=$(readlink "$folder/current")"
 elif [ -e "$folder/current" ]; then echo current_is_no_link=1; fi
 command -v systemctl >/dev/null && echo systemd=1
+groups=
+for group in video render; do grep -q "^$group:" /etc/group 2>/dev/null && groups="$groups $group"; done
+echo "groups=$groups"
 exit 0
 """
 
 
-def _verify(remote: Remote, device: Device, bundle: str) -> None:
-    answer = remote.run(shlex.join([device.program, "inspect", "--test", bundle]))
+def _verify(remote: Remote, device: Device, bundle: str) -> int:
+    """Test the bundle there. Returns the memory that this took, 0 where it is not told."""
+    answer = remote.run(shlex.join([device.program, "inspect", "--test", "--json", bundle]))
     if answer.code != 0:
         words = answer.complaint.removeprefix("edgetta: ").removeprefix("error: ")
         raise RemoteError(f"the bundle does not work on {remote.address.target}: {words}")
+    with suppress(ValueError, TypeError, KeyError):
+        return max(0, int(json.loads(answer.out[answer.out.find("{") :])["peak_resident_bytes"]))
+    return 0
 
 
 def _build(
@@ -314,6 +385,8 @@ def _remove_old(remote: Remote, device: Device, release: str, keep: int) -> None
     releases = f"{shlex.quote(device.folder)}/releases"
     others = f"ls -1 {releases} | grep -vxF {shlex.quote(release)} | sort -r | tail -n +{max(keep, 1)}"
     with suppress(RemoteError):
+        # What a deployment that was killed began, half a day ago or more, goes, too.
+        remote.run(f"find {releases} -maxdepth 1 -name '*.partial' -mmin +720 -exec rm -rf '{{}}' +")
         remote.run(f'{others} | while read -r name; do rm -rf {releases}/"$name"; done')
 
 

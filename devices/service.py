@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import time
 from collections.abc import Sequence
@@ -9,9 +10,34 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgetta.devices.remote import Remote, RemoteError
-from edgetta.errors import EdgettaError
+from edgetta.errors import EdgettaError, UsageError
+from edgetta.printable import printable
 
 TEMPLATE = Path(__file__).parent / "edgetta.service"
+
+OWN_USER = "edgetta"
+"""Who runs a service of the machine where root logs in: made there if need be, with no rights and no shell."""
+
+MEMORY = "75%"
+"""Of the machine's memory, at most, where no budget says better."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@:-]{0,199}")
+_USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
+
+SANDBOX = """\
+ProtectSystem=strict
+ReadWritePaths={folder}/data {folder}/releases
+ProtectHome=read-only
+PrivateTmp=yes
+ProtectKernelTunables=yes
+ProtectKernelModules=yes
+ProtectKernelLogs=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+RestrictNamespaces=yes
+CapabilityBoundingSet=
+"""
+"""What the manager of the machine can do beyond what a user's own can. Cameras and GPUs stay within reach."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +47,29 @@ class Service:
     Attributes:
         name: without ".service".
         system: for the whole machine (needs root, through sudo), else of the user.
+        run_as: of one for the whole machine: who runs it; "" is who logs in, but `OWN_USER` where that is root.
+
+    Raises `UsageError` for names that are none, such as those that systemctl would take for an option.
     """
 
     name: str
     system: bool = False
+    run_as: str = ""
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise UsageError(
+                f"--name {self.name!r} is no name of a service: begin with a letter or a digit, and use letters, "
+                "digits, '-', '_' and '.'"
+            )
+        if self.run_as and (not _USER.fullmatch(self.run_as) or self.run_as == "root"):
+            raise UsageError(f"--run-as {self.run_as!r}: name an ordinary user of the device")
+
+    def user(self, login: str) -> str:
+        """Who runs it, where `login` logs in."""
+        if not self.system:
+            return login
+        return self.run_as or (OWN_USER if login == "root" else login)
 
     @property
     def unit(self) -> str:
@@ -69,7 +114,9 @@ class Switch:
     back: str
 
 
-def start(remote: Remote, service: Service, text: str, home: str, switch: Switch, watch_seconds: int) -> None:
+def start(
+    remote: Remote, service: Service, text: str, home: str, switch: Switch, watch_seconds: int, owner: str = ""
+) -> None:
     """Stop the service, switch to a release, start the service with a new unit, and watch that it lives.
 
     Whatever fails in between, and on Ctrl-C: the link, the unit and the running of before are restored.
@@ -81,6 +128,7 @@ def start(remote: Remote, service: Service, text: str, home: str, switch: Switch
         home: the user's home there.
         switch: how the release is switched to, and back.
         watch_seconds: how long the service is watched.
+        owner: shell lines, run with the right to, that give the service's user what is the service's.
 
     Raises:
         RemoteError: what failed, and that all is as it was, or what is not.
@@ -94,6 +142,8 @@ def start(remote: Remote, service: Service, text: str, home: str, switch: Switch
         if was_active:
             _run(remote, service, f"{service.systemctl} stop {service.unit}")
         remote.run(switch.forward, check=True)
+        if owner:
+            _run(remote, service, owner)
         _install(remote, service, text, home)
         _run(remote, service, f"{service.systemctl} restart {service.unit}")
         _watch(remote, service, watch_seconds)
@@ -169,20 +219,44 @@ def _run(remote: Remote, service: Service, script: str) -> None:
         raise RemoteError(f"{remote.address.target}: {words}")
 
 
-def unit_text(service: Service, command: Sequence[str], user: str, folder: str) -> str:
+def unit_text(
+    service: Service,
+    command: Sequence[str],
+    login: str,
+    folder: str,
+    memory: str = MEMORY,
+    groups: Sequence[str] = (),
+) -> str:
     """The unit's file.
 
     Args:
         service: its name and kind.
         command: the program and its arguments; the program with its whole path.
-        user: who runs it, for a unit of the whole machine.
-        folder: its working folder.
+        login: who logs in there.
+        folder: where the releases lie, with its whole path; its folder `data` is the working folder.
+        memory: the most that it may take: bytes, or a share of the machine's.
+        groups: of that machine, which the service's user joins, to reach cameras and GPUs.
+
+    Raises:
+        UsageError: a word that would be a line of its own in the file, or a path that is not whole.
     """
+    for word in (*command, login, folder, memory, *groups):
+        if not word.isprintable():
+            raise UsageError(f"{printable(word)!r} holds a control character, which no unit of systemd may")
+    if not command[0].startswith("/") or not folder.startswith("/"):
+        raise UsageError(f"{printable(command[0])} or {printable(folder)} is no whole path")
+    user = service.user(login)
+    if service.system and not _USER.fullmatch(user):
+        raise UsageError(f"{printable(user)!r} is no name of an ordinary user; name one with --run-as")
+    place = folder.replace("%", "%%")
+    joins = f"SupplementaryGroups={' '.join(groups)}\n" if groups else ""
     return TEMPLATE.read_text().format(
         description=f"edgetta: {service.name}",
         command=" ".join(_quoted(word) for word in command),
-        folder=folder.replace("%", "%%"),
-        user=f"User={user}\n" if service.system else "",
+        folder=place,
+        memory=memory,
+        user=f"User={user}\n{joins}" if service.system else "",
+        sandbox=SANDBOX.format(folder=_quoted(folder).replace('"', "")) if service.system else "",
         wanted_by="multi-user.target" if service.system else "default.target",
     )
 

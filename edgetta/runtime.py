@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Mapping
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import safe_open
-from safetensors.numpy import save
-
 from edgetta.adaptation.adapter import Adapter, StepResult
 from edgetta.adaptation.config import AdaptConfig, BatchNorm
 from edgetta.adaptation.state import restored_state
@@ -25,6 +20,8 @@ from edgetta.memory.keep import Keeper, ladder_without_costs
 from edgetta.memory.plan import Plan, Wishes, plan_step
 from edgetta.memory.room import RoomMeter
 from edgetta.memory.sizes import parse_size
+from edgetta.state_files.contents import Contents, StateError, encode, read
+from edgetta.state_files.contents import Contents, StateError, encode, read
 from edgetta.storage import atomic_write_bytes
 
 if TYPE_CHECKING:
@@ -35,9 +32,8 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-_STATE_FORMAT = "edgetta.state"
-_STATE_VERSION = 2
-_MAX_STATE_BYTES = 1 << 30
+STATE_KIND = 2
+"""Of what a state holds: 1 was one of frozen segments."""
 
 
 def load(
@@ -92,7 +88,8 @@ class Runtime:
     """Predicts and adapts. `runtime(images)` returns logits (N, classes) as predicted before the update.
 
     Images are uint8 (N, H, W, C), float (N, C, H, W) in [0, 1], or one such image without N. Numpy arrays give numpy
-    arrays, torch tensors give torch tensors.
+    arrays, torch tensors give torch tensors. Threads may share a runtime: what one of them asks for is done before the
+    next one's turn.
     """
 
     def __init__(
@@ -109,6 +106,7 @@ class Runtime:
         budget: int | str | None = None,
         batch: int = 64,
     ) -> None:
+        self._turn = threading.RLock()
         self.bundle = bundle
         self.config = config or bundle.config
         if batch_norm is not None:
@@ -154,7 +152,8 @@ class Runtime:
         Where memory runs out, in any engine, the step is undone and the images are predicted; see `keeper.record`.
         Raises `UsageError` for images of another shape or type.
         """
-        result = self.keeper.step(self.as_input(images))
+        with self._turn:
+            result = self.keeper.step(self.as_input(images))
         if isinstance(images, np.ndarray):
             return result
         return replace(result, logits=_as_torch(result.logits), entropy=_as_torch(result.entropy))
@@ -162,7 +161,8 @@ class Runtime:
     def source(self, images: Array | Tensor) -> Any:
         """Logits (N, classes) of the network as it was shipped, with the statistics of its training."""
         programs = self.engine.programs
-        logits = self.engine.predict(self.as_input(images), programs.shipped, programs.source)
+        with self._turn:
+            logits = self.engine.predict(self.as_input(images), programs.shipped, programs.source)
         return logits if isinstance(images, np.ndarray) else _as_torch(logits)
 
     def as_input(self, images: Array | Tensor) -> Array:
@@ -186,30 +186,53 @@ class Runtime:
 
     def reset(self) -> None:
         """Go back to the network that was shipped: parameters, statistics, momentum, window and counters."""
-        self.adapter.state = self.adapter.begin()
+        with self._turn:
+            self.adapter.state = self.adapter.begin()
+
+    @property
+    def learnt(self) -> object:
+        """A value that changes when something was learnt: an update, a new average, or images of a young one."""
+        adapter = self.adapter
+        young = 0 if adapter.settled else adapter.state.steps
+        return adapter.state.updates, adapter.state.stream.changes, young
+
+    def contents(self) -> Contents:
+        """All that was learnt, of one moment between two steps."""
+        with self._turn:
+            state = self.adapter.state  # never written in place
+        info = {"bundle": self.bundle.identity, "kind": STATE_KIND, "counters": state.counters()}
+        return Contents({name: np.ascontiguousarray(array) for name, array in state.arrays().items()}, info)
+
+    def restore(self, contents: Contents) -> None:
+        """Go on from `contents`.
+
+        Raises `BundleError` where they belong to another bundle, `ValueError` where they do not fit this network; the
+        runtime is then as it was.
+        """
+        if contents.info.get("kind") != STATE_KIND:
+            raise BundleError("the state is of an earlier edgetta, which this one cannot go on from")
+        if contents.info.get("bundle") != self.bundle.identity:
+            raise BundleError("the state belongs to another bundle; load it with the bundle that it was saved with")
+        with self._turn:
+            self.adapter.state = restored_state(contents.arrays, self.adapter.state, self.adapter.normaliser)
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
-        """Write all that was learnt to a file, atomically: a full disk or a crash leaves the file that was there.
+        """Write `contents` to a file, atomically: a full disk or a crash leaves the file that was there.
 
-        Raises `StorageError`.
+        `edgetta.state_files.StateFile` keeps the saves before it, too. Raises `StorageError`.
         """
-        owned = {name: np.ascontiguousarray(array) for name, array in self.adapter.state.arrays().items()}
-        info = {"version": _STATE_VERSION, "bundle": self.bundle.identity, "sha256": _digest(owned)}
-        atomic_write_bytes(path, save(owned, {_STATE_FORMAT: json.dumps(info)}))
+        atomic_write_bytes(path, encode(self.contents()))
 
     def load_state(self, path: str | os.PathLike[str]) -> None:
-        """Restore `save_state`. Raises `BundleError` when the file is damaged or belongs to another bundle;
-
-        the runtime is then as it was.
+        """Restore `save_state`. Raises `BundleError` when the file is damaged, does not fit, or belongs to another
+        bundle; the runtime is then as it was.
         """
-        file = Path(path)
-        info, arrays = _read_state(file)
-        if info.get("bundle") != self.bundle.identity:
-            raise BundleError(f"{file} belongs to another bundle; load it with the bundle that it was saved with")
         try:
-            self.adapter.state = restored_state(arrays, self.adapter.state, self.adapter.normaliser)
+            self.restore(read(Path(path)))
+        except StateError as error:
+            raise BundleError(f"{error}; delete it and start from the bundle") from error
         except ValueError as error:
-            raise BundleError(f"{file}: {error}; delete it and start from the bundle") from error
+            raise BundleError(f"{path}: {error}; delete it and start from the bundle") from error
 
     def _keeper(self, memory: StepPlan | None) -> Keeper:
         plan = self.plan
@@ -245,41 +268,3 @@ def _processor_engine(bundle: Bundle, engine_cache: str | os.PathLike[str] | Non
             f"name one of {', '.join(processor_engines())}, or leave the budget out"
         )
     return "auto" if "onnxruntime" in processor_engines() else "torch"
-
-
-def _read_state(file: Path) -> tuple[dict[str, Any], dict[str, Array]]:
-    """What a state file says of itself, and its arrays, checked against their digest."""
-    if not file.is_file():
-        raise BundleError(f"there is no state file {file}")
-    if file.stat().st_size > _MAX_STATE_BYTES:
-        raise BundleError(f"{file} is larger than any state file; check the path")
-    try:
-        with safe_open(file, "np") as opened:
-            info = json.loads((opened.metadata() or {})[_STATE_FORMAT])
-            arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        version = info["version"]
-        if type(version) is int and version > _STATE_VERSION:
-            raise BundleError(f"{file} was written by a newer edgetta; update this one")
-        if type(version) is int and version < _STATE_VERSION:
-            raise BundleError(
-                f"{file} was written by an edgetta whose state this one cannot use; move it away to start from the bundle"
-            )
-        if info["sha256"] != _digest(arrays):
-            raise ValueError("its SHA-256 differs")
-    except BundleError:
-        raise
-    except Exception as error:  # safetensors raises its own kind
-        raise BundleError(
-            f"{file} is not an edgetta state file or is damaged ({error}); delete it and start from the bundle"
-        ) from error
-    return info, arrays
-
-
-def _digest(arrays: Mapping[str, Array]) -> str:
-    """SHA-256 of names, shapes and values: a flipped bit in a weight would otherwise go unnoticed."""
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name} {array.shape} {array.dtype} ".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()

@@ -9,15 +9,21 @@ import re
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
 from edgetta.errors import EdgettaError
+from edgetta.process_lock import try_lock
 
 LONGEST_NAME = 255
 """Bytes in one file name on every file system in common use."""
+
+_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.tmp")
+_LEFT_SECONDS = 5
+"""A temporary file younger than this may be one that a process is about to lock."""
 
 _COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")
 _RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
@@ -57,6 +63,7 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
         raise storage_error(error, target) from error
     try:
         with os.fdopen(descriptor, "wb") as file:
+            try_lock(file.fileno())  # so that others can tell that it is being written, not left behind
             if permissions is not None and hasattr(os, "fchmod"):
                 os.fchmod(file.fileno(), permissions)
             write(cast(BinaryIO, file))
@@ -69,7 +76,7 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
         if isinstance(error, OSError):
             raise storage_error(error, target) from error
         raise
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
     return target
 
 
@@ -91,6 +98,36 @@ def atomic_write_json(path: str | os.PathLike[str], value: Any) -> Path:
         StorageError: as `atomic_write`.
     """
     return atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def remove_leftovers(folder: str | os.PathLike[str]) -> list[Path]:
+    """Remove what `atomic_write` of a killed process left in a folder: its own temporary files, that no process holds.
+
+    Returns what was removed; what cannot be looked at or removed is left alone.
+    """
+    removed: list[Path] = []
+    with suppress(OSError):
+        for path in sorted(Path(folder).iterdir()):
+            if _TEMPORARY.fullmatch(path.name) and _left_behind(path):
+                with suppress(OSError):
+                    path.unlink()
+                    removed.append(path)
+    return removed
+
+
+def _left_behind(path: Path) -> bool:
+    """Whether a temporary file is ours, plain, not of this very minute, and held by no process."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError:
+        return False
+    try:
+        status = os.fstat(descriptor)
+        ours = not hasattr(os, "getuid") or status.st_uid == os.getuid()
+        old = time.time() - status.st_mtime > _LEFT_SECONDS
+        return stat.S_ISREG(status.st_mode) and ours and old and try_lock(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def safe_name(name: str) -> PurePosixPath:
@@ -206,7 +243,7 @@ def _temporary_name(name: str) -> str:
     return f".{kept}.{secrets.token_hex(4)}.tmp"
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the rename itself last through a power cut, where the system has that notion."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))

@@ -8,11 +8,12 @@ is that of whole steps, and the rows of every step are written before the next o
 
 from __future__ import annotations
 
+import datetime
 import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,7 @@ class Summary:
     """What a stream came to; while it runs, what it has come to so far."""
 
     frames: int = 0  # predicted
+    resumed: int = 0  # passed over before these: they have rows already
     labelled: int = 0  # of these, how many had a label
     errors: int | None = None  # wrong predictions among the labelled; None where the source has no labels
     steps: int = 0  # batches
@@ -46,6 +48,7 @@ class Summary:
     refused: int = 0  # updates refused because something was not finite
     not_finite: int = 0  # frames whose logits were not finite
     skipped: int = 0  # frames that could not be used
+    dropped: int = 0  # frames of a live source that newer ones replaced before they were taken
     skipped_frames: Sequence[Skipped] = ()  # the first of them, with reasons
     classes: dict[int, int] = field(default_factory=dict)  # class index -> predictions
     kept_bytes: int = 0  # most that lay between the forward and the backward of an update
@@ -99,6 +102,7 @@ def run_stream(
     limit: int | None = None,
     label_of: Callable[[Frame], int | None] | None = None,
     summary: Summary | None = None,
+    resume: bool = False,
 ) -> Summary:
     """Predict and adapt, batch by batch, to the end of the source.
 
@@ -111,9 +115,11 @@ def run_stream(
         limit: end after so many frames.
         label_of: a frame's class, None where it has none; by default what the source's labels say.
         summary: filled as the stream goes and returned, so that it is at hand when the stream ends with an exception.
+        resume: pass over the stored frames that have a row in the writer's file already; a live source just goes on.
 
     Raises:
-        UsageError: `batch` or `limit` below 1, or a model that takes neither 3 channels nor 1.
+        UsageError: `batch` or `limit` below 1, a model that takes neither 3 channels nor 1, or rows to resume behind
+            that are not those of this source.
         SourceError, StorageError: from the source and the writer; the rows and steps before are whole.
     """
     if batch < 1:
@@ -129,8 +135,12 @@ def run_stream(
     names = runtime.bundle.classes
     label_of = _labels_of(source) if label_of is None else label_of
     begun = time.perf_counter()
-    frames = itertools.islice(source, limit)
+    delivered = iter(source)
+    first = 0 if writer is None else writer.next_index
     try:
+        if resume and writer is not None and source.length is not None:
+            summary.resumed = _pass_over(delivered, writer)
+        frames = itertools.islice(delivered, limit)
         while chosen := list(itertools.islice(frames, batch)):
             images = images_of(chosen, channels)
             with held():
@@ -141,7 +151,8 @@ def run_stream(
                 confidence, predicted = probabilities.max(1).tolist(), result.logits.argmax(1).tolist()
                 _count(summary, predicted, [label_of(frame) for frame in chosen], result)
                 if writer is not None:
-                    writer.write(_rows(summary.frames - len(chosen), chosen, predicted, confidence, result, names))
+                    at = first + summary.frames - len(chosen)
+                    writer.write(_rows(at, chosen, predicted, confidence, result, names))
             summary.seconds = time.perf_counter() - begun
             _count_skipped(summary, source)
             if on_batch is not None:
@@ -150,6 +161,25 @@ def run_stream(
         summary.seconds = time.perf_counter() - begun
         _count_skipped(summary, source)
     return summary
+
+
+def _pass_over(frames: Iterator[Frame], writer: PredictionWriter) -> int:
+    """Take the frames that have a row, and no more; how many they were."""
+    if writer.last_frame is None:
+        return 0
+    passed = list(deque(itertools.islice(frames, writer.next_index), maxlen=1))
+    if not passed or passed[0].name != writer.last_frame:
+        found = "the source ends before" if not passed else f"it is {passed[0].name!r} in the source"
+        raise UsageError(
+            f"row {writer.next_index - 1:,} is of {writer.last_frame!r}, and {found}: the rows are not of this "
+            "source; use --append, or another file"
+        )
+    return writer.next_index
+
+
+def _now() -> str:
+    """ISO 8601, UTC, to the millisecond."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _labels_of(source: Source) -> Callable[[Frame], int | None]:
@@ -180,6 +210,7 @@ def _count(summary: Summary, predicted: Sequence[int], labels: Sequence[int | No
 
 def _count_skipped(summary: Summary, source: Source) -> None:
     summary.skipped = source.skipped_count
+    summary.dropped = getattr(source, "dropped", 0)
     summary.skipped_frames = source.skipped
 
 
@@ -191,7 +222,7 @@ def _rows(
     result: StepResult,
     names: Sequence[str] | None,
 ) -> Iterable[Prediction]:
-    entropies = result.entropy.tolist()
+    entropies, now = result.entropy.tolist(), _now()
     for i, frame in enumerate(frames):
         name = predicted[i] if names is None else names[predicted[i]]
-        yield Prediction(first + i, frame.name, name, confidence[i], entropies[i], result.adapted)
+        yield Prediction(first + i, frame.name, name, confidence[i], entropies[i], result.adapted, now)

@@ -194,6 +194,7 @@ RULES["aten.silu.default"] = _unary("Silu")
 RULES["aten.sigmoid.default"] = _unary("Sigmoid")
 RULES["aten.tanh.default"] = _unary("Tanh")
 RULES["aten.exp.default"] = _unary("Exp")
+RULES["aten.log.default"] = _unary("Log")
 RULES["aten.sqrt.default"] = _unary("Sqrt")
 RULES["aten.reciprocal.default"] = _unary("Reciprocal")
 RULES["aten.neg.default"] = _unary("Neg")
@@ -241,6 +242,12 @@ def leaky_relu(lower: Lowering, fake: Any, x: Activation, slope: float = 0.01) -
 @rule("aten._softmax.default", "aten.softmax.int")
 def softmax(lower: Lowering, fake: Any, x: Activation, axis: int, *_: Any) -> str:
     return lower.emit("Softmax", x, axis=axis % lower.rank(x))
+
+
+@rule("aten._log_softmax.default", "aten.log_softmax.int")
+def log_softmax(lower: Lowering, fake: Any, x: Activation, axis: int, *_: Any) -> str:
+    """At the end of a network it is left out (`trace`), which is where it stands."""
+    return lower.emit("Log", softmax(lower, fake, x, axis))
 
 
 @rule("aten.scaled_dot_product_attention.default")

@@ -261,7 +261,7 @@ def _listed_files(target: Path) -> set[str] | None:
             with zipfile.ZipFile(target) as archive:
                 raw = archive.read(MANIFEST)
         data = json.loads(raw)
-        return {*data["files"], MANIFEST} if data["format"] == FORMAT else None
+        return {*data["files"], MANIFEST, SIGNATURE} if data["format"] == FORMAT else None
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return None
 

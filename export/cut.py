@@ -86,8 +86,9 @@ def legal_cuts(trace: Trace) -> dict[str, str]:
 def automatic_cuts(trace: Trace, parts: int) -> tuple[str, ...]:
     """Cuts that give each part about the same number of activation elements, so that shallow layers are cut finer.
 
-    Parts end where blocks end or, in a network without blocks, behind activations. Raises `UsageError` when there are
-    fewer such places than `parts`.
+    Parts end where blocks end or, in a network without blocks, behind activations, and so that a meta-network can
+    stand beside each (`stride_of`): where an unpadded layer changes the size of the maps, the stem reaches further, or
+    the classifier begins earlier. Raises `UsageError` when there are fewer such places than `parts`.
     """
     graph = trace.graph
     position = {node.output: i for i, node in enumerate(graph.nodes)}
@@ -99,32 +100,61 @@ def automatic_cuts(trace: Trace, parts: int) -> tuple[str, ...]:
             "for; ask for fewer parts, or name the cuts"
         )
     cost = [
-        sum(graph.values[node.output].elements(1) for node in graph.nodes[position[a] + 1 : position[b] + 1])
+        float(sum(graph.values[node.output].elements(1) for node in graph.nodes[position[a] + 1 : position[b] + 1]))
         for (_, a), (_, b) in itertools.pairwise(places)
     ]
-    return places[0][0], *(places[end + 1][0] for end in _balanced(cost, parts))
+    shapes = [graph.values[value].shape for _, value in places]
+
+    def fits(begin: int, end: int) -> bool:
+        return stride_of(shapes[begin], shapes[end]) is not None
+
+    chosen = _balanced(cost, parts, fits)
+    if chosen is None:
+        raise UsageError(
+            f"no {parts} parts in a row of this model keep the size of their maps or divide it evenly, which a "
+            "meta-network beside them needs; ask for fewer parts, or another input size"
+        )
+    return tuple(places[place][0] for place in chosen)
 
 
-def _balanced(cost: Sequence[float], parts: int) -> list[int]:
-    """Indices of the last block of each part: contiguous groups with the smallest sum of squared costs."""
+def stride_of(source: Sequence[int], target: Sequence[int]) -> int | None:
+    """The stride of a meta-network beside a part from one shape to another (batch first); None where none can stand.
+
+    1 for sequences of tokens (N, T, C) of one length; for maps (N, C, H, W) what divides both sides, rounded up.
+    """
+    if len(source) == len(target) == 3:
+        return 1 if source[1] == target[1] else None
+    if len(source) != 4 or len(target) != 4:
+        return None
+    stride = -(-source[2] // target[2])
+    return stride if all(-(-source[axis] // stride) == target[axis] for axis in (2, 3)) else None
+
+
+def _balanced(cost: Sequence[float], parts: int, fits: Callable[[int, int], bool]) -> list[int] | None:
+    """Places where the stem and each part end: groups of blocks that fit, with the smallest sum of squared costs.
+
+    As few as possible are left out, to the stem at the front and to the classifier at the end.
+    """
     count = len(cost)
-    prefix = [0.0]
-    for value in cost:
-        prefix.append(prefix[-1] + value)
-    best = {(0, 0): (0.0, -1)}
+    prefix = [0.0, *itertools.accumulate(cost)]
+    # (parts, place) -> what was left out, the sum of squares, and the place before
+    best: dict[tuple[int, int], tuple[float, float, int]] = {(0, i): (prefix[i], 0.0, -1) for i in range(count + 1)}
     for part in range(1, parts + 1):
         for end in range(part, count + 1):
-            options = [
-                (best[part - 1, begin][0] + (prefix[end] - prefix[begin]) ** 2, begin)
-                for begin in range(part - 1, end)
-                if (part - 1, begin) in best
-            ]
-            best[part, end] = min(options)
-    ends, end = [], count
+            options = []
+            for begin in range(part - 1, end):
+                if (part - 1, begin) in best and fits(begin, end):
+                    left_out, squares, _ = best[part - 1, begin]
+                    options.append((left_out, squares + (prefix[end] - prefix[begin]) ** 2, begin))
+            if options:
+                best[part, end] = min(options)
+    ends = [(best[n, i][0] + prefix[-1] - prefix[i], best[n, i][1], -i) for n, i in best if n == parts]
+    if not ends:
+        return None
+    places = [-min(ends)[2]]
     for part in range(parts, 0, -1):
-        ends.append(end - 1)
-        end = best[part, end][1]
-    return ends[::-1]
+        places.append(best[part, places[-1]][2])
+    return places[::-1]
 
 
 def _is_feature(graph: Graph, value: str) -> bool:

@@ -13,7 +13,7 @@ from edgetta.adaptation.meta_network import Initialisation, MetaSpec
 from edgetta.adaptation.model import AdaptableModel
 from edgetta.errors import UsageError
 from edgetta.export.batch_norm import Adapt, fold, settle
-from edgetta.export.cut import CutModel, cut
+from edgetta.export.cut import CutModel, cut, stride_of
 from edgetta.export.differentiate import differentiate
 from edgetta.export.programs import derive_programs
 from edgetta.export.quantise import Ranges, quantise
@@ -91,15 +91,15 @@ def _meta_specs(
         kernel = 3 if wide <= _WIDE_KERNEL_SHARE * weights else 1
     specs = []
     for k, (source, target) in enumerate(shapes, 1):
-        if len(source) == 3 and len(target) == 3 and source[1] == target[1]:
-            specs.append(MetaSpec(source[2], target[2], 1, 1, True, initialisation, normalised))
-            continue
-        stride = -(-source[2] // target[2]) if len(source) == len(target) == 4 else 0
-        if not stride or any(-(-source[axis] // stride) != target[axis] for axis in (2, 3)):
+        stride = stride_of(source, target)
+        if stride is None:
             raise UsageError(
                 f"part {k} turns {source[1:]} into {target[1:]}, which no meta-network can stand beside; "
                 "cut between feature maps (C, H, W) or token sequences (T, C) of the same length"
             )
+        if len(source) == 3:
+            specs.append(MetaSpec(source[2], target[2], 1, 1, True, initialisation, normalised))
+            continue
         specs.append(MetaSpec(source[1], target[1], kernel, stride, False, initialisation, normalised))
     return specs
 
@@ -108,4 +108,6 @@ def _classes(pieces: CutModel) -> int:
     shape = pieces.classifier.values[pieces.classifier.outputs[0]].shape
     if len(shape) != 2:
         raise UsageError(f"the model returns shape {shape}; a classifier returns (batch, classes)")
+    if shape[1] < 2:
+        raise UsageError("the model returns one number per image; a classifier has at least 2 classes")
     return shape[1]

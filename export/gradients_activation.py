@@ -123,6 +123,11 @@ def exp(d: Derivation, node: Node, gradient: str) -> list[str | None]:
     return [d.backward.emit("Mul", gradient, d.save(node.output, "float"))]
 
 
+@rule("Log")
+def log(d: Derivation, node: Node, gradient: str) -> list[str | None]:
+    return [d.backward.emit("Div", gradient, d.save(node.inputs[0], "float"))]
+
+
 @rule("Sqrt")
 def sqrt(d: Derivation, node: Node, gradient: str) -> list[str | None]:
     half = d.backward.emit("Mul", gradient, d.backward.scalar(0.5))

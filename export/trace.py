@@ -7,6 +7,7 @@ must be in eval mode: statistics become constants, and a BatchNorm policy decide
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from edgetta.export import aten, aten_pooling, aten_shapes  # noqa: F401 (they r
 from edgetta.export.lowering import RULES, Lowering
 from edgetta.export.regions import has_regions, put_in_line
 from edgetta.models.exported import quiet_export
+from edgetta.models.wrappers import in_float32, unwrapped
 from edgetta.segments.graph import BATCH, Graph, Node
 
 _EXAMPLE_BATCH = 4  # batches of 0 and 1 would be specialised
@@ -33,7 +35,8 @@ class TraceError(EdgettaError):
 class Trace:
     """A whole model as one graph.
 
-    `graph` takes images (N, C, H, W) and gives logits (N, classes). `module_outputs` maps a module's path, as in
+    `graph` takes images (N, C, H, W) and gives logits (N, classes): a softmax at its end, or its logarithm, is left
+    out, because logits differ from it by a constant that no softmax sees. `module_outputs` maps a module's path, as in
     `named_modules()`, to the value that it returns.
     """
 
@@ -44,6 +47,7 @@ class Trace:
 def trace(model: nn.Module | torch.export.ExportedProgram, input_shape: tuple[int, int, int]) -> Trace:
     """Trace `model` for images of `input_shape` (C, H, W) and any batch size.
 
+    Wrappers (DataParallel, torch.compile) are taken off, and other floating types are taken as float32.
     Raises `UsageError` when the model is in training mode, `TraceError` when it cannot be traced or uses an operator
     that edgetta does not know.
     """
@@ -77,7 +81,7 @@ def trace(model: nn.Module | torch.export.ExportedProgram, input_shape: tuple[in
     if not isinstance(output, str):
         raise TraceError("the model's output does not depend on its input")
     module_outputs.pop("", None)
-    graph, renamed = _without_idle_detaches(lowering.builder.graph([output]))
+    graph, renamed = _without_idle_detaches(lowering.builder.graph([_logits(lowering, output)]))
     module_outputs = {path: renamed.get(value, value) for path, value in module_outputs.items()}
     return Trace(graph, {path: value for path, value in module_outputs.items() if value in graph.values})
 
@@ -104,6 +108,19 @@ def _walk(
     return outputs
 
 
+def _logits(lowering: Lowering, output: str) -> str:
+    """What goes into a softmax over classes at the very end, be it alone, clipped, or under a logarithm."""
+    producers = {node.output: node for node in lowering.builder.nodes}
+    name = output
+    for op in ("Log", "Clip", "Softmax"):
+        node = producers.get(name)
+        if node is not None and node.op == op:
+            name = node.inputs[0]
+            if op == "Softmax":
+                return name if len(lowering.builder.shape(name)) == 2 else output
+    return output
+
+
 def _without_idle_detaches(graph: Graph) -> tuple[Graph, dict[str, str]]:
     """Drop each `Detach` through which everything passes: it would leave no gradient at all. Old names -> new ones."""
     last_use = {name: i for i, node in enumerate(graph.nodes) for name in node.inputs}
@@ -126,11 +143,15 @@ def _export(model: nn.Module, input_shape: tuple[int, int, int]) -> torch.export
     training = [name or "the model" for name, module in model.named_modules() if module.training]
     if training:
         raise UsageError(f"{training[0]} is in training mode; call model.eval() before exporting")
+    model, _ = in_float32(unwrapped(model), own=False)
     example = torch.zeros(_EXAMPLE_BATCH, *input_shape)
-    batch = torch.export.Dim("batch", min=1, max=65536)
+    images: Any = {0: torch.export.Dim("batch", min=1, max=65536)}
+    first = next(iter(inspect.signature(model.forward).parameters.values()), None)
+    if first is not None and first.kind is first.VAR_POSITIONAL:  # forward(*x)
+        images = (images,)
     try:
         with quiet_export():
-            return torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
+            return torch.export.export(model, (example,), dynamic_shapes=(images,))
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TraceError(f"torch.export cannot trace the model at input {input_shape}: {reason}") from error

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from edgetta.interruption import Terminated, held, termination_raises
+from edgetta.interruption import ENDING, Terminated, held, termination_raises
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
@@ -102,6 +102,30 @@ def test_in_another_thread_the_block_simply_runs() -> None:
     thread.start()
     thread.join()
     assert done == ["ran"]
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_every_signal_that_would_end_the_process_waits_too(number: int) -> None:
+    before = signal.getsignal(number)
+    signal.signal(number, signal.SIG_DFL)
+    try:
+        with pytest.raises(Terminated) as caught, termination_raises(), held():
+            signal.raise_signal(number)
+        assert caught.value.number == number and signal.getsignal(number) is signal.SIG_DFL
+        name = signal.Signals(number).name
+        assert caught.value.told == ("terminated" if name == "SIGTERM" else f"ended by {name}")
+    finally:
+        signal.signal(number, before)
+
+
+def test_nohup_is_respected() -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with termination_raises(), held():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_every_verb_ends_with_143_on_sigterm() -> None:

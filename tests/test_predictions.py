@@ -39,6 +39,7 @@ def test_json_lines(tmp_path: Path) -> None:
         "confidence": 0.987654,
         "entropy": 0.05,
         "adapted": True,
+        "time": "",
     }
     assert rows[1]["class"] == 7 and rows[1]["adapted"] is False and rows[1]["frame"] == 'comma, "quote".png'
     assert tuple(rows[0]) == COLUMNS
@@ -57,6 +58,7 @@ def test_csv(tmp_path: Path) -> None:
         "confidence": "0.987654",
         "entropy": "0.05",
         "adapted": "true",
+        "time": "",
     }
     assert rows[1]["frame"] == 'comma, "quote".png' and rows[1]["adapted"] == "false"
 
@@ -67,9 +69,9 @@ def test_numpy_values_and_values_that_are_not_finite(tmp_path: Path) -> None:
         with open_writer(tmp_path / name) as writer:
             writer.write([odd])
     assert rows_of(tmp_path / "out.jsonl") == [
-        {"index": 3, "frame": "x", "class": 2, "confidence": None, "entropy": None, "adapted": True}
+        {"index": 3, "frame": "x", "class": 2, "confidence": None, "entropy": None, "adapted": True, "time": ""}
     ]
-    assert (tmp_path / "out.csv").read_text().splitlines()[1] == "3,x,2,,,true"
+    assert (tmp_path / "out.csv").read_text().splitlines()[1] == "3,x,2,,,true,"
 
 
 def test_names_in_any_script_and_names_that_are_no_unicode(tmp_path: Path) -> None:
@@ -199,3 +201,71 @@ def test_an_interrupted_batch_leaves_whole_rows(tmp_path: Path, monkeypatch: pyt
     writer.write(ROWS)
     writer.close()
     assert [row["index"] for row in rows_of(tmp_path / "out.jsonl")] == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv"])
+def test_rows_go_on_behind_those_that_are_there(tmp_path: Path, name: str) -> None:
+    target = tmp_path / name
+    for number in range(3):
+        with open_writer(target, append=True) as writer:
+            assert writer.next_index == 2 * number and writer.last_frame == (None if not number else "=b.png")
+            rows = [Prediction(writer.next_index + i, f"{'=' * i}{'ab'[i]}.png", 0, 1.0, 0.0, False) for i in range(2)]
+            writer.write(rows)
+        with target.open("ab") as file:
+            file.write(b'{"index": 7, "fra' if name == "out.jsonl" else b"7,half")  # killed in the middle of a row
+    with open_writer(target, append=True) as writer:
+        assert writer.next_index == 6
+    text = target.read_text()
+    assert text.count("\n") == (6 if name == "out.jsonl" else 7) and text.count("confidence") == (
+        6 if name == "out.jsonl" else 1
+    )
+    assert text.endswith("\n") and "half" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("out.jsonl", b"precious\n"),
+        ("out.jsonl", b'{"index": 1}\n'),
+        ("out.jsonl", b"x" * 100_000),
+        ("out.csv", b"a,b,c\n1,2,3\n"),
+        ("out.csv", b"index,frame,class,confidence,entropy,adapted\n0,a,b,1,0,true\n"),
+    ],
+)
+def test_what_is_no_file_of_predictions_is_not_appended_to(tmp_path: Path, name: str, content: bytes) -> None:
+    target = tmp_path / name
+    target.write_bytes(content)
+    with pytest.raises(UsageError, match="does not end with a row of predictions"):
+        open_writer(target, append=True)
+    assert target.read_bytes() == content
+
+
+def test_appending_to_what_is_empty_or_begun(tmp_path: Path) -> None:
+    (tmp_path / "empty.csv").write_bytes(b"")
+    for name in ("empty.csv", "new.csv", "new.csv"):
+        with open_writer(tmp_path / name, append=True) as writer:
+            assert writer.next_index == 0 and writer.last_frame is None
+        assert (tmp_path / name).read_text() == ",".join(COLUMNS) + "\n"
+
+
+def test_cells_are_no_formulas(tmp_path: Path) -> None:
+    cells = ['=HYPERLINK("http://evil")', "+1", "-1", "@SUM(A1)", "\tx", "a=b"]
+    with open_writer(tmp_path / "out.csv") as writer:
+        writer.write(Prediction(i, cell, cell, 1.0, 0.0, False) for i, cell in enumerate(cells))
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for cell, row in zip(cells, rows, strict=True):
+        assert row["frame"] == row["class"] == (cell if cell == "a=b" else f"'{cell}")
+    with open_writer(tmp_path / "out.jsonl") as writer:
+        writer.write(Prediction(i, cell, cell, 1.0, 0.0, False) for i, cell in enumerate(cells))
+    assert [row["class"] for row in rows_of(tmp_path / "out.jsonl")] == cells
+
+
+def test_a_standard_output_that_was_closed_is_a_reader_that_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    closed = io.TextIOWrapper(io.BytesIO())
+    closed.close()
+    monkeypatch.setattr(sys, "stdout", closed)
+    with pytest.raises(BrokenPipeError):
+        open_writer("-").write(ROWS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 import edgetta
@@ -19,6 +19,7 @@ from edgetta.adaptation.config import AdaptConfig
 from edgetta.bundle import read_bundle, source_program
 from edgetta.errors import BundleError, UsageError
 from edgetta.runtime import Runtime, load
+from edgetta.state_files.contents import Contents, encode, read
 from edgetta.storage import StorageError
 from tests.small_bundle import ENGINES, whole_bundle, write_small
 
@@ -176,30 +177,16 @@ def test_a_state_of_another_bundle(tmp_path: Path) -> None:
         adapting.load_state(tmp_path / "state")
 
 
-def _rewritten(change: Callable[[dict[str, Tensor], dict[str, Any]], object]) -> Callable[[Path], None]:
-    """A state file whose tensors and description were changed by a program that knows the format."""
+def _changed(change: Callable[[dict[str, Any], dict[str, Any]], object]) -> Callable[[Path], None]:
+    """A state file whose arrays and facts were changed by a program that knows the format."""
 
     def damage(path: Path) -> None:
-        from safetensors import safe_open
-
-        from edgetta.runtime import _digest
-
-        with safe_open(path, "pt") as file:
-            info = json.loads(file.metadata()["edgetta.state"])
-        tensors = load_file(path)
-        change(tensors, info)
-        info.setdefault("sha256", _digest(tensors))
-        save_file(tensors, path, {"edgetta.state": json.dumps(info)})
+        contents = read(path)
+        arrays, info = dict(contents.arrays), dict(contents.info)
+        change(arrays, info)
+        path.write_bytes(encode(Contents(arrays, info)))
 
     return damage
-
-
-def _resealed(change: Callable[[dict[str, Tensor], dict[str, Any]], object]) -> Callable[[Path], None]:
-    def both(tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
-        change(tensors, info)
-        del info["sha256"]
-
-    return _rewritten(both)
 
 
 def _flip(place: int) -> Callable[[Path], None]:
@@ -213,43 +200,46 @@ def _flip(place: int) -> Callable[[Path], None]:
     return damage
 
 
-def _first(tensors: dict[str, Tensor], prefix: str) -> str:
-    return min(name for name in tensors if name.startswith(prefix))
+def _first(arrays: dict[str, Any], prefix: str) -> str:
+    return min(name for name in arrays if name.startswith(prefix))
+
+
+def _fill(arrays: dict[str, Any], prefix: str, value: float) -> None:
+    """Give all arrays of that prefix one value."""
+    for name in [name for name in arrays if name.startswith(prefix)]:
+        arrays[name] = np.full_like(arrays[name], value)
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda path: path.unlink(), "there is no state file"),
-        (lambda path: path.write_bytes(b""), "is not an edgetta state file or is damaged"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-40]), "is damaged"),
-        (lambda path: path.write_bytes(b"\x00" * 200), "is damaged"),
-        (lambda path: save_file({"x": torch.zeros(1)}, path), "is not an edgetta state file"),
-        (_flip(-1), "is damaged"),
-        (_flip(-5000), "is damaged"),
-        (_flip(3), "is damaged"),
-        (_rewritten(lambda tensors, info: info.update(version=2)), "was written by a newer edgetta; update this one"),
-        (_rewritten(lambda tensors, info: info.pop("counters")), "is damaged"),
-        (_rewritten(lambda tensors, info: info.update(counters={"steps": "many"})), "is damaged"),
+        (lambda path: path.write_bytes(b""), "is not a state file that can be used"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-40]), "does not lie where the file says"),
+        (lambda path: save_file({"x": torch.zeros(1)}, path), "it is no state of edgetta"),
+        (_flip(-1), r"\(its SHA-256 differs\)"),
+        (_flip(3), "cut short"),
+        (_changed(lambda arrays, info: info.pop("counters")), "its counters are no numbers"),
+        (_changed(lambda arrays, info: info.update(counters={"steps": "many"})), "its counters are no numbers"),
+        (_changed(lambda arrays, info: info.update(counters={"steps": -1})), "its counters are no numbers"),
         (
-            _rewritten(lambda tensors, info: tensors[_first(tensors, "network.")].add_(1)),
-            r"is damaged \(its SHA-256 differs\)",
+            _changed(lambda arrays, info: _fill(arrays, "network.", float("nan"))),
+            "holds values that are not finite .*; delete it and start from the bundle",
         ),
+        (_changed(lambda arrays, info: _fill(arrays, "network.metas.0.norm_w", 1e20)), "beyond any that a network"),
+        (_changed(lambda arrays, info: _fill(arrays, "momentum.", 1e20)), "beyond any that a network"),
+        (_changed(lambda arrays, info: _fill(arrays, "network.part1.state", -1.0)), "a variance below 0"),
         (
-            _resealed(lambda tensors, info: tensors[_first(tensors, "network.")].fill_(float("nan"))),
-            "holds values that are not finite; delete it",
-        ),
-        (
-            _resealed(lambda tensors, info: tensors.pop(_first(tensors, "network."))),
+            _changed(lambda arrays, info: arrays.pop(_first(arrays, "network."))),
             "the state does not belong to this network",
         ),
         (
-            _resealed(lambda tensors, info: tensors.update({_first(tensors, "network."): torch.zeros(9)})),
+            _changed(lambda arrays, info: arrays.update({_first(arrays, "network."): np.zeros(9, np.float32)})),
             r"has shape \(9,\)",
         ),
-        (_resealed(lambda tensors, info: tensors.update({"momentum.999": torch.zeros(1)})), "belongs to no parameter"),
-        (_resealed(lambda tensors, info: tensors.update({"momentum.x": torch.zeros(1)})), "belongs to no parameter"),
-        (_resealed(lambda tensors, info: tensors.update({"momentum.0": torch.zeros(1)})), "has another shape"),
+        (_changed(lambda arrays, info: arrays.update({"momentum.999": np.zeros(1)})), "belongs to no parameter"),
+        (_changed(lambda arrays, info: arrays.update({"momentum.x": np.zeros(1)})), "belongs to no parameter"),
+        (_changed(lambda arrays, info: arrays.update({"momentum.0": np.zeros(1)})), "has another shape"),
     ],
 )
 def test_a_damaged_state_is_refused_and_changes_nothing(
@@ -267,6 +257,26 @@ def test_a_damaged_state_is_refused_and_changes_nothing(
         adapting.load_state(file)
     assert str(file) in str(caught.value)
     assert same(before, everything(adapting))
+
+
+def test_a_save_beside_the_steps_of_another_thread_is_of_one_moment(tmp_path: Path) -> None:
+    """What is saved is what some number of whole steps leads to."""
+    batches = [images(8, seed) for seed in range(12)]
+    straight = runtime()
+    whole = [encode(straight.contents())]
+    for batch in batches:
+        straight(batch)
+        whole.append(encode(straight.contents()))
+    stepped = runtime()
+    thread = threading.Thread(target=lambda: [stepped(batch) for batch in batches])
+    thread.start()
+    saves = []
+    while thread.is_alive():
+        saves.append(encode(stepped.contents()))
+    thread.join()
+    saves.append(encode(stepped.contents()))
+    assert all(save in whole for save in saves) and saves[-1] == whole[-1]
+    assert [whole.index(save) for save in saves] == sorted(whole.index(save) for save in saves)
 
 
 def test_a_state_that_cannot_be_written_leaves_the_earlier_one(

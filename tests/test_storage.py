@@ -8,12 +8,14 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 
 from edgetta.errors import EdgettaError
+from edgetta.process_lock import try_lock
 from edgetta.storage import (
     StorageError,
     atomic_write,
@@ -21,6 +23,7 @@ from edgetta.storage import (
     atomic_write_json,
     atomic_write_text,
     inside,
+    remove_leftovers,
     safe_name,
 )
 
@@ -231,3 +234,40 @@ def test_inside_refuses_links(tmp_path: Path) -> None:
     assert inside(tmp_path / "bundle", "manifest.json") == tmp_path / "bundle" / "manifest.json"
     with pytest.raises(StorageError, match="symbolic link"):
         inside(tmp_path / "bundle", "segments/00.onnx")
+
+
+def test_leftovers_of_killed_processes(tmp_path: Path) -> None:
+    """Only our own, only plain files, only what no process holds, and nothing of this very minute."""
+    old = time.time() - 3600
+    names = {
+        ".state.0123abcd.tmp": "goes",
+        "..0123abcd.tmp": "goes",
+        ".state.0123abcd.tmp.more": "stays",
+        "state.0123abcd.tmp": "stays",
+        ".state.0123ABCD.tmp": "stays",
+    }
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+        os.utime(tmp_path / name, (old, old))
+    (tmp_path / ".young.0123abcd.tmp").write_bytes(b"x")
+    (tmp_path / ".folder.0123abcd.tmp").mkdir()
+    (tmp_path / ".link.0123abcd.tmp").symlink_to(tmp_path / "state.0123abcd.tmp")
+    held = tmp_path / ".held.0123abcd.tmp"
+    with held.open("wb") as file:
+        os.utime(held, (old, old))
+        assert try_lock(file.fileno())
+        gone = remove_leftovers(tmp_path)
+    assert sorted(path.name for path in gone) == sorted(name for name, fate in names.items() if fate == "goes")
+    assert held.exists() and len(list(tmp_path.iterdir())) == 7
+    assert remove_leftovers(tmp_path) == [held]
+    assert remove_leftovers(tmp_path / "missing") == []
+
+
+def test_a_file_that_is_being_written_is_no_leftover(tmp_path: Path) -> None:
+    def write(file: BinaryIO) -> None:
+        (temporary,) = tmp_path.glob(".*.tmp")
+        os.utime(temporary, (0, 0))
+        assert remove_leftovers(tmp_path) == []
+        file.write(b"whole")
+
+    assert atomic_write(tmp_path / "state", write).read_bytes() == b"whole"

@@ -15,17 +15,28 @@ import weakref
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from edgetta.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, FileEntry, Manifest, parse_manifest
 from edgetta.errors import BundleError
+from edgetta.process_lock import try_lock
+from edgetta.signature import MAX_BYTES as MAX_SIGNATURE_BYTES
+from edgetta.signature import SIGNATURE
 from edgetta.storage import StorageError, inside, safe_name, storage_error
+
+if TYPE_CHECKING:
+    from edgetta.signature import Verifier
 
 MAX_ENTRIES = 20_000  # files and folders that may lie in a bundle, listed or not
 MAX_RATIO = 200  # extracted bytes per byte of zip; above MIN_LIMITED only
 MIN_LIMITED = 64 << 20
+ALIVE = ".alive"
+"""In an extracted folder: locked as long as its process lives."""
+
+_PREFIX = "edgetta-bundle-"
 _CHUNK = 1 << 20
 _READ = os.O_RDONLY
 for _flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY", "O_CLOEXEC"):  # each exists on some systems only
@@ -41,6 +52,8 @@ class BundleFiles:
                (an extracted folder is removed when this object goes, or when Python ends)
     unlisted   names that lie in the bundle and are not part of it (nothing reads them)
     extracted  whether the folder is a temporary one
+    raw        the bytes of the manifest
+    signatures the bytes of `manifest.sig`, None where the bundle is not signed
     """
 
     path: Path
@@ -48,6 +61,8 @@ class BundleFiles:
     manifest: Manifest
     unlisted: tuple[str, ...] = ()
     extracted: bool = False
+    raw: bytes = b""
+    signatures: bytes | None = None
 
     def read(self, name: str) -> bytearray:
         """The content of a listed file, in memory of this process, and checked there: what is used is what was hashed,
@@ -72,13 +87,16 @@ class BundleFiles:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def open_bundle(path: Path) -> BundleFiles:
-    """Find, check and, for a zip, extract a bundle. Raises `BundleError` for everything that is wrong with it."""
+def open_bundle(path: Path, signed_by: Verifier | None = None) -> BundleFiles:
+    """Find, check and, for a zip, extract a bundle. Raises `BundleError` for everything that is wrong with it.
+
+    signed_by   a key whose signature is required; it is checked before anything in the manifest is looked at
+    """
     try:
         if path.is_dir():
-            return _open_folder(path)
+            return _open_folder(path, signed_by)
         if path.is_file():
-            return _open_zip(path)
+            return _open_zip(path, signed_by)
     except OSError as error:
         raise BundleError(
             f"cannot read bundle {path}: {error.strerror or error}; check the path and the disk"
@@ -87,12 +105,19 @@ def open_bundle(path: Path) -> BundleFiles:
     raise BundleError(f"bundle {path} {kind}; give the folder or zip that `edgetta export` wrote")
 
 
-def _open_folder(path: Path) -> BundleFiles:
+def _open_folder(path: Path, signed_by: Verifier | None) -> BundleFiles:
     folder = path.resolve()
     if not (folder / MANIFEST).exists() and not (folder / MANIFEST).is_symlink():
         raise BundleError(f"{path} is no bundle: it has no {MANIFEST}; give what `edgetta export` wrote")
     with _open(folder, MANIFEST, path) as file:
-        manifest = parse_manifest(_limited(file, MAX_MANIFEST_BYTES, MANIFEST, path), path)
+        raw = _limited(file, MAX_MANIFEST_BYTES, MANIFEST, path)
+    signatures = None
+    if (folder / SIGNATURE).exists():
+        with _open(folder, SIGNATURE, path) as file:
+            signatures = _limited(file, MAX_SIGNATURE_BYTES, SIGNATURE, path)
+    if signed_by is not None:
+        signed_by.check(raw, signatures, path)
+    manifest = parse_manifest(raw, path)
     present = set(_walk(folder, path))
     for name, entry in manifest.files.items():
         if name not in present:
@@ -102,11 +127,11 @@ def _open_folder(path: Path) -> BundleFiles:
             if size != entry.size:
                 raise _wrong_size(name, size, entry, path)
             _verify(file, name, entry, path)
-    unlisted = tuple(sorted(present - {MANIFEST, *manifest.files}))
-    return BundleFiles(path, folder, manifest, unlisted)
+    unlisted = tuple(sorted(present - {MANIFEST, SIGNATURE, *manifest.files}))
+    return BundleFiles(path, folder, manifest, unlisted, raw=raw, signatures=signatures)
 
 
-def _open_zip(path: Path) -> BundleFiles:
+def _open_zip(path: Path, signed_by: Verifier | None) -> BundleFiles:
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
@@ -119,13 +144,21 @@ def _open_zip(path: Path) -> BundleFiles:
                 raise BundleError(f"{path} is no bundle, or is cut short: it has no {MANIFEST}; {_AGAIN}")
             with archive.open(members[MANIFEST]) as file:
                 raw = _limited(file, MAX_MANIFEST_BYTES, MANIFEST, path)
+            signatures = None
+            if SIGNATURE in members:
+                with archive.open(members[SIGNATURE]) as file:
+                    signatures = _limited(file, MAX_SIGNATURE_BYTES, SIGNATURE, path)
+            if signed_by is not None:
+                signed_by.check(raw, signatures, path)
             manifest = parse_manifest(raw, path)
             total = sum(entry.size for entry in manifest.files.values())
             if total > max(MIN_LIMITED, MAX_RATIO * path.stat().st_size):
                 raise BundleError(f"{path} would grow to {total} bytes when extracted, as no bundle does; {_AGAIN}")
-            folder = _temporary_folder()
+            folder, lock = _temporary_folder()
             extracted.append(folder)
             (folder / MANIFEST).write_bytes(raw)  # so that the folder is a bundle itself
+            if signatures is not None:
+                (folder / SIGNATURE).write_bytes(signatures)
             for name, entry in manifest.files.items():
                 if name not in members:
                     raise BundleError(f"{name} is missing from bundle {path}; {_AGAIN}")
@@ -139,9 +172,9 @@ def _open_zip(path: Path) -> BundleFiles:
     except BaseException:
         _discard(extracted)
         raise
-    unlisted = tuple(sorted(set(members) - {MANIFEST, *manifest.files}))
-    files = BundleFiles(path, folder, manifest, unlisted, extracted=True)
-    weakref.finalize(files, shutil.rmtree, folder, ignore_errors=True)
+    unlisted = tuple(sorted(set(members) - {MANIFEST, SIGNATURE, *manifest.files}))
+    files = BundleFiles(path, folder, manifest, unlisted, True, raw, signatures)
+    weakref.finalize(files, _remove, folder, lock)
     return files
 
 
@@ -253,11 +286,47 @@ def _walk(folder: Path, path: Path) -> Iterator[str]:
                     raise BundleError(f"{name} in bundle {path} is not a regular file; remove it")
 
 
-def _temporary_folder() -> Path:
+def remove_extracted(root: Path | None = None) -> list[Path]:
+    """Remove folders that killed processes extracted zips to, below the folder for temporary files. Returns which.
+
+    A folder is one of a living process where a lock on its file `ALIVE` is held; those without one are left alone.
+    """
+    removed: list[Path] = []
+    with suppress(OSError):
+        for folder in sorted((root or Path(tempfile.gettempdir())).glob(f"{_PREFIX}*")):
+            with suppress(OSError):
+                if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+                    continue
+                lock = os.open(folder / ALIVE, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+                try:
+                    dead = try_lock(lock)
+                finally:
+                    os.close(lock)
+                if dead:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    removed.append(folder)
+    return removed
+
+
+def _temporary_folder() -> tuple[Path, int]:
+    """A new folder, and the lock that says that it is in use."""
+    if hasattr(os, "getuid"):
+        remove_extracted()
     try:
-        return Path(tempfile.mkdtemp(prefix="edgetta-bundle-")).resolve()
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX)).resolve()
+        # Locked before it has its name: whoever sees it sees that it is held.
+        descriptor, name = tempfile.mkstemp(dir=folder)
+        try_lock(descriptor)
+        Path(name).rename(folder / ALIVE)
+        return folder, descriptor
     except OSError as error:
         raise storage_error(error, Path(tempfile.gettempdir()) / "edgetta-bundle") from error
+
+
+def _remove(folder: Path, lock: int) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        os.close(lock)
 
 
 def _discard(folders: list[Path]) -> None:

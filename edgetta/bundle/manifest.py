@@ -22,6 +22,7 @@ from edgetta.errors import BundleError, EdgettaError
 from edgetta.memory.accuracy_costs import AccuracyCosts
 from edgetta.memory.cost_model import CostModel
 from edgetta.rate_law import RateLaw
+from edgetta.signature import SIGNATURE
 from edgetta.storage import StorageError, safe_name
 
 FORMAT = "edgetta.bundle"
@@ -191,7 +192,7 @@ def _files(table: dict[str, Any]) -> dict[str, FileEntry]:
             safe_name(name)
         except StorageError as error:
             raise ValueError(str(error)) from error
-        if name == MANIFEST or not isinstance(entry, dict):
+        if name in (MANIFEST, SIGNATURE) or not isinstance(entry, dict):
             raise ValueError(f"files: the entry of {name!r} is not allowed")
         digest = _get(entry, "sha256", str)
         if not _SHA256.fullmatch(digest):

@@ -6,22 +6,25 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgetta.adaptation.config import AdaptConfig
 from edgetta.adaptation.content import ContentModel
 from edgetta.bundle.files import BundleFiles, open_bundle
+from edgetta.bundle.malformed import malformed
 from edgetta.bundle.program_files import read_programs
 from edgetta.bundle.reference import read_reference
 from edgetta.engines.contract import Array, ProgramSet
 from edgetta.errors import BundleError, one_line
 from edgetta.memory.accuracy_costs import AccuracyCosts
-from edgetta.memory.allocation_failure import is_allocation_failure
 from edgetta.memory.cost_model import CostModel
 from edgetta.rate_law import RateLaw
 from edgetta.tensor_file import parse_tensors
 
 MAX_CONTENT_BYTES = 1 << 30
+
+if TYPE_CHECKING:
+    from edgetta.signature import Verifier
 
 
 @dataclass(frozen=True)
@@ -87,21 +90,16 @@ class Bundle:
         return read_reference(self.files, self.programs)
 
 
-def read_bundle(path: str | os.PathLike[str]) -> Bundle:
-    """Open the bundle at `path`, a folder or a zip, and check all of it.
+def read_bundle(path: str | os.PathLike[str], signed_by: Verifier | None = None) -> Bundle:
+    """Open the bundle at `path`, a folder or a zip, and check all of it; with `signed_by`, that this key signed it.
 
     Raises `BundleError`, in one line that names the file and the remedy: a file that is missing, damaged, of another
     size, a link, or of a name that leaves the bundle; another schema; graphs, tensors and manifest that disagree.
     """
-    files = open_bundle(Path(path))
+    files = open_bundle(Path(path), signed_by)
     try:
-        return _assembled(files)
-    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError, StopIteration) as error:
-        # Whatever no check has a name for: a file from elsewhere ends in one line, never in a traceback.
-        if is_allocation_failure(error):
-            raise
-        files.discard()
-        raise BundleError(f"bundle {path} is malformed: {one_line(error)}; export the bundle again") from error
+        with malformed(Path(path)):
+            return _assembled(files)
     except BaseException:
         files.discard()
         raise

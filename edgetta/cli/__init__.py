@@ -18,6 +18,7 @@ from edgetta import __version__
 from edgetta.errors import EdgettaError, MissingDependencyError
 from edgetta.interruption import Terminated, termination_raises
 from edgetta.memory.allocation_failure import is_allocation_failure
+from edgetta.printable import printable
 
 # Threads of torch that wait for one another spin for milliseconds by default. With as many of them as cores, any other
 # process then makes a step ten times as long; spinning a little costs nothing. Read when torch is first imported.
@@ -32,6 +33,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "plan": ("edgetta.cli.plan", "Find what a memory budget allows."),
     "run": ("edgetta.cli.run", "Predict on a stream of frames and adapt to it."),
     "deploy": ("edgetta.cli.deploy", "Bring a bundle to a device over ssh and run it there."),
+    "sign": ("edgetta.cli.sign", "Sign a bundle, or make a key to sign with."),
+    "verify": ("edgetta.cli.verify", "Check that a bundle is whole, and who signed it."),
+    "state": ("edgetta.cli.state", "Look at what was learnt, compare it, and go back."),
     "inspect": ("edgetta.cli.inspect", "Show what a bundle consists of, every file checked."),
     "doctor": ("edgetta.cli.doctor", "Examine this machine, and say what is missing."),
     "bench": ("edgetta.cli.bench", "Measure latency, memory and accuracy."),
@@ -43,6 +47,7 @@ VERBS: dict[str, tuple[str, str]] = {
 
 # import name: the extra of edgetta that brings it.
 EXTRAS = {
+    "cryptography": "sign",
     "cv2": "serve",
     "matplotlib": "bench",
     "onnx": "export",
@@ -56,8 +61,8 @@ EXTRAS = {
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 and the number of the signal, as shells have it."""
 
-TERMINATED = 143
-"""Exit code after SIGTERM, in the same way."""
+SIGNALLED = 128
+"""And the number of a signal: the exit code after it. 143 after SIGTERM."""
 
 BROKEN_PIPE = 141
 """Exit code when the reader of the output has gone, as for a program that the signal ends."""
@@ -174,7 +179,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
     0: done. 1: bad input. 2: wrong usage. 3: a missing dependency. 4: a bundle or state that failed its checks.
-    70: a mistake of edgetta's own. 130: interrupted. 141: the reader of the output has gone. 143: terminated.
+    70: a mistake of edgetta's own. 75: a live source stayed away. 130: interrupted. 141: the reader of the output has
+    gone. 143: terminated; 128 and its number for another signal.
 
     Args:
         arguments: without the program's name; by default those of the process.
@@ -187,8 +193,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return result if isinstance(result, int) else 0
     except (KeyboardInterrupt, click.Abort) as error:
         # Click turns the one into the other.
-        if isinstance(error, Terminated) or isinstance(error.__cause__, Terminated):
-            return _fail("terminated", TERMINATED, invocation)
+        ended = error if isinstance(error, Terminated) else error.__cause__
+        if isinstance(ended, Terminated):
+            return _fail(ended.told, SIGNALLED + ended.number, invocation)
         return _fail("interrupted", INTERRUPTED, invocation)
     except ReaderGoneError:
         # What is still in the buffer must not fail again when the interpreter closes standard output.
@@ -218,7 +225,7 @@ def _fail(message: str, code: int, invocation: Invocation | None = None) -> int:
     if invocation is not None and invocation.debug:
         traceback.print_exc()
     with suppress(OSError, ValueError):
-        print(f"edgetta: {' '.join(message.split())}", file=sys.stderr, flush=True)
+        print(f"edgetta: {printable(' '.join(message.split()))}", file=sys.stderr, flush=True)
     return code
 
 

@@ -21,6 +21,8 @@ BENCHES: dict[str, tuple[str, str]] = {
     "learning-rate": ("edgetta.bench.learning_rate.command", "Is the law of learning rates right, and does it pay?"),
     "accuracy": ("edgetta.bench.accuracy.command", "Error of adapting methods on streams of corrupted images."),
     "int8": ("edgetta.bench.int8", "What an int8 backbone costs, and what meta-networks repair of it."),
+    "fuzz": ("edgetta.bench.fuzzing.command", "Damaged bundles and states, read by the thousand within limits."),
+    "faults": ("edgetta.bench.faults.command", "Kills and injected faults: what is lost, what recovers."),
     "latency": ("edgetta.bench.latency", "Time inference, prediction and adaptation steps, side by side."),
     "storage": ("edgetta.bench.storage", "What keeping a step's tensors in few bits costs, on a real stream."),
     "tensorrt-build": ("edgetta.bench.tensorrt_build", "Build the engines of whole networks, without running them."),

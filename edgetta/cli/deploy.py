@@ -54,12 +54,29 @@ Going back by hand: ssh there, `ln -sfn releases/EARLIER PATH/current`, and rest
     metavar="PROGRAM",
     help="The edgetta of the device; by default from its PATH, ~/.local/bin, or the .venv in --path.",
 )
-@click.option("--source", metavar="SOURCE", help="Where the service takes frames from, as `edgetta run` names it.")
+@click.option(
+    "--source",
+    metavar="SOURCE",
+    help="Where the service takes frames from, as `edgetta run` names it; @FILE where it holds a password.",
+)
 @click.option(
     "--service/--no-service", default=True, help="Run the bundle as a systemd service (the default), or not."
 )
 @click.option("--system", is_flag=True, help="A service of the machine, through root or sudo, instead of the user's.")
+@click.option(
+    "--run-as",
+    metavar="USER",
+    default="",
+    help="With --system: the ordinary user who runs it. Default: who logs in; where that is root, a user edgetta of "
+    "its own.",
+)
 @click.option("--name", default="edgetta", show_default=True, help="Name of the service.")
+@click.option(
+    "--require-signature",
+    metavar="KEY",
+    type=click.Path(path_type=Path),
+    help="Deploy the bundle only where the owner of this public key signed it; the device checks that at every start.",
+)
 @click.option("--build/--no-build", default=True, help="Build TensorRT engines there, where there is a TensorRT.")
 @click.option("--precision", type=click.Choice(["fp32", "fp16"]), help="Of these engines, as `edgetta build` has it.")
 @click.option("--keep", type=click.IntRange(1), default=3, show_default=True, help="Releases that stay on the device.")
@@ -80,16 +97,22 @@ def command(**values: Any) -> None:
     file and by its self-test; TensorRT engines are built where there is a TensorRT; then a link is switched in one
     step, and a systemd unit runs `edgetta run` on it. When anything fails, the device runs on with what it had.
 
-    What stands after `--` goes to `edgetta run`. Predictions go to the journal, unless -o is among it.
+    What stands after `--` goes to `edgetta run`. Predictions go to the journal, unless -o is among it. The service
+    works in PATH/data. It may not gain rights, and with --system it writes nowhere else; its memory is limited, by
+    --budget where that stands after `--`. A source that holds a password lies in a file of its own there.
     """
     from edgetta.bundle import read_bundle
     from edgetta.bundle.manifest import MANIFEST
+    from edgetta.cli.verify import verifier
     from edgetta.devices.deployment import Shipment, deploy, examine, look_at
     from edgetta.devices.remote import Remote
+    from edgetta.signature import SIGNATURE
 
     settings, address = _settings(values)
-    bundle = read_bundle(values["bundle"])  # a damaged one never leaves this machine
-    names = (MANIFEST, *bundle.files.manifest.files)
+    # A damaged one, or one of somebody else, never leaves this machine.
+    bundle = read_bundle(values["bundle"], verifier(values["require_signature"]))
+    signature = () if bundle.files.signatures is None else (SIGNATURE,)
+    names = (MANIFEST, *signature, *bundle.files.manifest.files)
     shipment = Shipment(tuple((name, bundle.files.folder / name) for name in names), bundle.identity)
     with Remote(address) as remote:
         device = look_at(remote, settings, shipment.bytes)
@@ -106,26 +129,32 @@ def command(**values: Any) -> None:
 
 def _settings(values: dict[str, Any]) -> tuple[DeploySettings, Any]:
     """The options as settings, checked before anything is asked of the device."""
-    import re
-
     from edgetta.devices.deployment import DeploySettings, writes_file
     from edgetta.devices.remote import Address
     from edgetta.devices.service import Service
+    from edgetta.printable import printable
+    from edgetta.sources.secret import read_source
 
-    if not re.fullmatch(r"[A-Za-z0-9_.@:-]+", values["name"]):
-        raise UsageError(f"--name {values['name']!r} is no name of a service: use letters, digits, '-', '_' and '.'")
+    service = Service(values["name"], values["system"], values["run_as"])
+    source = None if values["source"] is None else read_source(values["source"])
+    for word in (source or "", values["path"], values["program"] or "", *values["run_options"]):
+        if not word.isprintable():
+            raise UsageError(f"{printable(word)!r} holds a control character: it cannot be part of a service")
+    if values["run_as"] and not values["system"]:
+        raise UsageError("--run-as is for a service of the machine: add --system")
     if values["service"] and values["source"] is None:
         raise UsageError("a service needs frames: add --source (camera:0, rtsp://..., a folder), or --no-service")
     if not values["service"] and (values["source"] is not None or values["run_options"] or values["system"]):
         raise UsageError("--source, --system and options of `edgetta run` are for a service: leave out --no-service")
-    if writes_file(values["run_options"]) and "--overwrite" not in values["run_options"]:
+    going_on = {"--append", "--resume", "--overwrite"}.intersection(values["run_options"])
+    if writes_file(values["run_options"]) and not going_on:
         raise UsageError(
             "a service is started again and again, and `edgetta run` keeps an earlier file of predictions: "
-            "add --overwrite behind -o, or leave both out and read the journal"
+            "add --append or --overwrite behind -o, or leave both out and read the journal"
         )
     if values["target"].startswith("-") or not values["target"].rpartition("@")[2]:
         raise UsageError(f"{values['target']!r} is no host: write user@host, or a name of your ssh configuration")
-    if "\n" in values["path"] or not values["path"].strip("/~ "):
+    if not values["path"].strip("/~ "):
         raise UsageError(f"--path {values['path']!r}: choose a folder of its own, such as edgetta or /opt/edgetta")
     identity: Path | None = values["identity"]
     if identity is not None and not identity.is_file():
@@ -134,15 +163,28 @@ def _settings(values: dict[str, Any]) -> tuple[DeploySettings, Any]:
     settings = DeploySettings(
         path=values["path"].rstrip("/"),
         program=values["program"],
-        service=Service(values["name"], values["system"]) if values["service"] else None,
-        source=values["source"],
+        service=service if values["service"] else None,
+        source=source,
         run_options=tuple(values["run_options"]),
         build=values["build"],
         precision=values["precision"],
         keep=values["keep"],
         watch_seconds=values["watch_seconds"],
+        budget_bytes=_budget(values["run_options"]),
+        signer=values["require_signature"],
     )
     return settings, address
+
+
+def _budget(run_options: tuple[str, ...]) -> int | None:
+    """The budget among the options of `edgetta run`; None where there is none."""
+    from edgetta.memory.sizes import parse_size
+
+    for at, option in enumerate(run_options):
+        name, equals, value = option.partition("=")
+        if name == "--budget" and (equals or at + 1 < len(run_options)):
+            return parse_size(value if equals else run_options[at + 1])
+    return None
 
 
 @contextmanager

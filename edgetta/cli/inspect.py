@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ def command(bundle: Path, test: bool, as_json: bool) -> None:
     opened = read_bundle(bundle)
     results = _self_tests(opened) if test else {}
     if as_json:
-        click.echo(json.dumps(as_data(opened, results), indent=2, ensure_ascii=False))
+        click.echo(json.dumps(as_data(opened, results), indent=2))
     else:
         _show(opened, results)
 
@@ -49,8 +50,19 @@ def as_data(bundle: Bundle, results: dict[str, SelfTest]) -> dict[str, Any]:
             }
             for engine, result in results.items()
         },
+        "peak_resident_bytes": _peak_resident_bytes() if results else None,
         "manifest": bundle.manifest,
     }
+
+
+def _peak_resident_bytes() -> int | None:
+    """The most that this process had in memory, which has loaded the bundle and tested it; None where nobody tells."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _self_tests(bundle: Bundle) -> dict[str, SelfTest]:

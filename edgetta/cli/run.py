@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import click
 from edgetta.cli.adaptation_options import adapt_config, adaptation_options
 from edgetta.cli.settings import config_option
 from edgetta.errors import EdgettaError, UsageError
+from edgetta.printable import printable
 from edgetta.segments.engine_names import ENGINES
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from edgetta.predictions import PredictionWriter
     from edgetta.runtime import Runtime
     from edgetta.sources import Frame, Source
+    from edgetta.state_files import StateFile
     from edgetta.stream import BatchReport, Summary
 
 STORED_BATCH = 64
@@ -28,7 +30,8 @@ STORED_BATCH = 64
 EXAMPLES = """\b
 Examples:
   edgetta run bundle/ photos/ -o predictions.csv
-  edgetta run bundle/ camera:0 --state learnt.safetensors --save-every 100
+  edgetta run bundle/ camera:0 --state learnt.safetensors --append -o rows.jsonl
+  edgetta run bundle/ frames.npz --state learnt.safetensors --resume -o rows.jsonl
   edgetta run bundle/ frames.npz --batch 32 --learning-rate 0.0005
   edgetta run bundle/ clip.mp4 -o - | head
   edgetta run bundle/ camera:0 --budget 256MiB      (planned, measured and kept)
@@ -84,9 +87,26 @@ Examples:
     "--state",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Continue from what was learnt, where FILE exists; save there at the end, and on Ctrl-C and SIGTERM.",
+    help="Continue from what was learnt, where FILE exists; save there while the stream runs and whatever ends it. "
+    "FILE.1 and FILE.2 are the two saves before.",
+)
+@click.option(
+    "--save-seconds",
+    metavar="SECONDS",
+    type=click.FloatRange(0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="Save the state so often, where something was learnt.",
 )
 @click.option("--save-every", metavar="N", type=click.IntRange(1), help="Save the state every N batches, too.")
+@click.option(
+    "--give-up",
+    metavar="SECONDS",
+    type=click.FloatRange(0, min_open=True),
+    default=300.0,
+    show_default=True,
+    help="End with exit code 75 where a live source delivers nothing for so long; it is connected to again meanwhile.",
+)
 @click.option("--limit", metavar="N", type=click.IntRange(1), help="End after N frames.")
 @click.option(
     "--resize/--no-resize", default=True, help="Resize frames of another size (the default), or refuse them."
@@ -97,7 +117,19 @@ Examples:
 @click.option(
     "--json", "json_file", metavar="FILE", type=click.Path(path_type=Path), help="Write the summary as JSON."
 )
+@click.option(
+    "--require-signature",
+    metavar="KEY",
+    type=click.Path(path_type=Path),
+    help="Run the bundle only where the owner of this public key signed it (`edgetta sign`).",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a file of predictions that exists.")
+@click.option("--append", is_flag=True, help="Go on behind the rows of a file of predictions that exists.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="As --append, and take stored frames up again behind the last one that has a row.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="No live line and no summary; errors are still shown.")
 @config_option
 def command(**values: Any) -> None:
@@ -105,27 +137,38 @@ def command(**values: Any) -> None:
 
     BUNDLE is what `edgetta export` wrote. SOURCE is a folder of images, a pattern ("frames/*.png"), an image, an .npy
     or .npz array (FILE.npz:KEY picks one), a video file, camera:0, a network stream (rtsp://...) or a GStreamer
-    pipeline that ends in appsink.
+    pipeline that ends in appsink. @FILE is the first line of a file that only you read, for a password.
 
     Every frame is predicted first and learnt from afterwards. Frames that cannot be used are skipped, counted and
     named. Adaptation settings that are not given come from the bundle.
 
-    The exit code is 0 at the end of the source, 130 after Ctrl-C and 143 after SIGTERM; rows and state are whole then.
+    The exit code is 0 at the end of the source, which a live one never comes to: 75 where it stays away. It is 130
+    after Ctrl-C and 143 after SIGTERM. Rows and state are whole then, as after every end that a program can see.
     """
     # What can fail cheaply comes first, what replaces a file last.
     from edgetta.bundle import read_bundle
     from edgetta.cli.tables import print_facts, print_line
+    from edgetta.cli.verify import verifier
     from edgetta.memory.allocator import keep_freed_memory
     from edgetta.predictions import open_writer
+    from edgetta.process_lock import process_lock
     from edgetta.runtime import Runtime
     from edgetta.sources import open_source
+    from edgetta.sources.secret import read_source
+    from edgetta.state_files import StateFile
 
     _check_paths(values)
-    bundle = read_bundle(values["bundle"])
+    bundle = read_bundle(values["bundle"], verifier(values["require_signature"]))
     config = adapt_config(bundle.config, values)
     size = bundle.input_shape[1:]
+    state = None if values["state"] is None else StateFile(values["state"])
     with ExitStack() as stack:
-        source = stack.enter_context(open_source(values["source"], size=size, resize=values["resize"]))
+        if state is not None:
+            stack.enter_context(state.lock())
+            state.tidy()
+        if values["output"] not in (None, "-"):
+            stack.enter_context(process_lock(Path(values["output"]).absolute(), "the file of predictions"))
+        source = stack.enter_context(open_source(read_source(values["source"]), size=size, resize=values["resize"]))
         batch = values["batch"] or (1 if source.length is None else STORED_BATCH)
         if values["budget"] is None:
             keep_freed_memory()
@@ -141,17 +184,20 @@ def command(**values: Any) -> None:
         )
         if runtime.plan is not None and not values["quiet"]:
             print_facts([("planned", runtime.plan.told())], stderr=True)
-        state: Path | None = values["state"]
-        if state is not None and state.exists():
-            runtime.load_state(state)
-            if not values["quiet"]:
-                print_line(f"continuing from {state}, after {runtime.adapter.state.steps:,} batches", stderr=True)
+        if state is not None:
+            found = state.load(runtime.restore)
+            for line in found.told:
+                _say(line)
+            if found.path is not None and not values["quiet"]:
+                print_line(f"continuing from {found.path}, after {runtime.adapter.state.steps:,} batches", stderr=True)
         writer = None
         if values["output"] is not None:
-            writer = stack.enter_context(open_writer(values["output"], overwrite=values["overwrite"]))
+            going_on = values["append"] or values["resume"]
+            writer = open_writer(values["output"], overwrite=values["overwrite"], append=going_on)
+            stack.enter_context(writer)
         if not values["quiet"]:
             print_line(f"{bundle.name} <- {source.description}", stderr=True)
-        _stream(runtime, source, writer, batch, values)
+        _stream(runtime, source, writer, batch, state, values)
 
 
 def _memory(values: dict[str, Any]) -> StepPlan | None:
@@ -164,23 +210,45 @@ def _memory(values: dict[str, Any]) -> StepPlan | None:
 
 
 def _stream(
-    runtime: Runtime, source: Source, writer: PredictionWriter | None, batch: int, values: dict[str, Any]
+    runtime: Runtime,
+    source: Source,
+    writer: PredictionWriter | None,
+    batch: int,
+    state: StateFile | None,
+    values: dict[str, Any],
 ) -> None:
-    """Run the stream; however it ends, save the state and report. What ended it is raised again afterwards."""
+    """Run the stream; whatever ends it, save the state and report. What ended it is raised again afterwards.
+
+    This is the one place where a run ends: signals, errors of ours and of others, a reader that has gone.
+    """
     from edgetta.cli.run_report import RunReport
     from edgetta.interruption import held
+    from edgetta.service_notice import ServiceNotice
+    from edgetta.sources.live import LiveFrames
+    from edgetta.state_files import Saver
     from edgetta.stream import Summary, run_stream
 
     summary = Summary()
     ended: BaseException | None = None
-    save = _saver(runtime, values)
+    notice = ServiceNotice()
+    saver = None
+    if state is not None:
+        saver = Saver(
+            state, runtime.contents, learnt=lambda: runtime.learnt, seconds=values["save_seconds"], tell=_say
+        )
     try:
         with _watching(source, values) as watch:
+            if isinstance(source, LiveFrames):
+                source.waiting, source.connection.tell = notice.alive, _say
+                source.connection.give_up = values["give_up"]
+            notice.ready()
 
             def on_batch(report: BatchReport) -> None:
+                notice.alive()
                 watch(report)
-                if values["save_every"] and report.summary.steps % values["save_every"] == 0:
-                    save()
+                if saver is not None:
+                    every = values["save_every"]
+                    saver.when_due(early=bool(every) and report.summary.steps % every == 0)
 
             run_stream(
                 runtime,
@@ -191,16 +259,18 @@ def _stream(
                 limit=values["limit"],
                 label_of=folder_labels(values["source"], runtime.bundle.classes),
                 summary=summary,
+                resume=values["resume"],
             )
-    except (KeyboardInterrupt, EdgettaError, BrokenPipeError) as error:
+    except BaseException as error:
         ended = error
     with held():
-        ended = _after(ended, save)
-        report = RunReport(runtime, source, summary, batch, ended, not values["batch"])
+        if saver is not None and summary.steps:
+            ended = _after(ended, lambda: saver.save(always=True))
+        report = RunReport(runtime, source, summary, batch, ended, not values["batch"], saver)
         ended = _after(ended, lambda: _show(report, values))
     if ended is not None:
         raise ended
-    if summary.frames == 0:
+    if summary.frames == 0 and not summary.resumed:
         raise _nothing_usable(values["source"], summary)
 
 
@@ -208,16 +278,17 @@ def _after(ended: BaseException | None, finish: Callable[[], None]) -> BaseExcep
     """Do what must be done however the stream ended; returns what the command ends with."""
     try:
         finish()
-    except EdgettaError as error:
+    except Exception as error:
         if ended is None or isinstance(ended, KeyboardInterrupt):
             return error
-        click.echo(f"edgetta: also: {error}", err=True)
+        _say(f"also: {error or type(error).__name__}")
     return ended
 
 
-def _saver(runtime: Runtime, values: dict[str, Any]) -> Callable[[], None]:
-    state: Path | None = values["state"]
-    return lambda: None if state is None else runtime.save_state(state)
+def _say(line: str) -> None:
+    """One line that somebody should know, on standard error, also where the rest is quiet."""
+    with suppress(OSError, ValueError):  # closed: then nobody listens
+        click.echo(f"edgetta: {printable(' '.join(line.split()))}", err=True)
 
 
 @contextmanager
@@ -267,6 +338,11 @@ def _check_paths(values: dict[str, Any]) -> None:
     """
     if values["save_every"] and values["state"] is None:
         raise UsageError("--save-every needs a file: add --state FILE")
+    going_on = values["append"] or values["resume"]
+    if going_on and values["output"] in (None, "-"):
+        raise UsageError("--append and --resume go on behind the rows of a file: add -o FILE")
+    if going_on and values["overwrite"]:
+        raise UsageError("--overwrite replaces the rows that --append and --resume go on behind; leave one out")
     taken: dict[Path, str] = {}
     for option, name in (("--output", "output"), ("--state", "state"), ("--json", "json_file")):
         if values[name] is None or str(values[name]) == "-":

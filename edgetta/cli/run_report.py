@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from edgetta.adaptation.step_rate import RateChoice
     from edgetta.runtime import Runtime
     from edgetta.sources import Source
+    from edgetta.state_files import Saver
     from edgetta.stream import Summary
 
 NAMED = 5
@@ -28,6 +29,7 @@ class RunReport:
     batch: int
     ended: BaseException | None  # None: the end of the source, or the limit
     batch_chosen: bool  # by edgetta
+    saver: Saver | None = None
 
     def facts(self) -> list[tuple[str, str]]:
         """Lines for the terminal."""
@@ -36,6 +38,8 @@ class RunReport:
         speed = f"{s.frames / s.seconds:,.1f} frames/s" if s.seconds and s.frames else "-"
         facts = [
             ("frames", f"{s.frames:,} predicted{self._ending()}"),
+            ("resumed", f"behind {s.resumed:,} frames that have rows already" if s.resumed else ""),
+            ("dropped", f"{s.dropped:,}, which newer ones replaced" if s.dropped else ""),
             ("skipped", self._skipped()),
             ("error", self._error()),
             ("estimate", self._estimate()),
@@ -48,6 +52,7 @@ class RunReport:
             ("BatchNorm", self.batch_norm_reason()),
             ("kept bytes", self._kept()),
             ("memory", self._memory()),
+            ("saves", self._saves()),
         ]
         return [(name, value) for name, value in facts if value]
 
@@ -67,6 +72,7 @@ class RunReport:
             "error_rate": s.error_rate,
             "estimated_error": s.estimated_error,
             "skipped": s.skipped,
+            "dropped": s.dropped,
             "skipped_frames": [{"name": f.name, "reason": f.reason} for f in s.skipped_frames],
             "mean_entropy": None if math.isnan(s.mean_entropy) else s.mean_entropy,
             "not_finite": s.not_finite,
@@ -90,6 +96,7 @@ class RunReport:
             "agreement": s.agreement,
             "kept_bytes": s.kept_bytes,
             "memory": self.memory_as_json(),
+            "saves": self.saves_as_json(),
             "adaptation": asdict(self.runtime.config),
             "versions": {"edgetta": edgetta.__version__},
         }
@@ -135,13 +142,32 @@ class RunReport:
             ],
         }
 
+    def saves_as_json(self) -> dict[str, Any] | None:
+        """How the state was saved, and what that costs the disk; None where it was not to be."""
+        saver = self.saver
+        if saver is None:
+            return None
+        return {
+            "saves": saver.saves,
+            "failures": saver.failures,
+            "bytes": saver.written,
+            "bytes_a_day": round(saver.bytes_a_day),
+        }
+
+    def _saves(self) -> str:
+        saver = self.saver
+        if saver is None:
+            return ""
+        words = f"{saver.saves:,}, {bytes_text(saver.written)}: {bytes_text(saver.bytes_a_day)} a day at this pace"
+        return words + (f"; {saver.failures:,} failed" if saver.failures else "")
+
     def _how_it_ended(self) -> str:
         from edgetta.interruption import Terminated
 
         if self.ended is None:
             return "done"
         if isinstance(self.ended, KeyboardInterrupt):
-            return "terminated" if isinstance(self.ended, Terminated) else "interrupted"
+            return self.ended.told if isinstance(self.ended, Terminated) else "interrupted"
         return f"failed: {self.ended or type(self.ended).__name__}"
 
     def _ending(self) -> str:

@@ -1,10 +1,15 @@
-"""How verbs print what they found: names beside values, and tables, the same everywhere."""
+"""How verbs print what they found: names beside values, and tables, the same everywhere.
+
+What is printed may come from a bundle, a file or another machine: nothing in it steers the terminal.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
+
+from edgetta.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,8 +32,8 @@ def print_facts(facts: Iterable[tuple[str, Any]], *, stderr: bool = False) -> No
     out = console(stderr=stderr)
     for name, value in facts:
         for number, line in enumerate(str(value).splitlines() or [""]):
-            text = Text((name if number == 0 else "").ljust(width), style="bold")
-            out.print(text.append(line, style="not bold"), soft_wrap=True)
+            text = Text((printable(name) if number == 0 else "").ljust(width), style="bold")
+            out.print(text.append(printable(line), style="not bold"), soft_wrap=True)
 
 
 def print_table(
@@ -41,9 +46,9 @@ def print_table(
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="left" if column in left else "right")
+        table.add_column(Text(printable(column)), justify="left" if column in left else "right")
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*(Text("\n".join(map(printable, str(cell).split("\n")))) for cell in row))
     console(stderr=stderr).print(table)
 
 
@@ -51,7 +56,7 @@ def print_line(text: str, *, style: str = "", stderr: bool = False) -> None:
     """One line of plain words; nothing in it is taken for markup."""
     from rich.text import Text
 
-    console(stderr=stderr).print(Text(text, style=style))
+    console(stderr=stderr).print(Text(printable(text), style=style))
 
 
 def bytes_text(count: float) -> str:

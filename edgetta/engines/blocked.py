@@ -19,29 +19,32 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from edgetta.engines.block_writer import DOMAIN, BlockWriter, node_of
 from edgetta.engines.contract import Array
 from edgetta.segments.graph import BATCH, Graph, Node
-from edgetta.segments.onnx_model import BOOL, FLOAT, OnnxModel, OnnxNode, OnnxValue, attribute, text
-from edgetta.segments.onnx_spelling import IR_VERSION, OPSET, Speller, plain
+from edgetta.segments.onnx_model import BOOL, FLOAT, OnnxModel, OnnxValue, reals, text
+from edgetta.segments.onnx_spelling import IR_VERSION, OPSET, plain
 
-DOMAIN = "com.microsoft.nchwc"
-_UNARY = ("Abs", "Clip", "Erf", "Exp", "HardSigmoid", "HardSwish", "Identity", "Neg", "Not", "Reciprocal")
-_SMOOTH = ("Sigmoid", "Silu", "Gelu", "Sqrt", "Tanh", "Detach")
-_BINARY = ("Add", "Sub", "Mul", "Div", "Greater", "Less", "Equal", "And", "Or")
+_UNARY = ("Abs", "Erf", "HardSigmoid", "HardSwish", "Identity", "Neg", "Not", "Sigmoid", "Silu", "Gelu", "Tanh")
+_UNARY_WITHOUT_PADDING = ("Exp", "Reciprocal", "Sqrt")  # of a zero they make what must not spread
+_BINARY = ("Add", "Sub", "Mul", "Greater", "Less", "Equal", "And", "Or")
 
 
 @dataclass(frozen=True)
 class Lowered:
-    """A model, and which of its inputs and outputs (by the graph's names) are in blocks."""
+    """A model whose inputs have the graph's names and whose outputs have the graph's order.
+
+    in_blocks   inputs and outputs (by the graph's names) that are in blocks, and their shapes there
+    """
 
     model: OnnxModel
-    in_blocks: frozenset[str]
+    in_blocks: Mapping[str, tuple[int, ...]]
 
 
 def lower(graph: Graph, block: int, inputs_in_blocks: Collection[str] = (), kept: Collection[str] = ()) -> Lowered:
@@ -54,11 +57,11 @@ def lower(graph: Graph, block: int, inputs_in_blocks: Collection[str] = (), kept
 
 
 def to_blocks(array: Array, block: int) -> Array:
-    """A plain (N, C, H, W) as it lies in blocks: the same shape, another order."""
+    """A plain (N, C, H, W) as it lies in blocks, padded where the last one is not full: (N, C', H, W)."""
     n, c, h, w = array.shape
-    return np.ascontiguousarray(array.reshape(n, c // block, block, h, w).transpose(0, 1, 3, 4, 2)).reshape(
-        array.shape
-    )
+    array = np.pad(array, [(0, 0), (0, -c % block), (0, 0), (0, 0)])
+    turned = array.reshape(n, -1, block, h, w).transpose(0, 1, 3, 4, 2)
+    return np.ascontiguousarray(turned).reshape(array.shape)
 
 
 @functools.cache
@@ -67,511 +70,295 @@ def block_size() -> int:
     import onnxruntime
 
     channels = 32
-    node = _node("ReorderInput", ["x"], "y", {}, DOMAIN)
-    value = functools.partial(OnnxValue, kind=FLOAT, shape=(1, channels, 1, 2))
-    model = OnnxModel((node,), {}, (value("x"),), (value("y"),), OPSET, IR_VERSION)
+    node = node_of("ReorderInput", ["x"], "y", {}, DOMAIN)
+    x, y = (OnnxValue(name, FLOAT, (1, channels, 1, 2)) for name in "xy")
+    model = OnnxModel((node,), {}, (x,), (y,), OPSET, IR_VERSION)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
-    x = np.arange(2 * channels, dtype=np.float32).reshape(1, channels, 1, 2)
+    images = np.arange(2 * channels, dtype=np.float32).reshape(1, channels, 1, 2)
     try:
         session = onnxruntime.InferenceSession(model.to_bytes(), options, providers=["CPUExecutionProvider"])
-        (found,) = session.run(None, {"x": x})
-    except Exception:  # no such operators here: of its kinds none is more than that
+        (found,) = session.run(None, {"x": images})
+    except Exception:  # it has no such operators, which each version says in its own way
         return 0
-    return next((size for size in (4, 8, 16, 32) if np.array_equal(found, to_blocks(x, size))), 0)
+    return next((size for size in (4, 8, 16, 32) if np.array_equal(found, to_blocks(images, size))), 0)
 
 
-class _Lowering:
-    """Walks over the graph, and knows in which layouts each value is there."""
+class _Lowering(BlockWriter):
+    """Walks over the graph, operator by operator."""
 
     def __init__(self, graph: Graph, block: int, inputs_in_blocks: Collection[str]) -> None:
-        self.graph, self.block = graph, block
-        self.speller = Speller(graph, OPSET)
-        self.nodes: list[OnnxNode] = []
-        self.weights: dict[str, Array] = {name: plain(constant) for name, constant in graph.constants.items()}
-        self.readers = graph.consumers()
-        self.producers = graph.producers()
-        self.plain_names = {name: name for name in (*graph.inputs, *graph.constants) if name not in inputs_in_blocks}
-        self.blocked_names = {name: name for name in graph.inputs if name in inputs_in_blocks}
-        self.vectors: dict[str, str] = {}  # column (1, C, 1, 1) -> vector (C,)
-        self.centred: dict[str, tuple[str, str]] = {}  # value -> it minus a vector, in blocks, and that vector
-        self.fusable: dict[str, str] = {}  # value in blocks -> what made it: a convolution that may take more on
-        self.folded: set[str] = set()  # BatchNorms that convolutions have taken over
-        self.casts: dict[str, str] = {}
-        self.inputs_in_blocks = frozenset(inputs_in_blocks)
+        super().__init__(graph, block, inputs_in_blocks)
+        self.given = frozenset(inputs_in_blocks)
+        self.folded: set[str] = set()  # what BatchNorms make that convolutions have taken over
 
     def result(self, kept: Collection[str]) -> Lowered:
         for node in self.graph.nodes:
             if not self._in_blocks(node):
                 self._plainly(node)
-        outputs, in_blocks = [], set(self.inputs_in_blocks)
+        in_blocks = {name: self.blocked_shape(name) for name in self.given}
+        outputs = []
         for name in self.graph.outputs:
-            value = self.graph.values[name]
-            stays = name in kept and name in self.blocked_names and name not in self.graph.inputs
-            if stays:
-                in_blocks.add(name)
-            made = self.blocked_names[name] if stays else self._plain(name)
-            shape = tuple(None if size == BATCH else size for size in value.shape)
-            outputs.append(OnnxValue(made, BOOL if value.dtype == "bool" else FLOAT, shape))
-        model = OnnxModel(
-            tuple(self.nodes),
-            {**self.weights, **self.speller.constants},
-            tuple(self._input(name) for name in self.graph.inputs),
-            tuple(outputs),
-            OPSET,
-            IR_VERSION,
-        )
-        return Lowered(model.only([value.name for value in outputs]), frozenset(in_blocks))
-
-    def _input(self, name: str) -> OnnxValue:
-        value = self.graph.values[name]
-        shape = tuple(None if size == BATCH else size for size in value.shape)
-        return OnnxValue(name, BOOL if value.dtype == "bool" else FLOAT, shape)
-
-    # What a value is.
-
-    def _shape(self, name: str) -> tuple[int, ...]:
-        return self.speller.shape(name)
-
-    def _fits(self, name: str) -> bool:
-        """Whether a value can lie in blocks."""
-        if not name or name not in self.graph.values:
-            return False
-        shape = self._shape(name)
-        return len(shape) == 4 and shape[0] == BATCH and shape[1] % self.block == 0
-
-    def _boolean(self, name: str) -> bool:
-        return name in self.graph.values and self.graph.values[name].dtype == "bool"
-
-    def _scalar(self, name: str) -> bool:
-        return math.prod(self._shape(name)) == 1
-
-    def _column(self, name: str, channels: int) -> bool:
-        return self._shape(name) == (1, channels, 1, 1)
-
-    def _alone(self, name: str) -> Node | None:
-        """The one node that reads a value which is no output."""
-        readers = self.readers.get(name, [])
-        return readers[0] if len(readers) == 1 and name not in self.graph.outputs else None
-
-    # In which layouts it is there.
-
-    def _there(self, name: str) -> bool:
-        """Whether a value is in blocks, or can be brought into them."""
-        if not self._fits(name):
-            return False
-        return name in self.blocked_names or name in self.centred or not self._boolean(name)
-
-    def _blocked(self, name: str) -> str:
-        if name not in self.blocked_names:
-            if name in self.centred:
-                centred, mean = self.centred[name]
-                self.blocked_names[name] = self._depthwise(
-                    centred, f"{name}.blocked", None, mean, self._shape(name)[1]
-                )
+            if name in kept and name in self.blocked_names and name not in self.graph.inputs:
+                in_blocks[name] = self.blocked_shape(name)
+                outputs.append(self._value(name, self.blocked_names[name], in_blocks[name]))
             else:
-                self.blocked_names[name] = self._emit(
-                    "ReorderInput", [self._plain(name)], f"{name}.blocked", {}, DOMAIN
-                )
-        return self.blocked_names[name]
+                outputs.append(self._value(name, self.plain(name), self.shape(name)))
+        inputs = [self._value(name, name, in_blocks.get(name, self.shape(name))) for name in self.graph.inputs]
+        weights = {**self.weights, **self.speller.constants}
+        model = OnnxModel(tuple(self.nodes), weights, tuple(inputs), tuple(outputs), OPSET, IR_VERSION)
+        return Lowered(model.only([value.name for value in outputs]), in_blocks)
 
-    def _plain(self, name: str) -> str:
-        if not name or name in self.plain_names:
-            return self.plain_names[name] if name else ""
-        blocked, channels = self._blocked(name), {"channels": self._shape(name)[1]}
-        output = f"{name}.plain" if name in self.graph.inputs else name
-        if self._boolean(name):
-            turned = self._emit("ReorderOutput", [self._cast(name)], f"{name}.turned", channels, DOMAIN)
-            self.plain_names[name] = self._emit("Cast", [turned], output, {"to": BOOL})
-        else:
-            self.plain_names[name] = self._emit("ReorderOutput", [blocked], output, channels, DOMAIN)
-        return self.plain_names[name]
+    def _value(self, name: str, called: str, shape: tuple[int, ...]) -> OnnxValue:
+        sizes = tuple(None if size == BATCH else size for size in shape)
+        return OnnxValue(called, BOOL if self.boolean(name) else FLOAT, sizes)
 
-    def _cast(self, mask: str) -> str:
-        """A mask in blocks as zeros and ones."""
-        if mask not in self.casts:
-            self.casts[mask] = self._emit("Cast", [self._blocked(mask)], f"{mask}.ones", {"to": FLOAT})
-        return self.casts[mask]
-
-    # Writing nodes.
-
-    def _emit(
-        self,
-        op: str,
-        inputs: Sequence[str],
-        output: str,
-        attributes: Mapping[str, Any] | None = None,
-        domain: str = "",
-    ) -> str:
-        self.nodes.append(_node(op, inputs, output, attributes or {}, domain))
-        return output
-
-    def _number(self, value: float) -> str:
-        name = f"number.{value!r}"
-        self.weights[name] = np.array(value, np.float32)
-        return name
-
-    def _integers(self, *numbers: int) -> str:
-        name = "int." + ".".join(map(str, numbers))
-        self.weights[name] = np.array(numbers, np.int64)
-        return name
-
-    def _ones(self, channels: int) -> str:
-        name = f"ones.{channels}.blocked"
-        self.weights[name] = np.ones((channels, 1, 1, 1), np.float32)
-        return name
-
-    def _vector(self, name: str) -> str:
-        """A column (1, C, 1, 1) as a vector (C,)."""
-        if name not in self.vectors:
-            channels = self._shape(name)[1]
-            if name in self.graph.constants:
-                self.vectors[name] = f"{name}.vector"
-                self.weights[self.vectors[name]] = plain(self.graph.constants[name]).reshape(channels)
-            else:
-                shape = self._integers(channels)
-                self.vectors[name] = self._emit("Reshape", [self._plain(name), shape], f"{name}.vector")
-        return self.vectors[name]
-
-    def _negative(self, vector: str) -> str:
-        return self._emit("Neg", [vector], self._new(f"{vector}.negative"))
-
-    def _new(self, name: str) -> str:
-        """A name that nothing has yet."""
-        taken, unused, count = {output for node in self.nodes for output in node.outputs}, name, 0
-        while unused in taken:
-            count += 1
-            unused = f"{name}.{count}"
-        return unused
-
-    def _depthwise(self, x: str, output: str, scale: str | None, shift: str | None, channels: int) -> str:
-        """scale * x + shift by channel; `x` and `output` are names of values in blocks, the others of vectors."""
-        weight = self._ones(channels)
-        if scale is not None:
-            weight = self._emit("Reshape", [scale, self._integers(channels, 1, 1, 1)], self._new(f"{output}.weight"))
-        inputs = [x, weight] if shift is None else [x, weight, shift]
-        return self._emit("Conv", inputs, output, {"group": channels, "kernel_shape": [1, 1]}, DOMAIN)
+    def _plainly(self, node: Node) -> None:
+        self.spell(node, {name: self.plain(name) for name in dict.fromkeys(node.inputs) if name})
+        self.plain_names[node.output] = node.output
 
     def _put(self, node: Node, blocked: str) -> bool:
         """A node's output is there in blocks now."""
         self.blocked_names[node.output] = blocked
         return True
 
-    def _plainly(self, node: Node) -> None:
-        names = {name: self._plain(name) for name in dict.fromkeys(node.inputs) if name}
-        self._spelled(node, names)
-        self.plain_names[node.output] = node.output
-
-    def _spelled(self, node: Node, names: Mapping[str, str]) -> None:
-        """What the node is in ONNX, with other names for some values."""
-        start = len(self.speller.nodes)
-        self.speller.spell(node)
-        for made in self.speller.nodes[start:]:
-            inputs = tuple(names.get(name, name) for name in made.inputs)
-            outputs = tuple(names.get(name, name) for name in made.outputs)
-            self.nodes.append(replace(made, inputs=inputs, outputs=outputs))
-
-    # Operators.
-
     def _in_blocks(self, node: Node) -> bool:
         """Write the node in blocks; False where that cannot be."""
         if node.output in self.folded:
             return True
-        if node.op in (*_UNARY, *_SMOOTH):
-            return self._elementwise(node)
-        if node.op in _BINARY:
-            return self._binary(node)
-        handler: Callable[[Node], bool] | None = {
+        handlers: dict[str, Callable[[Node], bool]] = {
             "Conv": self._convolution,
             "BatchNormalization": self._batch_normalization,
-            "Relu": self._relu,
+            "Relu": self._activation,
+            "Clip": self._activation,
             "Masked": self._masked,
             "ChannelMean": self._channel_mean,
             "ReduceMean": self._reduce,
             "ReduceSum": self._reduce,
             "MaxPool": self._max_pool,
             "Reshape": self._reshape,
-        }.get(node.op)
-        return handler(node) if handler is not None else False
+            **dict.fromkeys((*_UNARY, *_UNARY_WITHOUT_PADDING), self._elementwise),
+            **dict.fromkeys(_BINARY, self._binary),
+        }
+        return node.op in handlers and handlers[node.op](node)
+
+    # Element by element.
 
     def _elementwise(self, node: Node) -> bool:
-        x = node.inputs[0]
-        if not self._fits(x) or x not in self.blocked_names:
+        x, output = node.inputs[0], f"{node.output}.blocked"
+        if not self.in_blocks(x) or (node.op in _UNARY_WITHOUT_PADDING and not self.fills(x)):
             return False
-        self._spelled(node, {x: self._blocked(x), node.output: f"{node.output}.blocked"})
-        return self._put(node, f"{node.output}.blocked")
+        self.spell(node, {x: self.blocked(x), node.output: output})
+        return self._put(node, output)
 
     def _binary(self, node: Node) -> bool:
         a, b = node.inputs
-        whole = [self._fits(name) for name in (a, b)]
-        if all(whole) and self._shape(a) == self._shape(b):
-            if not (self._there(a) and self._there(b)):
-                return False
-            if not any(name in self.blocked_names or name in self.centred for name in (a, b)):
+        output = f"{node.output}.blocked"
+        if self.fits(a) and self.fits(b) and self.shape(a) == self.shape(b):
+            if not (self.to_blocks(a) and self.to_blocks(b) and (self.in_blocks(a) or self.in_blocks(b))):
                 return False
             if node.op == "Add" and self._summed(node):
                 return True
-            names = {a: self._blocked(a), b: self._blocked(b), node.output: f"{node.output}.blocked"}
-            self._spelled(node, names)
-            return self._put(node, f"{node.output}.blocked")
-        if whole[0] == whole[1] or not self._there(a if whole[0] else b):
+            self.spell(node, {a: self.blocked(a), b: self.blocked(b), node.output: output})
+            return self._put(node, output)
+        x, other = (a, b) if self.fits(a) else (b, a)
+        if not self.in_blocks(x):
             return False
-        x, other = (a, b) if whole[0] else (b, a)
-        if self._scalar(other):
-            if x not in self.blocked_names:
-                return False
-            self._spelled(node, {x: self._blocked(x), node.output: f"{node.output}.blocked"})
-            return self._put(node, f"{node.output}.blocked")
-        channels = self._shape(x)[1]
-        if not self._column(other, channels) or (x not in self.blocked_names and x not in self.centred):
-            return False
-        vector, output = self._vector(other), f"{node.output}.blocked"
+        if self.scalar(other):
+            self.spell(node, {x: self.blocked(x), node.output: output})
+            return self._put(node, output)
+        return self.column(other, self.shape(x)[1]) and self._with_column(node, x, self.vector(other))
+
+    def _with_column(self, node: Node, x: str, vector: str) -> bool:
+        """An operator on x and a number per channel."""
+        output, first = f"{node.output}.blocked", node.inputs[0] == x
         if node.op == "Mul":
-            return self._put(
-                node, self._taking_more(self._depthwise(self._blocked(x), output, vector, None, channels))
-            )
+            made = self.depthwise(self.blocked(x), output, vector, None, self.shape(x)[1])
+            return self._put(node, self.taking_more(made))
         if node.op == "Add":
             return self._shifted(node, x, vector)
-        if node.op == "Sub" and x == a:
-            if self._alone(x) is node:
-                return self._shifted(node, x, self._negative(vector))
-            return self._put(node, self._minus(x, vector))
-        if node.op == "Greater" and x == a:
-            self._emit("Greater", [self._minus(x, vector), self._number(0.0)], output)
-            return self._put(node, output)
+        if node.op == "Sub" and first and self.alone(x) is node:
+            return self._shifted(node, x, self.negative(vector))
+        if node.op == "Sub" and first:
+            return self._put(node, self.minus(x, vector))
+        if node.op == "Greater" and first:
+            return self._put(node, self.emit("Greater", [self.minus(x, vector), self.number(0.0)], output))
         return False
 
-    def _minus(self, x: str, vector: str) -> str:
-        """x - vector by channel, in blocks, made once."""
-        if x not in self.centred or self.centred[x][1] != vector:
-            channels = self._shape(x)[1]
-            made = self._depthwise(self._blocked(x), self._new(f"{x}.centred"), None, self._negative(vector), channels)
-            self.centred[x] = (made, vector)
-        return self.centred[x][0]
-
     def _shifted(self, node: Node, x: str, vector: str) -> bool:
-        """x + vector by channel: the bias of what made x, where that has none and nobody else reads it."""
-        output, made = f"{node.output}.blocked", self._blocked(x)
-        if made in self.fusable and self._alone(x) is node and self._may(made, inputs=2):
-            conv = self._take(made)
-            self.nodes.append(replace(conv, inputs=(*conv.inputs, vector), outputs=(output,)))
+        """x + vector by channel: the bias of what made x, where that has none."""
+        output, made = f"{node.output}.blocked", self.blocked(x)
+        if self.may_take(x, node, inputs=2):
+            conv = self.take(x)
+            self.write(replace(conv, inputs=(*conv.inputs, self.wide(vector, self.shape(x)[1])), outputs=(output,)))
         else:
-            self._depthwise(made, output, None, vector, self._shape(x)[1])
-        return self._put(node, self._taking_more(output))
-
-    def _taking_more(self, output: str) -> str:
-        """Note that a convolution may take a bias, a sum or a ReLU on."""
-        self.fusable[output] = output
-        return output
-
-    def _may(self, made: str, inputs: int) -> bool:
-        """Whether the convolution that made a value has no more than so many inputs, and no activation."""
-        node = next(node for node in reversed(self.nodes) if made in node.outputs)
-        return len(node.inputs) <= inputs and "activation" not in node.attributes
-
-    def _take(self, made: str) -> OnnxNode:
-        """Take the convolution that made a value out of the list."""
-        at = next(i for i in range(len(self.nodes) - 1, -1, -1) if made in self.nodes[i].outputs)
-        del self.fusable[made]
-        return self.nodes.pop(at)
+            self.depthwise(made, output, None, vector, self.shape(x)[1])
+        return self._put(node, self.taking_more(output))
 
     def _summed(self, node: Node) -> bool:
         """An addition that the convolution on one of its sides takes on."""
         output = f"{node.output}.blocked"
         for x, other in (node.inputs, node.inputs[::-1]):
-            made = self.blocked_names.get(x, "")
-            if made in self.fusable and x != other and self._alone(x) is node and self._may(made, inputs=3):
-                added = self._blocked(other)
-                conv = self._take(made)
+            if x != other and self.may_take(x, node, inputs=3):
+                added = self.blocked(other)
+                conv = self.take(x)
                 inputs = (*conv.inputs, "") if len(conv.inputs) == 2 else conv.inputs
-                self.nodes.append(replace(conv, inputs=(*inputs, added), outputs=(output,)))
-                return self._put(node, self._taking_more(output))
+                self.write(replace(conv, inputs=(*inputs, added), outputs=(output,)))
+                return self._put(node, self.taking_more(output))
         return False
 
-    def _relu(self, node: Node) -> bool:
+    def _activation(self, node: Node) -> bool:
+        """A ReLU or a clip, in what made its input, where that can be."""
         x, output = node.inputs[0], f"{node.output}.blocked"
-        if not self._fits(x) or (x not in self.blocked_names and x not in self.centred):
+        if not self.in_blocks(x):
             return False
-        made = self._blocked(x)
-        if made in self.fusable and self._alone(x) is node and self._may(made, inputs=4):
-            conv = self._take(made)
-            attributes = {**conv.attributes, "activation": text("activation", "Relu")}
-            self.nodes.append(replace(conv, outputs=(output,), attributes=attributes))
+        made = self.blocked(x)
+        if self.may_take(x, node, inputs=4):
+            conv = self.take(x)
+            attributes = {**conv.attributes, "activation": text("activation", node.op)}
+            if node.op == "Clip":
+                limits = [float(node.attributes[name]) for name in ("min", "max")]
+                attributes["activation_params"] = reals("activation_params", limits)
+            self.write(replace(conv, outputs=(output,), attributes=attributes))
         else:
-            self._emit("Relu", [made], output)
+            self.spell(node, {x: made, node.output: output})
         return self._put(node, output)
 
     def _masked(self, node: Node) -> bool:
         x, mask = node.inputs
-        if mask not in self.blocked_names:
+        if not self.in_blocks(mask):
             return False
         if x in self.graph.constants and bool((plain(self.graph.constants[x]) == 1).all()):
-            return self._put(node, self._cast(mask))
-        if not self._fits(x):
+            return self._put(node, self.cast(mask))
+        if not self.fits(x):
             return False
-        self._emit("Mul", [self._blocked(x), self._cast(mask)], f"{node.output}.blocked")
-        return self._put(node, f"{node.output}.blocked")
+        return self._put(node, self.emit("Mul", [self.blocked(x), self.cast(mask)], f"{node.output}.blocked"))
+
+    # Convolutions and normalisations.
 
     def _convolution(self, node: Node) -> bool:
         x, weight = node.inputs[:2]
         bias = node.inputs[2] if len(node.inputs) > 2 else ""
-        shape, group = self._shape(weight), int(node.attributes["group"])
-        depthwise = group > 1 and group == shape[0] and shape[1] == 1
-        narrow = group == 1 and shape[1] < self.block  # images: plain on one side, in blocks on the other
+        (out, per, *window), group = self.shape(weight), int(node.attributes["group"])
+        depthwise = group > 1 and group == out and per == 1
+        images = group == 1 and per < self.block  # plain on one side, in blocks on the other
         producer = self.producers.get(weight)
-        if shape[0] % self.block or (producer is not None and producer.op == "DequantizeLinear"):
+        if not self.channels_fit(out) or (producer is not None and producer.op == "DequantizeLinear"):
             return False
-        if not (depthwise or narrow or (group == 1 and shape[1] % self.block == 0)) or (
-            bias and len(self._shape(bias)) != 1
-        ):
+        if not (depthwise or images or (group == 1 and self.channels_fit(per))) or (images and self.in_blocks(x)):
             return False
-        inputs = [self._plain(x) if narrow else self._blocked(x)]
+        source = self.plain(x) if images else self.blocked(x)
         attributes: dict[str, Any] = {
             name: _listed(node.attributes[name]) for name in ("strides", "pads", "dilations")
         }
-        attributes |= {"group": group, "kernel_shape": list(shape[2:])}
-        output, alone = f"{node.output}.blocked", self._alone(node.output)
+        attributes |= {"group": self.whole_blocks(group) if depthwise else group, "kernel_shape": list(window)}
+        output, alone = f"{node.output}.blocked", self.alone(node.output)
+        narrow = images or depthwise
         if alone is not None and alone.op == "BatchNormalization" and alone.inputs[0] == node.output:
             scale, shift = self._scale_and_shift(alone, None)
             if bias:
-                moved = self._emit("Mul", [self._plain(bias), scale], f"{output}.moved")
-                shift = self._emit("Add", [moved, shift], f"{output}.bias")
-            kernel = self._kernel(weight, shape, scale, f"{output}.weight")
-            made = self._emit("Conv", [*inputs, kernel, shift], f"{alone.output}.blocked", attributes, DOMAIN)
+                moved = self.emit("Mul", [self.plain(bias), scale], f"{output}.moved")
+                shift = self.emit("Add", [moved, shift], f"{output}.bias")
+            kernel, _ = self.kernel(weight, narrow, scale, f"{output}.weight")
+            inputs = [source, kernel, self.wide(shift, out)]
             self.folded.add(alone.output)
-            self.blocked_names[alone.output] = self._taking_more(made)
-            return True
-        kernel = self._kernel(weight, shape, None, f"{output}.weight")
+            return self._put(
+                alone, self.taking_more(self.emit("Conv", inputs, f"{alone.output}.blocked", attributes, DOMAIN))
+            )
+        kernel, _ = self.kernel(weight, narrow, None, f"{output}.weight")
         about = self._about(node.output)
         if about:
-            negative = self._negative(about)
-            both = self._emit("Add", [self._plain(bias), negative], f"{output}.bias") if bias else negative
-            centred = self._emit("Conv", [*inputs, kernel, both], f"{node.output}.centred", attributes, DOMAIN)
-            self.centred[node.output] = (centred, about)
+            shift = self.negative(about)
+            if bias:
+                shift = self.emit("Add", [self.plain(bias), shift], f"{output}.bias")
+            inputs = [source, kernel, self.wide(shift, out)]
+            self.centred[node.output] = (
+                self.emit("Conv", inputs, self.unused(f"{node.output}.centred"), attributes, DOMAIN),
+                about,
+            )
             return True
-        made = self._emit(
-            "Conv", [*inputs, kernel, *([self._plain(bias)] if bias else [])], output, attributes, DOMAIN
-        )
-        return self._put(node, self._taking_more(made))
+        inputs = [source, kernel, *([self.wide(self.plain(bias), out)] if bias else [])]
+        return self._put(node, self.taking_more(self.emit("Conv", inputs, output, attributes, DOMAIN)))
 
     def _about(self, name: str) -> str:
-        """The vector about which everybody who reads a value sees it, at least where it matters; "" where nobody."""
+        """The vector about which those who read a value see it; "" where somebody sees it as it is, or another way."""
         if name in self.graph.outputs:
             return ""
-        channels, found = self._shape(name)[1], set()
+        found = set()
         for reader in self.readers.get(name, []):
             if reader.op in ("Sub", "Greater") and reader.inputs[0] == name:
                 column = self.producers.get(reader.inputs[1])
-                if column is None or column.op != "Reshape" or not self._column(reader.inputs[1], channels):
+                if column is None or column.op != "Reshape" or not self.column(column.output, self.shape(name)[1]):
                     return ""
                 source = column.inputs[0]
-                if source not in self.graph.inputs or len(self._shape(source)) != 1:
+                if source not in self.graph.inputs or len(self.shape(source)) != 1:
                     return ""
                 found.add(source)
             elif reader.op != "BatchNormalization" or reader.inputs[0] != name:
                 return ""
         return found.pop() if len(found) == 1 else ""
 
-    def _kernel(self, weight: str, shape: tuple[int, ...], scale: str | None, output: str) -> str:
-        """A convolution's weight as blocks want it, times a number per output channel."""
-        b, (out, per, height, width) = self.block, shape
-        inner = b if per % b == 0 else 1
-        apart = (out // b, b, per // inner, inner, height, width)
-        order = (0, 2, 4, 5, 3, 1)
-        if weight in self.graph.constants:
-            stored = f"{weight}.kernel"
-            array = plain(self.graph.constants[weight]).reshape(apart).transpose(order)
-            together = (out // b, -1, b) if scale is not None else shape
-            stored += ".rows" if scale is not None else ""
-            self.weights[stored] = np.ascontiguousarray(array).reshape(together)
-        else:
-            opened = self._emit("Reshape", [self._plain(weight), self._integers(*apart)], f"{output}.apart")
-            turned = self._emit("Transpose", [opened], f"{output}.turned", {"perm": list(order)})
-            together = (out // b, -1, b) if scale is not None else shape
-            stored = self._emit("Reshape", [turned, self._integers(*together)], f"{output}.stored")
-        if scale is None:
-            return stored
-        row = self._emit("Reshape", [scale, self._integers(out // b, 1, b)], f"{output}.row")
-        scaled = self._emit("Mul", [stored, row], f"{output}.scaled")
-        return self._emit("Reshape", [scaled, self._integers(*shape)], output)
-
     def _scale_and_shift(self, node: Node, about: str | None) -> tuple[str, str]:
         """A BatchNorm as scale * (x - about) + shift, vectors both."""
-        weight, bias, mean, variance = (self._plain(name) for name in node.inputs[1:])
+        weight, bias, mean, variance = (self.plain(name) for name in node.inputs[1:])
         y = node.output
-        safe = self._emit("Add", [variance, self._number(float(node.attributes["epsilon"]))], f"{y}.safe")
-        scale = self._emit("Div", [weight, self._emit("Sqrt", [safe], f"{y}.deviation")], f"{y}.scale")
+        safe = self.emit("Add", [variance, self.number(float(node.attributes["epsilon"]))], f"{y}.safe")
+        scale = self.emit("Div", [weight, self.emit("Sqrt", [safe], f"{y}.deviation")], f"{y}.scale")
         if about == mean:
             return scale, bias
-        apart = mean if about is None else self._emit("Sub", [mean, about], f"{y}.apart")
-        moved = self._emit("Mul", [apart, scale], f"{y}.moved")
-        return scale, self._emit("Sub", [bias, moved], f"{y}.shift")
+        apart = mean if about is None else self.emit("Sub", [mean, about], f"{y}.apart")
+        moved = self.emit("Mul", [apart, scale], f"{y}.moved")
+        return scale, self.emit("Sub", [bias, moved], f"{y}.shift")
 
     def _batch_normalization(self, node: Node) -> bool:
         x, output = node.inputs[0], f"{node.output}.blocked"
-        if not self._there(x):
+        if not self.to_blocks(x):
             return False
-        about = None
-        if x in self.centred:
-            made, about = self.centred[x]
-        else:
-            made = self._blocked(x)
+        made, about = self.centred[x] if x in self.centred else (self.blocked(x), None)
         scale, shift = self._scale_and_shift(node, about)
-        return self._put(node, self._taking_more(self._depthwise(made, output, scale, shift, self._shape(x)[1])))
+        return self._put(node, self.taking_more(self.depthwise(made, output, scale, shift, self.shape(x)[1])))
 
-    def _averages(self, x: str, output: str) -> str:
-        """The mean of every channel of every image: (N, C, 1, 1), plain."""
-        made = self._emit("GlobalAveragePool", [self._blocked(x)], f"{output}.pooled", {}, DOMAIN)
-        return self._emit("ReorderOutput", [made], f"{output}.averages", {"channels": self._shape(x)[1]}, DOMAIN)
+    # Over the image.
 
     def _channel_mean(self, node: Node) -> bool:
         x = node.inputs[0]
-        if not self._fits(x) or x not in self.blocked_names:
+        if not self.in_blocks(x):
             return False
-        averages = self._averages(x, node.output)
-        self._emit("ReduceMean", [averages], node.output, {"axes": [0, 2, 3], "keepdims": 0})
+        self.emit("ReduceMean", [self.averages(x, node.output)], node.output, {"axes": [0, 2, 3], "keepdims": 0})
         self.plain_names[node.output] = node.output
         return True
 
     def _reduce(self, node: Node) -> bool:
         """Means and sums over the image, and whatever else beside the channels."""
         x, axes = node.inputs[0], sorted(node.attributes["axes"])
-        if not self._fits(x) or x not in self.blocked_names or axes[-2:] != [2, 3]:
+        if not self.in_blocks(x) or axes[-2:] != [2, 3]:
             return False
         y, keep = node.output, int(node.attributes["keepdims"])
-        found = self._averages(x, y)
+        found = self.averages(x, y)
         if node.op == "ReduceMean":
-            self._emit("ReduceMean", [found], y, {"axes": axes, "keepdims": keep})
+            self.emit("ReduceMean", [found], y, {"axes": axes, "keepdims": keep})
         else:
-            size = self._number(float(math.prod(self._shape(x)[2:])))
-            totals = self._emit("Mul", [found, size], f"{y}.totals")
-            self._emit("ReduceSum", [totals, self._integers(*axes)], y, {"keepdims": keep})
+            totals = self.emit("Mul", [found, self.number(float(math.prod(self.shape(x)[2:])))], f"{y}.totals")
+            self.emit("ReduceSum", [totals, self.integers(*axes)], y, {"keepdims": keep})
         self.plain_names[y] = y
         return True
 
     def _max_pool(self, node: Node) -> bool:
-        x, output = node.inputs[0], f"{node.output}.blocked"
-        if not self._fits(x) or x not in self.blocked_names:
+        x = node.inputs[0]
+        if not self.in_blocks(x):
             return False
-        attributes: dict[str, Any] = {
-            name: _listed(node.attributes[name]) for name in ("kernel_shape", "strides", "pads")
-        }
+        attributes: dict[str, Any] = {n: _listed(node.attributes[n]) for n in ("kernel_shape", "strides", "pads")}
         attributes |= {"ceil_mode": int(node.attributes.get("ceil_mode", 0))}
-        return self._put(node, self._emit("MaxPool", [self._blocked(x)], output, attributes, DOMAIN))
+        return self._put(node, self.emit("MaxPool", [self.blocked(x)], f"{node.output}.blocked", attributes, DOMAIN))
 
     def _reshape(self, node: Node) -> bool:
         """A vector that becomes a column is remembered as a vector."""
-        source = self._shape(node.inputs[0])
-        if len(source) == 1 and self._shape(node.output) == (1, source[0], 1, 1):
-            self.vectors[node.output] = self._plain(node.inputs[0])
+        source = self.shape(node.inputs[0])
+        if len(source) == 1 and self.shape(node.output) == (1, source[0], 1, 1):
+            self.remember(node.output, self.plain(node.inputs[0]))
         return False
 
 
 def _listed(value: Any) -> list[int]:
     return [int(number) for number in value]
-
-
-def _node(op: str, inputs: Sequence[str], output: str, attributes: Mapping[str, Any], domain: str) -> OnnxNode:
-    raw = {name: attribute(name, value) for name, value in sorted(attributes.items())}
-    return OnnxNode(op, f"{op}_{output}", tuple(inputs), (output,), raw, domain)

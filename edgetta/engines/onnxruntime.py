@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from edgetta.engines.blocked import block_size, lower
+from edgetta.engines.blocked import Lowered, block_size, lower
 from edgetta.engines.contract import Array, Mixing, Moments, Passed, ProgramSet, Residuals, Statistics
 from edgetta.engines.feeding import Feeding
 from edgetta.engines.packing import pack, unpack
@@ -30,7 +30,6 @@ from edgetta.memory.allocator import keeps_freed_memory
 from edgetta.segments.graph import BATCH, Graph
 from edgetta.segments.onnx_layout import in_blocks
 from edgetta.segments.onnx_memory import GATHERS_SLICES, freeing_early, variances_in_pieces
-from edgetta.segments.onnx_model import OnnxModel
 from edgetta.segments.onnx_spelling import spelled
 
 _SMALL = 1024
@@ -91,7 +90,8 @@ class OnnxRuntimeEngine:
             **feeding.parameters(parameters, self.programs.backward),
         }
         for name in list(residuals.kept):
-            inputs[name] = unpack(self._residuals[name], residuals.kept.pop(name), residuals.batch)
+            shape = _with_batch(self._shapes.get(name, self._residuals[name].value.shape), residuals.batch)
+            inputs[name] = unpack(self._residuals[name], residuals.kept.pop(name), shape)
         return feeding.gradients(self._session("backward").run(inputs))
 
     def recompute(
@@ -116,52 +116,48 @@ class OnnxRuntimeEngine:
     def _session(self, program: str, moments: bool = True) -> Session:
         if (program, moments) not in self._sessions:
             graph: Graph = getattr(self.programs, program)
-            left = set() if moments else set(self._feeding.moments)
-            outputs = [name for name in graph.outputs if name not in left]
-            model = self._model(program, replace(graph, outputs=tuple(outputs)).pruned())
-            self._sessions[program, moments] = Session(
-                model, graph, outputs, self._shared_weights, self._threads, program
-            )
+            if not moments:
+                left = set(self._feeding.moments)
+                graph = replace(graph, outputs=tuple(n for n in graph.outputs if n not in left)).pruned()
+            if self._block:
+                kept = self._feeding.residuals if program == "forward" else ()
+                given = self._shapes if program == "backward" else ()
+                lowered = lower(graph, self._block, given, kept)
+            else:
+                lowered = Lowered(variances_in_pieces(in_blocks(spelled(graph)), graph), {})
+            self._sessions[program, moments] = Session(lowered, graph, self._shared_weights, self._threads, program)
         return self._sessions[program, moments]
 
-    def _model(self, program: str, graph: Graph) -> OnnxModel:
-        """What ONNX Runtime runs for a graph, with all outputs in their order."""
-        if not self._block:
-            return variances_in_pieces(in_blocks(spelled(graph)), graph)
-        kept = self._feeding.residuals if program == "forward" else ()
-        given = self.residuals_in_blocks if program == "backward" else ()
-        return lower(graph, self._block, given, kept).model
-
     @functools.cached_property
-    def residuals_in_blocks(self) -> frozenset[str]:
-        """Residuals that lie between forward and backward in the order of blocks (see `blocked.to_blocks`)."""
+    def _shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Residuals that lie between forward and backward as blocks have them, and their shapes there."""
         if not self._block:
-            return frozenset()
+            return {}
         return lower(self.programs.forward, self._block, (), self._feeding.residuals).in_blocks
+
+    @property
+    def residuals_in_blocks(self) -> frozenset[str]:
+        """Residuals that are kept in the order of `blocked.to_blocks`."""
+        return frozenset(self._shapes)
 
 
 class Session:
     """One program as an ONNX Runtime session.
 
-    model      its results are `outputs`, in this order
+    lowered    the model, whose results are the graph's outputs in their order
     graph      says what inputs and outputs are
     weights    those that sessions share, by name; more are added
     name       of the program, for errors
     """
 
     def __init__(
-        self,
-        model: OnnxModel,
-        graph: Graph,
-        outputs: Sequence[str],
-        weights: dict[str, Any],
-        threads: int = 0,
-        name: str = "",
+        self, lowered: Lowered, graph: Graph, weights: dict[str, Any], threads: int = 0, name: str = ""
     ) -> None:
         runtime = import_onnxruntime()
         self.graph = graph
-        self.outputs = tuple(outputs)
-        ordered = freeing_early(model)
+        self.outputs = graph.outputs
+        self._shapes = {name: lowered.in_blocks.get(name, value.shape) for name, value in graph.values.items()}
+        ordered = freeing_early(lowered.model)
         self._results = [value.name for value in ordered.outputs]
         shared = {name for name, a in ordered.weights.items() if a.dtype == np.float32 and a.nbytes >= _SMALL}
         for large in sorted(shared - set(weights)):
@@ -192,15 +188,15 @@ class Session:
             # The session reads raw memory: of another type or shape it would make nonsense.
             value, array = self.graph.values[name], np.ascontiguousarray(inputs[name])
             kind = np.bool_ if value.dtype == "bool" else np.float32
-            shape = value.with_batch(batch)
+            shape = _with_batch(self._shapes[name], batch)
             if array.dtype != kind or array.shape != shape:
                 raise ValueError(f"{name!r} is {array.dtype} {array.shape}, not {kind.__name__} {shape}")
             alive.append(array)
             binding.bind_input(name, "cpu", 0, kind, shape, array.ctypes.data)
         results = []
         for name, made in zip(self.outputs, self._results, strict=True):
-            value = self.graph.values[name]
-            result = np.empty(value.with_batch(batch), np.bool_ if value.dtype == "bool" else np.float32)
+            kind = np.bool_ if self.graph.values[name].dtype == "bool" else np.float32
+            result = np.empty(_with_batch(self._shapes[name], batch), kind)
             binding.bind_output(made, "cpu", 0, result.dtype, result.shape, result.ctypes.data)
             results.append(result)
         self._session.run_with_iobinding(binding)
@@ -223,6 +219,10 @@ def default_threads() -> int:
     """How many threads a session has: what `OMP_NUM_THREADS` says, else 0, for as many as there are cores."""
     text = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return int(text) if text.isdigit() else 0
+
+
+def _with_batch(shape: tuple[int, ...], batch: int) -> tuple[int, ...]:
+    return tuple(batch if size == BATCH else size for size in shape)
 
 
 def _refused(who: str, what: str, error: Exception) -> BundleError:

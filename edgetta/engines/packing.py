@@ -5,6 +5,8 @@ The same bits as `edgetta.segments.packing` makes of torch tensors.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from edgetta.engines.contract import Array
@@ -21,11 +23,10 @@ def pack(residual: Residual, array: Array) -> Array:
     return array
 
 
-def unpack(residual: Residual, kept: Array, batch: int) -> Array:
-    """The array as the backward takes it."""
+def unpack(residual: Residual, kept: Array, shape: tuple[int, ...]) -> Array:
+    """The array, of `shape`, as the backward takes it."""
     if residual.kind == "mask":
-        count = residual.value.elements(batch)
-        return np.unpackbits(kept, count=count).view(np.bool_).reshape(residual.value.with_batch(batch))
+        return np.unpackbits(kept, count=math.prod(shape)).view(np.bool_).reshape(shape)
     if residual.kind == "code":
         return kept.astype(np.float32) * np.float32((residual.high - residual.low) / 255.0) + np.float32(residual.low)
     return kept

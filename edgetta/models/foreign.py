@@ -18,7 +18,8 @@ from edgetta.models.exported import load_exported
 from edgetta.models.model import Model
 from edgetta.models.normalise import IMAGENET, Constants
 from edgetta.models.parts import PublishedParts
-from edgetta.models.torchvision_operators import import_with_operators
+from edgetta.models.torchvision_operators import import_with_operators, with_operators
+from edgetta.models.wrappers import in_float32, unwrapped
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Foreign:
     input_shape: tuple[int, int, int] | None = None
     constants: Constants | None = None
     parts: PublishedParts | None = None
+    notes: tuple[str, ...] = ()  # what was done to it that its author should know
 
 
 def build(spec: str, num_classes: int | None, options: Mapping[str, Any]) -> Foreign:
@@ -107,10 +109,11 @@ def _function(spec: str, options: Mapping[str, Any]) -> Foreign:
     except Exception as error:
         raise EdgettaError(f"{spec} failed: {type(error).__name__}: {error}") from error
     if isinstance(made, Model):
-        return Foreign(made.module, made.input_shape, parts=made.parts)
+        return Foreign(made.module, made.input_shape, parts=made.parts, notes=made.notes)
     if not isinstance(made, nn.Module):
         raise EdgettaError(f"{spec} returned a {type(made).__name__}, not a torch.nn.Module")
-    return Foreign(made)
+    network, was = in_float32(unwrapped(made))
+    return Foreign(network, notes=() if was is None else (f"{spec} is in {was}; it is taken as float32",))
 
 
 def _imported(path: Path) -> Any:
@@ -124,7 +127,7 @@ def _imported(path: Path) -> Any:
     sys.path.insert(0, folder)
     sys.modules[name] = module  # dataclasses and pickles of the file look their module up
     try:
-        found.loader.exec_module(module)
+        with_operators(lambda: found.loader.exec_module(module))  # type: ignore[union-attr]
     except Exception as error:
         del sys.modules[name]
         raise EdgettaError(f"{path} failed to run: {type(error).__name__}: {error}") from error

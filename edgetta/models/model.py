@@ -19,3 +19,4 @@ class Model:
     num_classes: int
     parts: PublishedParts | None = None  # where the papers cut it; None for networks from elsewhere
     weights: str | None = None  # where the weights came from; None: random, or the source's own
+    notes: tuple[str, ...] = ()  # what was done to it that its author should know

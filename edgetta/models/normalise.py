@@ -91,6 +91,13 @@ def with_normalisation(network: nn.Module, mean: Sequence[float], std: Sequence[
     return network
 
 
+def with_probabilities_as_logits(network: nn.Module) -> nn.Module:
+    """The same module, giving the logarithms of the probabilities that it gave: logits whose softmax these are."""
+    original = type(network)
+    network.__class__ = type(f"Logits{original.__name__}", (_LogarithmOutput, original), {})
+    return network
+
+
 def normalisation_of(network: nn.Module) -> Constants:
     """The mean and std of the normalisation given here; the identity where a network has none, or does its own."""
     own = getattr(network, "normalise", None)
@@ -109,3 +116,11 @@ class _NormalisedInput(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward((x - self.input_mean) / self.input_std)  # type: ignore[misc]
+
+
+class _LogarithmOutput(nn.Module):
+    """Put before another class, it takes the logarithm of what that class's forward returns."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        probabilities: Tensor = super().forward(x)  # type: ignore[misc]
+        return probabilities.clamp_min(torch.finfo(torch.float32).tiny).log()

@@ -11,7 +11,16 @@ from edgetta.errors import EdgettaError
 def probe(network: nn.Module, spec: str, shape: tuple[int, int, int]) -> int:
     """Run two grey images through the network and return the number of classes it answers with.
 
-    Raises EdgettaError where it fails at this input shape, or returns something else than logits (N, classes).
+    Raises EdgettaError as `answer` does.
+    """
+    return int(answer(network, spec, shape).shape[1])
+
+
+def answer(network: nn.Module, spec: str, shape: tuple[int, int, int]) -> Tensor:
+    """What the network says of two grey images, (2, classes).
+
+    Raises EdgettaError where it fails at this input shape, or returns something else than logits of at least two
+    classes.
     """
     device = next((tensor.device for tensor in network.state_dict().values()), torch.device("cpu"))
     images = torch.full((2, *shape), 0.5, device=device)
@@ -29,4 +38,9 @@ def probe(network: nn.Module, spec: str, shape: tuple[int, int, int]) -> int:
         )
     if logits.ndim != 2 or logits.shape[0] != 2:
         raise EdgettaError(f"{spec} returns shape {tuple(logits.shape)} for two images, not logits (2, classes)")
-    return int(logits.shape[1])
+    if logits.shape[1] < 2:
+        raise EdgettaError(
+            f"{spec} returns one number per image; edgetta adapts classifiers of at least 2 classes. Where that "
+            "number is the logit of a sigmoid, return torch.cat([-x / 2, x / 2], 1), whose softmax says the same"
+        )
+    return logits

@@ -19,8 +19,11 @@ from edgetta.errors import UsageError
 from edgetta.models.architectures import Architecture, architecture
 from edgetta.models.model import Model
 from edgetta.models.normalise import with_normalisation
-from edgetta.models.probe import probe
-from edgetta.models.weights import Weights, put_weights, read_weights, without_prefixes
+from edgetta.models.probe import answer, probe
+from edgetta.models.weights import Weights, classes_of, put_weights, read_weights, without_prefixes
+from edgetta.models.wrappers import answering_logits
+
+LIBRARIES = ("timm:", "torchvision:")
 
 
 def load_model(
@@ -52,7 +55,7 @@ def load_model(
     if input_shape is not None and (len(input_shape) != 3 or min(input_shape) < 1):
         raise UsageError(f"input_shape is channels, height, width, not {tuple(input_shape)}")
     settings = _Settings(weights, num_classes, input_shape, None if mean is None or std is None else (mean, std))
-    if spec.startswith(("timm:", "torchvision:")) or spec.endswith((".pt2", ".py")) or ".py:" in spec:
+    if spec.startswith(LIBRARIES) or spec.endswith((".pt2", ".py")) or ".py:" in spec:
         if width is not None:
             raise UsageError(f"width narrows built-in networks only, not {spec}")
         return _foreign(spec, settings, options)
@@ -95,9 +98,14 @@ def _foreign(spec: str, settings: _Settings, options: dict[str, Any]) -> Model:
     from edgetta.models.foreign import build
 
     built = build(spec, settings.num_classes, options)
-    network, published = built.module, None
+    published = None
     if settings.weights is not None:
-        published = put_weights(network, without_prefixes(read_weights(settings.weights), network.state_dict()))
+        loaded = without_prefixes(read_weights(settings.weights), built.module.state_dict())
+        classes = None if settings.num_classes or not spec.startswith(LIBRARIES) else classes_of(loaded, built.module)
+        if classes is not None:
+            built = build(spec, classes, options)
+        published = put_weights(built.module, loaded)
+    network = built.module
     constants = settings.constants or published or built.constants
     if constants is not None:
         network = with_normalisation(network, *constants)
@@ -107,10 +115,13 @@ def _foreign(spec: str, settings: _Settings, options: dict[str, Any]) -> Model:
             f"{spec} does not say what images it takes: give input_shape as channels, height, width "
             "(--input-size 3x224x224)"
         )
-    classes = probe(network.eval(), spec, shape)
+    said = answer(network.eval(), spec, shape)
+    classes, notes = int(said.shape[1]), built.notes
     if settings.num_classes not in (None, classes):
         raise UsageError(f"{spec} answers with {classes} classes, not {settings.num_classes}")
-    return Model(network, spec, shape, classes, built.parts, settings.source)
+    if answering_logits(network, said):
+        notes = (*notes, f"{spec} answers with probabilities; their logarithms are taken as logits")
+    return Model(network, spec, shape, classes, built.parts, settings.source, notes)
 
 
 def _classes_in(known: Architecture, loaded: Weights | None) -> int | None:

@@ -12,13 +12,16 @@ import contextlib
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 import torch
 
 from edgetta.errors import MissingDependencyError
 
+_Result = TypeVar("_Result")
 _POOL = "float spatial_scale, SymInt pooled_height, SymInt pooled_width"
 _SIZE = "SymInt batch_size, SymInt channels, SymInt height, SymInt width"
 _DEFORM = (
@@ -77,14 +80,7 @@ def import_with_operators(name: str) -> ModuleType:
     Raises MissingDependencyError where the package is absent, or does not fit this torch for another reason.
     """
     try:
-        try:
-            return importlib.import_module(name)
-        except RuntimeError as error:
-            if "operator torchvision::" not in str(error) or not define_missing_operators():
-                raise
-            for half in [m for m in sys.modules if m.partition(".")[0] in {"torchvision", name}]:
-                del sys.modules[half]
-            return importlib.import_module(name)
+        return with_operators(lambda: importlib.import_module(name), name)
     except (ImportError, RuntimeError) as error:
         if _location(name) is None:
             raise MissingDependencyError(f"{name} is not installed: pip install 'edgetta[models]'") from error
@@ -92,6 +88,21 @@ def import_with_operators(name: str) -> ModuleType:
             f"{name} does not import beside torch {torch.__version__} ({error}): "
             "install the torchvision that was released with this torch"
         ) from error
+
+
+def with_operators(importing: Callable[[], _Result], name: str = "torchvision") -> _Result:
+    """What `importing` returns; where torchvision's operators are missing, they are defined and it runs again.
+
+    `name` is the package whose half-imported modules are then forgotten, beside torchvision's.
+    """
+    try:
+        return importing()
+    except RuntimeError as error:
+        if "operator torchvision::" not in str(error) or not define_missing_operators():
+            raise
+    for half in [m for m in sys.modules if m.partition(".")[0] in {"torchvision", name}]:
+        del sys.modules[half]
+    return importing()
 
 
 def _location(package: str) -> Path | None:

@@ -59,6 +59,7 @@ def read_weights(path: str | Path) -> Weights:
     path = Path(path)
     if not path.is_file():
         raise EdgettaError(f"weights {path}: no such file")
+    _refuse_other_files(path)
     text: dict[str, tuple[str, ...]] = {}
     if path.suffix == ".safetensors":
         raw: dict[str, Any] = _read_safetensors(path)
@@ -72,9 +73,21 @@ def read_weights(path: str | Path) -> Weights:
 def without_prefixes(weights: Weights, names: Collection[str]) -> Weights:
     """Strip what wrappers put before every name: `module.`, `model.`, `net.`, `1.` of a Sequential with normalisation.
 
-    `names` are the network's: as soon as one of them is in the file, nothing more is stripped.
+    `names` are the network's. The prefix with which the file has most of them is stripped, and what lies outside it
+    (a counter of averages, weights of a loss) is left out. Where it has none of them, a prefix that all names share is
+    stripped, and the spelling is left to others.
     """
     tensors = dict(weights.tensors)
+    wanted = set(names)
+    found = {
+        prefix: sum(name.removeprefix(prefix) in wanted for name in tensors if name.startswith(prefix))
+        for prefix in _prefixes(tensors)
+    }
+    best = max(found, key=lambda prefix: (found[prefix], -len(prefix)))
+    if best and found[best]:
+        tensors = {name: value for name, value in tensors.items() if name in _CONSTANT_NAMES} | {
+            name.removeprefix(best): value for name, value in tensors.items() if name.startswith(best)
+        }
     while tensors and not any(name in names for name in tensors):
         bare = [name for name in tensors if name not in _CONSTANT_NAMES]
         prefix = next((p for p in PREFIXES if bare and all(name.startswith(p) for name in bare)), None)
@@ -82,6 +95,30 @@ def without_prefixes(weights: Weights, names: Collection[str]) -> Weights:
             break
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return Weights(weights.source, tensors, weights.text)
+
+
+def _prefixes(names: Collection[str]) -> list[str]:
+    """Every chain of known prefixes that some name begins with, "" among them."""
+    chains = [""]
+    for chain in chains:
+        chains += [chain + p for p in PREFIXES if any(name.startswith(chain + p) for name in names)]
+    return chains
+
+
+def classes_of(weights: Weights, network: nn.Module) -> int | None:
+    """The number of classes of the file's network, where its classifier alone is of another shape than this network's.
+
+    `weights` without prefixes. The classifier is what differs in its first dimension, by the same number everywhere.
+    """
+    wanted = network.state_dict()
+    other = [name for name, value in weights.tensors.items() if name in wanted and wanted[name].shape != value.shape]
+    shapes = [(tuple(wanted[name].shape), tuple(weights.tensors[name].shape)) for name in other]
+    if not shapes or any(not ours or not theirs or ours[1:] != theirs[1:] for ours, theirs in shapes):
+        return None
+    if len({ours[0] for ours, _ in shapes}) > 1 or len({theirs[0] for _, theirs in shapes}) > 1:
+        return None
+    classes = shapes[0][1][0]
+    return classes if classes >= 2 else None
 
 
 def put_weights(network: nn.Module, weights: Weights) -> Constants | None:
@@ -118,6 +155,12 @@ def put_weights(network: nn.Module, weights: Weights) -> Constants | None:
         raise EdgettaError(
             f"weights {weights.source}: {infinite[0]} has values that are not finite; the file is damaged"
         )
+    for name in wanted:
+        if wanted[name].is_floating_point() and not given[name].is_floating_point():
+            raise EdgettaError(
+                f"weights {weights.source}: {name} holds {_dtype(given[name])} where the network has floats; where "
+                "they are codes of a quantised network, multiply them by their scales before saving"
+            )
     network.load_state_dict({name: given[name] for name in wanted})
     return constants
 
@@ -129,6 +172,32 @@ def require_safe_torch(what: str) -> None:
             f"{what}: torch {torch.__version__} cannot read it safely (2.6 or newer can); "
             "convert the weights to .safetensors on another machine"
         )
+
+
+def _refuse_other_files(path: Path) -> None:
+    """Raise EdgettaError that says what a file is that is certainly no weights."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(256)
+        names = zipfile.ZipFile(path).namelist() if start.startswith(b"PK") else []
+    except (OSError, zipfile.BadZipFile):
+        return  # the reader says what is wrong
+    text = start.lstrip().lower()
+    what = ""
+    if not start:
+        what = "is empty; copy it again"
+    elif start.startswith(b"version https://git-lfs"):
+        what = "is a Git LFS pointer, not the weights; fetch them with `git lfs pull`"
+    elif text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        what = "is a web page; what was downloaded is not the weights"
+    elif path.suffix == ".onnx":
+        what = "is an ONNX network; give the torch checkpoint that it was made from"
+    elif any("/code/__torch__" in name for name in names):
+        what = "is a TorchScript program; save its weights with torch.save(torch.jit.load(FILE).state_dict(), OTHER)"
+    elif any(name.endswith("serialized_exported_program.json") or "/models/" in name for name in names):
+        what = "is a program of torch.export; give it as the model, with a name that ends in .pt2"
+    if what:
+        raise EdgettaError(f"weights {path}: the file {what}")
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -199,11 +268,32 @@ def _unwrapped(path: Path, raw: dict[str, Any]) -> dict[str, Tensor]:
         if inner is None:
             break
         raw = dict(inner)
-    tensors = {str(name): value for name, value in raw.items() if isinstance(value, Tensor)}
+    tensors = {str(name): _plain(path, name, value) for name, value in raw.items() if isinstance(value, Tensor)}
     if not tensors:
         held = ", ".join(sorted(str(key) for key in raw)[:8]) or "nothing"
         raise EdgettaError(f"weights {path}: no tensors in it (it holds {held})")
     return tensors
+
+
+def _plain(path: Path, name: str, tensor: Tensor) -> Tensor:
+    """A tensor as an ordinary one: dequantised, dense, and no float smaller than 16 bits.
+
+    Raises EdgettaError where it has no values, or complex ones.
+    """
+    if tensor.is_meta:
+        raise EdgettaError(f"weights {path}: {name} has a shape and no values (device meta); save the model with them")
+    if tensor.is_complex():
+        raise EdgettaError(f"weights {path}: {name} holds {_dtype(tensor)} numbers, which no layer here takes")
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    small = tensor.is_floating_point() and tensor.element_size() < 2
+    return tensor.float() if small else tensor
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _of_another_shape(names: list[str], wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:

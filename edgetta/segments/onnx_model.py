@@ -21,7 +21,7 @@ FLOAT, INT8, INT64, BOOL, HALF = 1, 3, 7, 9, 10
 """Element types, as ONNX numbers them."""
 
 _TYPES: dict[int, Any] = {FLOAT: np.float32, INT8: np.int8, INT64: np.int64, BOOL: np.bool_, HALF: np.float16}
-_REAL, _INT, _TEXT, _INTS = 1, 2, 3, 7  # of AttributeProto.type
+_REAL, _INT, _TEXT, _REALS, _INTS = 1, 2, 3, 6, 7  # of AttributeProto.type
 _EXTERNAL = 1  # of TensorProto.data_location
 
 
@@ -144,6 +144,11 @@ def integer(name: str, value: int) -> bytes:
 def text(name: str, value: str) -> bytes:
     """An attribute that is a text, as a node holds it."""
     return write_bytes(1, name) + write_bytes(4, value) + write_number(20, _TEXT)
+
+
+def reals(name: str, values: Sequence[float]) -> bytes:
+    """An attribute that is a list of real numbers, as a node holds it."""
+    return write_bytes(1, name) + b"".join(write_real(7, value) for value in values) + write_number(20, _REALS)
 
 
 def attribute(name: str, value: float | Sequence[int]) -> bytes:

@@ -209,6 +209,7 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
     "Identity": torch.clone,
     "Detach": lambda x: x,
     "Exp": torch.exp,
+    "Log": torch.log,
     "Sqrt": torch.sqrt,
     "Reciprocal": torch.reciprocal,
     "Relu": torch.relu,

@@ -272,7 +272,7 @@ _RULES: dict[str, tuple[tuple[str, ...], str, Callable[..., Shape]]] = {
     **{op: (_FLOAT, "float", _both) for op in ("Add", "Sub", "Mul", "Div", "Pow")},
     **{op: (_FLOAT, "bool", _both) for op in ("Greater", "Less", "Equal")},
     **{op: (_BOOL, "bool", _both) for op in ("And", "Or")},
-    **{op: (_FLOAT, "float", _same) for op in ("Relu", "Neg", "Exp", "Sqrt", "Reciprocal", "Sigmoid", "Tanh")},
+    **{op: (_FLOAT, "float", _same) for op in ("Relu", "Neg", "Exp", "Log", "Sqrt", "Reciprocal", "Sigmoid", "Tanh")},
     **{op: (_FLOAT, "float", _same) for op in ("Abs", "Erf", "Silu", "Gelu", "HardSwish", "Identity", "Detach")},
     "Not": (_BOOL, "bool", _same),
     "Clip": (_FLOAT, "float", lambda x, *, min, max, inclusive=0: x),

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from edgetta.printable import printable
 from edgetta.sources.images import MAX_PIXELS, to_eight_bits
 from edgetta.sources.resize import Resize
-from edgetta.sources.source import Frame, FrameSource, Skipped, SourceError, printable
+from edgetta.sources.source import Frame, FrameSource, Skipped, SourceError
 from edgetta.sources.stored import READ_ERRORS, Rows, StoredRows, as_one_row, open_npy, open_npz
 
 SAMPLE_ROWS = 256

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgetta.printable import printable
 from edgetta.sources.resize import Resize
-from edgetta.sources.source import ARRAY_SUFFIXES, IMAGE_SUFFIXES, Frame, FrameSource, Skipped, SourceError, printable
+from edgetta.sources.source import ARRAY_SUFFIXES, IMAGE_SUFFIXES, Frame, FrameSource, Skipped, SourceError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -153,8 +153,3 @@ def _batches(source: Source, size: int) -> Iterator[list[Frame]]:
             batch = []
     if batch:
         yield batch
-
-
-def printable(name: str) -> str:
-    """`name` with control characters and bytes that are no Unicode as escapes: safe to print and to write."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)

@@ -19,7 +19,8 @@ from typing import BinaryIO, cast
 import numpy as np
 from numpy.lib import format as npy
 
-from edgetta.sources.source import SourceError, printable
+from edgetta.printable import printable
+from edgetta.sources.source import SourceError
 
 IMAGE_KEYS = ("images", "x")
 LABEL_KEYS = ("labels", "y")

@@ -10,12 +10,17 @@ from typing import Any
 import numpy as np
 
 from edgetta.errors import MissingDependencyError, UsageError
+from edgetta.printable import printable
 from edgetta.sources.images import UnusableFrame, check_pixels, to_eight_bits
+from edgetta.sources.live import Connection, LiveFrames, grab
 from edgetta.sources.resize import Resize
-from edgetta.sources.source import Frame, FrameSource, Skipped, SourceError, printable
+from edgetta.sources.source import Frame, FrameSource, Skipped, SourceError
 
-FAILED_READS = 5
-"""A live source that fails to deliver so many times in a row is given up; each failure may have waited seconds."""
+OPEN_MILLISECONDS = 10_000
+"""So long may an address be silent when it is opened, or in between; OpenCV itself would wait for half a minute."""
+
+_RECORDED = re.compile(r"\b(multi)?filesrc\b|\bfile://|\bnum-buffers\b")
+"""What a GStreamer pipeline holds that comes to a regular end."""
 
 
 class VideoFrames(FrameSource):
@@ -24,7 +29,6 @@ class VideoFrames(FrameSource):
     Args:
         name: what errors and frames call the source; never holds a password.
         start: opens the capture, or raises SourceError; called again for another pass.
-        live: a camera or a stream: a failed read is a skipped frame at first, then an error, never the regular end.
     """
 
     def __init__(
@@ -33,17 +37,15 @@ class VideoFrames(FrameSource):
         start: Callable[[], Any],
         *,
         title: str,
-        live: bool,
         resize: Resize,
         loop: bool,
     ) -> None:
         self._start = start
         self._title = title
-        self._live = live
         self._resize = resize
         self._begun = False
         self._capture: Any = start()
-        announced = 0 if live else _property(self._capture, "CAP_PROP_FRAME_COUNT")
+        announced = _property(self._capture, "CAP_PROP_FRAME_COUNT")
         super().__init__(name, description=name, length=announced or None, loop=loop)
         self._announced = announced
         # Read now, so that what cannot deliver is an error when it is opened and not in the middle of a run.
@@ -54,30 +56,19 @@ class VideoFrames(FrameSource):
         self.description = f"{name}: frames of {self._first.shape[1]} x {self._first.shape[0]}"
 
     def read(self) -> Iterator[Frame | Skipped]:
-        if self._begun and not self._live:
+        if self._begun:
             self.close()
         if self._capture is None:
             self._capture, self._first = self._start(), None
         self._begun = True
-        index, failures = 0, 0
+        index = 0
         while True:
             picture, self._first = self._first, None
             if picture is None:
                 picture = self._grab()
-            name = f"{self._title}[{index}]"
-            if picture is not None:
-                yield self._frame(name, picture, index)
-                failures = 0
-            elif not self._live:
+            if picture is None:
                 break
-            else:
-                failures += 1
-                if failures == FAILED_READS:
-                    self.close()
-                    raise SourceError(
-                        f"{self.name} stopped delivering frames; check its cable, its power and the network"
-                    )
-                yield Skipped(name, "no frame was delivered")
+            yield frame_of(f"{self._title}[{index}]", picture, index, self._resize)
             index += 1
         # Containers may miscount by a frame; a gap beyond that means that the file is damaged or cut short.
         if index + 1 < self._announced:
@@ -93,20 +84,16 @@ class VideoFrames(FrameSource):
             capture.release()
 
     def _grab(self) -> np.ndarray | None:
-        import cv2
+        return grab(self._capture)
 
-        try:
-            delivered, picture = self._capture.read()
-        except cv2.error:
-            return None
-        return picture if delivered and picture is not None and picture.size else None
 
-    def _frame(self, name: str, picture: np.ndarray, index: int) -> Frame | Skipped:
-        try:
-            check_pixels(picture.shape[1], picture.shape[0])
-            return Frame(name, self._resize.array(_rgb(picture), name), index, (picture.shape[0], picture.shape[1]))
-        except UnusableFrame as reason:
-            return Skipped(name, str(reason))
+def frame_of(name: str, picture: np.ndarray, index: int, resize: Resize) -> Frame | Skipped:
+    """What OpenCV delivered, as a frame of the model's size."""
+    try:
+        check_pixels(picture.shape[1], picture.shape[0])
+        return Frame(name, resize.array(_rgb(picture), name), index, (picture.shape[0], picture.shape[1]))
+    except UnusableFrame as reason:
+        return Skipped(name, str(reason))
 
 
 def open_video(path: Path, *, resize: Resize, loop: bool = False) -> VideoFrames:
@@ -124,10 +111,10 @@ def open_video(path: Path, *, resize: Resize, loop: bool = False) -> VideoFrames
         raise SourceError(f"cannot read {path}: {error.strerror or error}; check the file and its owner") from error
     remedy = "check that it plays elsewhere, or convert it to H.264 in .mp4"
     start = _starter(lambda: cv2.VideoCapture(str(path)), f"{path} holds no video that this OpenCV decodes; {remedy}")
-    return VideoFrames(str(path), start, title=printable(path.name), live=False, resize=resize, loop=loop)
+    return VideoFrames(str(path), start, title=printable(path.name), resize=resize, loop=loop)
 
 
-def open_camera(spec: str, *, resize: Resize, loop: bool = False) -> VideoFrames:
+def open_camera(spec: str, *, resize: Resize, loop: bool = False) -> LiveFrames:
     """A camera, as `camera:0`.
 
     Raises:
@@ -148,10 +135,10 @@ def open_camera(spec: str, *, resize: Resize, loop: bool = False) -> VideoFrames
         return capture
 
     start = _starter(opened, f"cannot open {spec}; check that it is connected and that no other program holds it")
-    return VideoFrames(spec, start, title=spec, live=True, resize=resize, loop=False)
+    return _live(spec, start, spec, resize)
 
 
-def open_stream(url: str, *, resize: Resize, loop: bool = False) -> VideoFrames:
+def open_stream(url: str, *, resize: Resize, loop: bool = False) -> LiveFrames:
     """A network stream, such as `rtsp://user:password@host/path`. User, password and query are never shown.
 
     Raises:
@@ -163,12 +150,24 @@ def open_stream(url: str, *, resize: Resize, loop: bool = False) -> VideoFrames:
     _refuse_loop(name, loop)
     cv2 = _opencv(name)
     remedy = "check the address, the password and the network"
-    start = _starter(lambda: cv2.VideoCapture(url), f"cannot open the stream {name}; {remedy}")
-    return VideoFrames(name, start, title=name, live=True, resize=resize, loop=False)
+    limits = [
+        part
+        for option in ("CAP_PROP_OPEN_TIMEOUT_MSEC", "CAP_PROP_READ_TIMEOUT_MSEC")
+        if hasattr(cv2, option)  # OpenCV 4.5 and later
+        for part in (getattr(cv2, option), OPEN_MILLISECONDS)
+    ]
+
+    def opened() -> Any:
+        if limits and cv2.videoio_registry.hasBackend(cv2.CAP_FFMPEG):
+            return cv2.VideoCapture(url, cv2.CAP_FFMPEG, limits)
+        return cv2.VideoCapture(url)
+
+    start = _starter(opened, f"cannot open the stream {name}; {remedy}")
+    return _live(name, start, name, resize)
 
 
-def open_pipeline(pipeline: str, *, resize: Resize, loop: bool = False) -> VideoFrames:
-    """A GStreamer pipeline that ends in `appsink`; the end of the stream is a regular end.
+def open_pipeline(pipeline: str, *, resize: Resize, loop: bool = False) -> VideoFrames | LiveFrames:
+    """A GStreamer pipeline that ends in `appsink`: live, unless it reads files or says how many frames there are.
 
     Raises:
         SourceError: the pipeline has no `appsink` or does not start.
@@ -186,7 +185,18 @@ def open_pipeline(pipeline: str, *, resize: Resize, loop: bool = False) -> Video
     start = _starter(
         lambda: cv2.VideoCapture(pipeline, cv2.CAP_GSTREAMER), f"the GStreamer pipeline does not start; {remedy}"
     )
-    return VideoFrames("the GStreamer pipeline", start, title="gstreamer", live=False, resize=resize, loop=loop)
+    name = "the GStreamer pipeline"
+    if _RECORDED.search(pipeline):
+        return VideoFrames(name, start, title="gstreamer", resize=resize, loop=loop)
+    _refuse_loop(name, loop)
+    return _live(name, start, "gstreamer", resize)
+
+
+def _live(name: str, start: Callable[[], Any], title: str, resize: Resize) -> LiveFrames:
+    def frame(name: str, picture: np.ndarray, index: int) -> Frame | Skipped:
+        return frame_of(name, picture, index, resize)
+
+    return LiveFrames(Connection(name, start), frame, title)
 
 
 def _opencv(name: str) -> Any:

@@ -24,7 +24,7 @@ SSHD = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin:/usr/local/s
 REASON = "needs an sshd: install openssh-server"
 PRIVILEGE_SEPARATION = Path("/run/sshd")
 
-TOOLS = "awk cat cp df dirname grep head id kill ln ls mkdir mv ps readlink rm sh sort tail tar tee tr true uname"
+TOOLS = "awk cat cp df dirname find grep head id kill ln ls mkdir mv ps readlink rm sh sort tail tar tee tr true uname"
 """All that a device needs to have, beside systemd and edgetta: nothing else is on its PATH."""
 
 EDGETTA = """\

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -11,9 +12,20 @@ from typing import Any
 
 import pytest
 
-from edgetta.devices.deployment import DeploySettings, Shipment, deploy, examine, look_at, run_command, unit
+from edgetta.devices.deployment import (
+    DeploySettings,
+    Shipment,
+    _ownership,
+    deploy,
+    examine,
+    look_at,
+    run_command,
+    unit,
+)
+from edgetta.devices.deployment import Device as FoundDevice
 from edgetta.devices.remote import Remote, RemoteError
 from edgetta.devices.service import Service, linger
+from edgetta.errors import UsageError
 from tests.devices.ssh_server import Device, ssh_device
 
 SERVICE = DeploySettings(service=Service("edgetta"), source="camera:0", watch_seconds=0)
@@ -74,7 +86,7 @@ def test_first_deployment_without_a_service(device: Device, shipment: Shipment) 
     assert (bundle / "manifest.json").read_text() == "a" * 64
     assert device.calls("systemctl") == []
     tested = next(call for call in device.calls("edgetta") if call.startswith("inspect"))
-    assert tested.startswith("inspect --test ") and tested.endswith(".partial/bundle"), (
+    assert tested.startswith("inspect --test --json ") and tested.endswith(".partial/bundle"), (
         "tested before it is switched to"
     )
     assert said[0] == "copying 2 files, 0.0 MiB" and said[-1] == f"switching from nothing to {release}"
@@ -87,7 +99,7 @@ def test_a_service(device: Device, shipment: Shipment) -> None:
     program, current = device.root / "bin" / "edgetta", device.folder / "current"
     assert line == (
         f"ExecStart={program} run {current}/bundle camera:0 --state {current}/state.safetensors "
-        '--save-every 100 --quiet -o - --batch 16 --label "a b"'
+        '--quiet -o - --batch 16 --label "a b"'
     )
     assert "WantedBy=default.target" in text and "User=" not in text
     assert device.calls("systemctl")[-4:-1] == [
@@ -343,7 +355,8 @@ def test_a_service_of_the_machine(device: Device) -> None:
     with Remote(device.address) as remote:
         found = look_at(remote, PLAIN, 1)
     text = unit(DeploySettings(service=service, source="rtsp://cam/1?a=50%&b=$x"), found)
-    assert f"\nUser={found.user}\n" in text and "WantedBy=multi-user.target" in text
+    user = "edgetta" if found.user == "root" else found.user
+    assert f"\nUser={user}\n" in text and "WantedBy=multi-user.target" in text
     assert "rtsp://cam/1?a=50%%&b=$$x" in text, "systemd takes neither % nor $ as its own"
     assert service.folder("~") == "/etc/systemd/system" and service.systemctl == "$root systemctl"
     assert 'root="sudo -n"' in service.opening
@@ -355,3 +368,116 @@ def test_starting_with_the_machine(device: Device) -> None:
         assert device.calls("loginctl") == ["enable-linger"]
         (device.root / "linger.code").write_text("1")
         assert not linger(remote, Service("edgetta")) and linger(remote, Service("edgetta", system=True))
+
+
+HARDENED = (
+    "NoNewPrivileges=yes",
+    "RestrictSUIDSGID=yes",
+    "UMask=0077",
+    "MemoryMax=75%",
+    "WatchdogSec=180",
+    "Type=notify",
+)
+SANDBOXED = ("ProtectSystem=strict", "PrivateTmp=yes", "ProtectHome=read-only", "CapabilityBoundingSet=")
+
+
+def found_device(**changes: Any) -> FoundDevice:
+    """A device as `look_at` finds it."""
+    facts: dict[str, Any] = {"user": "nano", "home": "/home/nano", "machine": "aarch64", "folder": "/opt/edgetta"}
+    facts |= {"program": "/opt/edgetta/.venv/bin/edgetta", "version": "edgetta 0.1.0", "free_bytes": 1 << 40}
+    return FoundDevice(**{**facts, "current": "", "systemd": True, "groups": ("video",), **changes})
+
+
+def test_units_have_no_more_rights_than_they_need() -> None:
+    text = unit(SERVICE, found_device())
+    assert all(f"\n{line}\n" in text for line in HARDENED) and "User=" not in text and "PrivateTmp" not in text
+    for user, expected in (("nano", "nano"), ("root", "edgetta")):
+        system = replace(SERVICE, service=Service("edgetta", system=True))
+        text = unit(system, found_device(user=user))
+        assert all(f"\n{line}\n" in text for line in (*HARDENED, *SANDBOXED))
+        assert f"\nUser={expected}\nSupplementaryGroups=video\nWorkingDirectory=/opt/edgetta/data\n" in text
+        assert "\nReadWritePaths=/opt/edgetta/data /opt/edgetta/releases\n" in text
+    text = unit(replace(SERVICE, service=Service("edgetta", True, "camera")), found_device(user="root"))
+    assert "\nUser=camera\n" in text
+
+
+def test_memory_is_limited_by_the_plan() -> None:
+    device = found_device(resident_bytes=400 << 20)
+    assert f"\nMemoryMax={(500 + 256 + 64) << 20}\n" in unit(replace(SERVICE, budget_bytes=256 << 20), device)
+    assert "\nMemoryMax=75%\n" in unit(replace(SERVICE, budget_bytes=256 << 20), found_device())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"source": "camera:0\nExecStartPre=/bin/sh -c evil"},
+        {"source": "camera:0\r"},
+        {"run_options": ("--batch", "1\n[Service]\nUser=root")},
+        {"run_options": ("\x1b[2J",)},
+    ],
+)
+def test_a_line_end_is_no_way_into_the_unit(changes: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="holds a control character"):
+        unit(replace(SERVICE, **changes), found_device())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"folder": "/opt/e\nUser=root"}, {"program": "edgetta"}, {"program": "-/bin/true"}, {"folder": "opt"}],
+)
+def test_what_the_device_says_is_no_way_into_the_unit(changes: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        unit(SERVICE, found_device(**changes))
+    with pytest.raises(UsageError, match="no name of an ordinary user"):
+        unit(replace(SERVICE, service=Service("a", system=True)), found_device(user="evil$(id)"))
+
+
+@pytest.mark.parametrize("name", ["-Hevil", "--user", "", ".", "a b", "a\nb", "a/b", "a" * 300])
+def test_names_that_are_options_or_none(name: str) -> None:
+    with pytest.raises(UsageError, match="is no name of a service"):
+        Service(name)
+
+
+@pytest.mark.parametrize("user", ["root", "-x", "A B", "a;b"])
+def test_users_that_are_none(user: str) -> None:
+    with pytest.raises(UsageError, match="ordinary user"):
+        Service("edgetta", True, user)
+
+
+def test_passwords_lie_in_a_file_of_their_own(device: Device, shipment: Shipment) -> None:
+    source = "rtsp://viewer:p%40ss'word@cam/1"
+    release, _ = run(device, shipment, replace(SERVICE, source=source))
+    file = device.folder / "releases" / release / "source"
+    assert file.read_text() == source + "\n" and file.stat().st_mode & 0o777 == 0o600
+    text = (device.units / "edgetta.service").read_text()
+    assert "ss'word" not in text and f" @{device.folder}/current/source " in text
+    assert not any("ss'word" in call for call in (device.root / "calls").read_text().splitlines())
+
+
+def test_a_user_of_its_own_needs_a_place_that_it_reaches(device: Device, shipment: Shipment) -> None:
+    settings = replace(SERVICE, service=Service("edgetta", True, "camera"))
+    with Remote(device.address) as remote, pytest.raises(RemoteError, match=r"runs as camera, .* choose one such as"):
+        look_at(remote, settings, shipment.bytes)
+
+
+def test_the_service_owns_what_it_writes_and_not_the_bundle() -> None:
+    script = _ownership(Service("edgetta", system=True), found_device(user="root"), "/opt/edgetta/releases/r")
+    assert "id -u edgetta >/dev/null 2>&1 || $root useradd --system --no-create-home" in script
+    assert "$root chown edgetta /opt/edgetta/releases/r /opt/edgetta/data" in script
+    assert "-R" not in script and "bundle" not in script
+    assert _ownership(Service("edgetta", system=True), found_device(), "/opt/edgetta/releases/r") == ""
+
+
+def test_every_save_is_taken_along_and_old_partial_releases_go(device: Device, shipment: Shipment) -> None:
+    first, _ = run(device, shipment, SERVICE)
+    for suffix in ("", ".1", ".2"):
+        (device.folder / "current" / f"state.safetensors{suffix}").write_text(f"learnt{suffix}")
+    old, young = (device.folder / "releases" / f"{name}.partial" for name in ("old", "young"))
+    for folder in (old, young):
+        folder.mkdir()
+    os.utime(old, (0, 0))
+    second, _ = run(device, shipment, SERVICE)
+    for suffix in ("", ".1", ".2"):
+        assert (device.folder / "current" / f"state.safetensors{suffix}").read_text() == f"learnt{suffix}"
+    assert young.exists() and not old.exists() and set(device.releases()) == {first, second, "young.partial"}
+    assert (device.folder / "data").is_dir()

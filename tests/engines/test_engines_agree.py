@@ -57,7 +57,8 @@ def as_kept(engine: OnnxRuntimeEngine, residuals: Residuals) -> dict[str, Array]
     for name, kept in residuals.kept.items():
         array = kept.numpy()
         if name in engine.residuals_in_blocks:
-            array = to_blocks(unpack(known[name], array, residuals.batch), block_size())
+            shape = known[name].value.with_batch(residuals.batch)
+            array = to_blocks(unpack(known[name], array, shape), block_size())
             array = pack(known[name], array)
         found[name] = array
     return found

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from edgetta.bench.exactness.reference import randomise
 from edgetta.errors import UsageError
-from edgetta.export.cut import automatic_cuts, cut, legal_cuts
+from edgetta.export.cut import automatic_cuts, cut, legal_cuts, stride_of
 from edgetta.export.trace import Trace, trace
 from edgetta.models import load_model
 from edgetta.segments.graph import Graph
@@ -69,7 +69,38 @@ def test_shallow_layers_are_cut_finer() -> None:
 
 def test_a_network_without_blocks_is_cut_behind_activations() -> None:
     names = automatic_cuts(traced("vgg"), 3)
-    assert names == ("stem", "body.a.2", "body.b", "body.d.1")
+    assert names == ("stem", "body.a.2", "body.a", "body.d.1")
+
+
+def test_automatic_cuts_leave_a_place_for_every_meta_network() -> None:
+    """Unpadded pools: 23 -> 11 -> 5 rows, beside which no convolution of one stride can stand."""
+
+    def block(inputs: int, outputs: int) -> nn.Module:
+        return nn.Sequential(*conv_bn(inputs, outputs), nn.ReLU(), *conv_bn(outputs, outputs), nn.ReLU())
+
+    pools = Network(block(3, 4), 8, a=nn.MaxPool2d(2), b=block(4, 8), c=block(8, 8), d=nn.MaxPool2d(2), e=block(8, 8))
+    unpadded = trace(pools.eval(), (3, 23, 23))
+    assert automatic_cuts(unpadded, 2) == ("body.a", "body.b", "body.c")
+    assert automatic_cuts(unpadded, 1) == ("body.a", "body.c")
+    with pytest.raises(UsageError, match="no 3 parts in a row"):
+        automatic_cuts(unpadded, 3)
+    even = trace(pools.eval(), (3, 16, 16))
+    assert automatic_cuts(even, 2)[-1] == "body"
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "stride"),
+    [
+        ((-1, 4, 17, 9), (-1, 8, 9, 5), 2),
+        ((-1, 4, 17, 9), (-1, 8, 8, 4), None),
+        ((-1, 4, 8, 8), (-1, 8, 8, 8), 1),
+        ((-1, 7, 4), (-1, 7, 8), 1),
+        ((-1, 7, 4), (-1, 6, 4), None),
+        ((-1, 4, 8, 8), (-1, 64, 4), None),
+    ],
+)
+def test_stride_of_a_meta_network(source: tuple[int, ...], target: tuple[int, ...], stride: int | None) -> None:
+    assert stride_of(source, target) == stride
 
 
 def test_a_gate_inside_a_block_is_no_block() -> None:

@@ -80,6 +80,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "erf": torch.erf,
     "exp": torch.exp,
+    "log, log-softmax": lambda x: torch.log(x * x + 0.5) + F.log_softmax(x, 1),
     "sqrt": lambda x: torch.sqrt(x * x + 1),
     "rsqrt": lambda x: torch.rsqrt(x**2 + 0.5),
     "reciprocal": lambda x: torch.reciprocal(x * x + 1),

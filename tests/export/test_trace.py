@@ -146,6 +146,38 @@ def test_what_torch_cannot_take_apart_is_named(monkeypatch: pytest.MonkeyPatch) 
         trace(model, SHAPE)
 
 
+class Star(nn.Module):
+    def forward(self, *x: Tensor) -> Tensor:
+        return x[0] * 2
+
+
+def test_arguments_that_are_not_named(tmp_path: Path) -> None:
+    assert whole(Star().eval(), SHAPE, 3) <= 1e-12
+
+
+def test_wrappers_and_half_precision() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+    wanted = trace(model, SHAPE).graph
+    for other in (nn.DataParallel(model), torch.compile(model)):
+        found = trace(other.eval(), SHAPE).graph  # type: ignore[attr-defined]
+        assert found.nodes == wanted.nodes and set(found.constants) == set(wanted.constants)
+    half = model.half()
+    assert trace(half, SHAPE).graph.nodes == wanted.nodes
+    assert next(half.parameters()).dtype == torch.float16
+
+
+@pytest.mark.parametrize("end", [nn.Softmax(1), nn.LogSoftmax(1), nn.Sequential(nn.Softmax(-1), nn.Flatten())])
+def test_a_softmax_at_the_end_is_left_out(end: nn.Module) -> None:
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+    graph = trace(nn.Sequential(*layers, end).eval(), SHAPE).graph
+    x = torch.rand(2, *SHAPE)
+    assert torch.allclose(Program(graph).run({"x": x})[0], layers(x).detach(), atol=1e-6)
+
+
+def test_a_softmax_over_positions_stays() -> None:
+    assert whole(nn.Sequential(nn.Softmax(2), nn.Flatten()).eval(), SHAPE, 2) <= 1e-12
+
+
 def test_two_inputs_are_refused() -> None:
     class Two(nn.Module):
         def forward(self, x: Tensor, y: Tensor) -> Tensor:

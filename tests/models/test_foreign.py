@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from edgetta.errors import EdgettaError, UsageError
+from edgetta.export.trace import trace
 from edgetta.models import load_model
 from edgetta.models.normalise import IDENTITY, IMAGENET, normalisation_of
+from edgetta.segments.torch_engine import Program
 
 FILE = """
 import torch
@@ -36,6 +38,21 @@ def pair():
         def forward(self, x):
             return {"logits": x}
     return Pair()
+
+def half():
+    return build().half()
+
+def parallel():
+    return nn.DataParallel(build())
+
+def compiled():
+    return torch.compile(build())
+
+def one():
+    return build(num_classes=1)
+
+def softmax():
+    return nn.Sequential(build(), nn.Softmax(1))
 
 NOT_CALLABLE = 3
 """
@@ -89,6 +106,7 @@ def test_a_function_may_return_a_model(file: Path) -> None:
         ("broken", {}, EdgettaError, "ZeroDivisionError"),
         ("features", {"input_shape": (3, 8, 8)}, EdgettaError, "not logits"),
         ("pair", {"input_shape": (3, 8, 8)}, EdgettaError, "returns a dict"),
+        ("one", {"input_shape": (3, 8, 8)}, EdgettaError, "returns one number per image.*at least 2 classes"),
     ],
 )
 def test_what_goes_wrong_in_a_file_is_said(
@@ -96,6 +114,58 @@ def test_what_goes_wrong_in_a_file_is_said(
 ) -> None:
     with pytest.raises(kind, match=message):
         load_model(f"{file}:{name}", **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["parallel", "compiled"])
+def test_wrappers_of_training_are_taken_off(file: Path, name: str) -> None:
+    names = set(load_model(f"{file}:{name}", input_shape=(3, 8, 8)).module.state_dict())
+    assert names == set(load_model(f"{file}:build", input_shape=(3, 8, 8)).module.state_dict())
+
+
+def test_half_precision_is_taken_as_float32_and_said(file: Path) -> None:
+    model = load_model(f"{file}:half", input_shape=(3, 8, 8))
+    assert {tensor.dtype for tensor in model.module.parameters()} == {torch.float32}
+    assert model.notes == (f"{file}:half is in float16; it is taken as float32",)
+    assert load_model(f"{file}:build", input_shape=(3, 8, 8)).notes == ()
+
+
+def test_probabilities_are_taken_as_logits_and_said(file: Path) -> None:
+    model = load_model(f"{file}:softmax", input_shape=(3, 8, 8))
+    (note,) = model.notes
+    assert note.endswith("answers with probabilities; their logarithms are taken as logits")
+    x = torch.rand(3, 3, 8, 8)
+    logits, inner = model.module(x), model.module[0](x)  # type: ignore[index]
+    assert torch.allclose(logits.softmax(1), inner.softmax(1), atol=1e-6)
+    graph = trace(model.module, (3, 8, 8)).graph
+    assert "Softmax" not in {node.op for node in graph.nodes}
+    assert torch.allclose(Program(graph).run({"x": x})[0], inner, atol=1e-5)
+
+
+def test_a_file_that_imports_torchvision_runs_where_its_operators_are_missing(tmp_path: Path) -> None:
+    """The file's first import fails as torchvision's does beside a torch without them, and not once they are there."""
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "if not hasattr(torch, 'seen'):\n"
+        "    torch.seen = True\n"
+        "    raise RuntimeError('operator torchvision::nms does not exist')\n"
+        "del torch.seen\n"
+        "def build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(12, 3))\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edgetta.models.torchvision_operators.define_missing_operators", lambda: ("nms",))
+        assert load_model(f"{tmp_path}/net.py:build", input_shape=(3, 2, 2)).num_classes == 3
+
+
+@pytest.mark.parametrize("spec", ["torchvision:resnet18", "torchvision:squeezenet1_1", "timm:resnet18"])
+def test_classes_come_from_the_checkpoint(spec: str, tmp_path: Path) -> None:
+    pytest.importorskip(spec.partition(":")[0])
+    trained = load_model(spec, num_classes=6, input_shape=(3, 64, 64)).module.state_dict()
+    torch.save({"model": {f"module.{name}": value for name, value in trained.items()}}, tmp_path / "w.pt")
+    model = load_model(spec, weights=tmp_path / "w.pt", input_shape=(3, 64, 64))
+    assert model.num_classes == 6
+    assert all(torch.equal(value, trained[name]) for name, value in model.module.state_dict().items())
+    with pytest.raises(EdgettaError, match="of another shape"):
+        load_model(spec, weights=tmp_path / "w.pt", num_classes=7, input_shape=(3, 64, 64))
 
 
 def test_a_file_must_exist_run_and_name_a_function(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from edgetta.errors import EdgettaError
 from edgetta.models import load_model
 from edgetta.models.normalise import normalisation_of
-from edgetta.models.weights import put_weights, read_weights, without_prefixes
+from edgetta.models.weights import Weights, classes_of, put_weights, read_weights, without_prefixes
 
 NARROW = {"wrn40_2": 0.25, "resnet20": 0.25, "resnet18": 0.0625}
 
@@ -240,3 +240,108 @@ def test_npz_keeps_numbers_without_axes(tmp_path: Path, trained: dict[str, Tenso
     np.savez(path, **{name: value.numpy() for name, value in trained.items()})
     assert read_weights(path).tensors["bn1.num_batches_tracked"].shape == ()
     assert _holds("resnet20", path, trained)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "module._orig_mod."])
+def test_what_lies_outside_a_prefix_is_left_out(tmp_path: Path, trained: dict[str, Tensor], prefix: str) -> None:
+    """The counter of an averaged model, the weights of a loss in a training module."""
+    beside = {"n_averaged": torch.tensor(5), "criterion.weight": torch.ones(10)}
+    torch.save({**beside, **{prefix + key: value for key, value in trained.items()}}, tmp_path / "w.pt")
+    assert _holds("resnet20", tmp_path / "w.pt", trained)
+
+
+def test_a_name_too_many_without_a_prefix_is_refused(tmp_path: Path, trained: dict[str, Tensor]) -> None:
+    torch.save({**trained, "criterion.weight": torch.ones(10)}, tmp_path / "w.pt")
+    with pytest.raises(EdgettaError, match="1 unknown to the network: criterion"):
+        load_model("resnet20", weights=tmp_path / "w.pt", width=0.25)
+
+
+def _scripted(path: Path) -> None:
+    torch.jit.script(nn.Conv2d(3, 3, 1)).save(str(path))
+
+
+def _exported(path: Path) -> None:
+    torch.export.save(torch.export.export(nn.Conv2d(3, 3, 1), (torch.zeros(2, 3, 4, 4),)), path)
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        (
+            "w.pth",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+            "a Git LFS pointer.*lfs pull",
+        ),
+        ("w.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        ("w.pt", b"<!DOCTYPE html><html>404</html>", "a web page"),
+        ("w.pt", b"", "is empty"),
+        ("w.onnx", b"\x08\x08", "an ONNX network"),
+        ("w.pt", _scripted, "a TorchScript program; save its weights"),
+        ("w.pt", _exported, "a program of torch.export; give it as the model"),
+    ],
+)
+def test_a_file_that_is_no_weights_is_called_what_it_is(tmp_path: Path, name: str, content: Any, reason: str) -> None:
+    path = tmp_path / name
+    content(path) if callable(content) else path.write_bytes(content)
+    with pytest.raises(EdgettaError, match=reason) as raised:
+        read_weights(path)
+    assert "\n" not in str(raised.value)
+
+
+def _float8(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.float8_e4m3fn)
+
+
+@pytest.mark.filterwarnings("ignore:.*(quantiz|deprecated)")
+@pytest.mark.parametrize(
+    ("change", "closeness"),
+    [
+        (lambda w: torch.quantize_per_tensor(w, 0.01, 0, torch.qint8), 0.01),
+        (lambda w: w.to_sparse(), 0.0),
+        (_float8, 0.07),
+        (lambda w: w.half(), 1e-3),
+        (lambda w: w.double(), 0.0),
+    ],
+)
+def test_weights_of_other_kinds_become_ordinary(
+    tmp_path: Path, trained: dict[str, Tensor], change: Any, closeness: float
+) -> None:
+    name = "linear.weight"
+    torch.save({**trained, name: change(trained[name])}, tmp_path / "w.pt")
+    found = load_model("resnet20", weights=tmp_path / "w.pt", width=0.25).module.state_dict()[name]
+    assert found.dtype == torch.float32 and float((found - trained[name]).abs().max()) <= closeness
+
+
+def test_eight_bit_floats_of_safetensors(tmp_path: Path, trained: dict[str, Tensor]) -> None:
+    small = {key: _float8(value) if value.is_floating_point() else value for key, value in trained.items()}
+    save_file(small, tmp_path / "w.safetensors")
+    found = load_model("resnet20", weights=tmp_path / "w.safetensors", width=0.25).module.state_dict()
+    assert all(torch.equal(found[key], small[key].to(found[key].dtype)) for key in trained)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda w: torch.empty_like(w, device="meta"), "linear.weight has a shape and no values"),
+        (lambda w: w.to(torch.int8), "linear.weight holds int8 where the network has floats"),
+        (lambda w: w > 0.5, "linear.weight holds bool where the network has floats"),
+        (lambda w: w.to(torch.complex64), "linear.weight holds complex64 numbers"),
+    ],
+)
+def test_weights_that_are_no_floats_are_refused(
+    tmp_path: Path, trained: dict[str, Tensor], change: Any, reason: str
+) -> None:
+    torch.save({**trained, "linear.weight": change(trained["linear.weight"])}, tmp_path / "w.pt")
+    with pytest.raises(EdgettaError, match=reason):
+        load_model("resnet20", weights=tmp_path / "w.pt", width=0.25)
+
+
+def test_the_classes_of_a_file_whose_classifier_differs() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(4, 10))
+    state = network.state_dict()
+    fits = {**state, "2.weight": torch.zeros(6, 4), "2.bias": torch.zeros(6)}
+    assert classes_of(Weights("w", fits), network) == 6
+    assert classes_of(Weights("w", state), network) is None
+    assert classes_of(Weights("w", {**fits, "0.weight": torch.zeros(8, 3, 1, 1)}), network) is None  # another width
+    assert classes_of(Weights("w", {**state, "2.weight": torch.zeros(6, 5)}), network) is None

@@ -38,7 +38,7 @@ CASES: list[tuple[str, list[Any], dict[str, Any]]] = [
     *((op, [((N, 1, 3), F), ((5, 1), F)], {}) for op in ("Add", "Mul")),
     ("Add", [((), F), ((N, 2), F)], {}),
     *((op, [((N, 3), B), ((N, 3), B)], {}) for op in ("And", "Or")),
-    *((op, [IMAGES], {}) for op in ("Relu", "Neg", "Exp", "Sqrt", "Reciprocal", "Sigmoid", "Tanh", "Erf")),
+    *((op, [IMAGES], {}) for op in ("Relu", "Neg", "Exp", "Log", "Sqrt", "Reciprocal", "Sigmoid", "Tanh", "Erf")),
     *((op, [IMAGES], {}) for op in ("Silu", "Gelu", "HardSwish", "Identity", "Detach", "Abs")),
     ("Pow", [((4,), F), ((4,), F)], {}),
     ("Not", [((N, 3), B)], {}),

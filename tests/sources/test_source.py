@@ -10,7 +10,7 @@ import pytest
 
 from edgetta.errors import UsageError
 from edgetta.sources import Frame, FrameSource, Skipped, Source, SourceError, batches
-from edgetta.sources.source import NAMED_SKIPS, printable
+from edgetta.sources.source import NAMED_SKIPS
 
 SIZE = (2, 2)
 
@@ -70,8 +70,3 @@ def test_an_endless_stream_of_bad_frames_stays_in_its_memory() -> None:
     source = Counting(1, bad=3 * NAMED_SKIPS)
     assert len(list(source)) == 1
     assert source.skipped_count == 3 * NAMED_SKIPS and len(source.skipped) == NAMED_SKIPS
-
-
-def test_printable() -> None:
-    assert printable("größe/猫 1.jpg") == "größe/猫 1.jpg"
-    assert printable("a\nb\x1b\udcff") == "a\\nb\\x1b\\udcff"

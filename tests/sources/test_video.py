@@ -14,7 +14,7 @@ import pytest
 
 from edgetta.errors import MissingDependencyError, UsageError
 from edgetta.sources import SourceError, open_source
-from edgetta.sources.video import FAILED_READS
+from edgetta.sources.live import LiveFrames
 
 SIZE = (6, 8)
 needs_opencv = pytest.mark.skipif(importlib.util.find_spec("cv2") is None, reason="OpenCV is not installed")
@@ -184,18 +184,18 @@ def test_an_exception_of_opencv_when_it_opens(monkeypatch: pytest.MonkeyPatch, v
         open_source(video, size=SIZE)
 
 
-def test_camera_that_hiccups_and_one_that_is_pulled_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = install(monkeypatch, [picture(0), None, picture(1)])
-    source = open_source("camera:2", size=SIZE)
-    assert fake.captures[0].target == 2
-    assert fake.captures[0].settings == {fake.CAP_PROP_BUFFERSIZE: 1}
-    assert source.length is None
-    stream = iter(source)
-    assert [next(stream).name, next(stream).name] == ["camera:2[0]", "camera:2[2]"]
-    assert [(s.name, s.reason) for s in source.skipped] == [("camera:2[1]", "no frame was delivered")]
-    with pytest.raises(SourceError, match="camera:2 stopped delivering frames; check its cable"):
-        next(stream)
-    assert source.skipped_count == 1 + FAILED_READS - 1
+def test_camera(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = install(monkeypatch, [None, picture(0)])
+    with open_source("camera:2", size=SIZE) as source:
+        assert isinstance(source, LiveFrames) and source.length is None
+        assert fake.captures[0].target == 2
+        assert fake.captures[0].settings == {fake.CAP_PROP_BUFFERSIZE: 1}
+        frame = next(iter(source))
+        assert frame.name == "camera:2[0]" and np.array_equal(frame.image, picture(0)[..., ::-1])
+    assert fake.captures[0].released
+    fake = install(monkeypatch, [None] * 5 + [picture(0)])
+    with pytest.raises(SourceError, match="camera:2 opens but delivers no frame"):
+        open_source("camera:2", size=SIZE)
     assert fake.captures[0].released
 
 
@@ -236,6 +236,11 @@ def test_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
         frames = list(open_source(spec, size=SIZE))
         assert [frame.name for frame in frames] == ["gstreamer[0]", "gstreamer[1]"]
         assert fake.captures[0].target == pipeline and fake.captures[0].backend == fake.CAP_GSTREAMER
+    install(monkeypatch, [picture(0)])
+    with open_source("v4l2src ! videoconvert ! appsink", size=SIZE) as live:
+        assert isinstance(live, LiveFrames) and next(iter(live)).name == "gstreamer[0]"
+    with pytest.raises(UsageError, match="is live"):
+        open_source("v4l2src ! appsink", size=SIZE, loop=True)
     install(monkeypatch, [], gstreamer=False)
     with pytest.raises(MissingDependencyError, match="without GStreamer; use the one that comes with JetPack"):
         open_source(pipeline, size=SIZE)
@@ -282,6 +287,12 @@ def test_real_video(tmp_path: Path) -> None:
     path.write_bytes(b"I am a letter" * 100)
     with pytest.raises(SourceError, match="holds no video"):
         open_source(path, size=SIZE)
+
+
+@needs_opencv
+def test_real_opencv_and_an_address_where_nobody_answers() -> None:
+    with pytest.raises(SourceError, match="cannot open the stream rtsp://127"):
+        open_source("rtsp://me:secret@127.0.0.1:9/live", size=SIZE)
 
 
 @needs_opencv

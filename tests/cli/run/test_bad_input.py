@@ -138,19 +138,21 @@ def test_a_bundle_that_is_not_there(photos: Path, tmp_path: Path, capsys: Captur
     assert "none does not exist; give the folder or zip that `edgetta export` wrote" in error_of(capsys)
 
 
-def test_a_damaged_state_stays_as_it_is(photos: Path, tmp_path: Path, capsys: Captured) -> None:
+def test_a_damaged_state_is_set_aside_as_it_is(photos: Path, tmp_path: Path, capsys: Captured) -> None:
     state, out = tmp_path / "state", tmp_path / "out.jsonl"
     assert run(photos, "--state", state, "--quiet") == 0
     _flip(state)
     damaged = state.read_bytes()
-    assert run(photos, "--state", state, "-o", out) == 4
-    assert "is not an edgetta state file or is damaged" in error_of(capsys)
-    assert state.read_bytes() == damaged and not out.exists()
+    assert run(photos, "--state", state, "-o", out) == 0
+    told = capsys.readouterr().err
+    assert "(its SHA-256 differs)" in told and "starting from what was shipped" in told
+    (aside,) = tmp_path.glob("state.damaged-*")
+    assert aside.read_bytes() == damaged and len(rows_of(out)) == 10
 
 
 def _flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 4
+    data[-9] ^= 4
     path.write_bytes(data)
 
 
@@ -161,7 +163,7 @@ def test_files_that_are_in_the_way(photos: Path, tmp_path: Path, capsys: Capture
     out = tmp_path / "out.jsonl"
     out.write_text("earlier\n")
     assert run(photos, "-o", out) == 2
-    assert "exists and would be overwritten" in error_of(capsys) and out.read_text() == "earlier\n"
+    assert "exists: go on behind its rows with --append" in error_of(capsys) and out.read_text() == "earlier\n"
     assert run(photos, "-o", out, "--overwrite", "--quiet") == 0 and len(rows_of(out)) == 10
 
 
@@ -216,7 +218,7 @@ def test_a_full_disk_for_the_state_keeps_the_earlier_one(
         patch.setattr("edgetta.predictions.os", _with(os, fsync=lambda descriptor: None))
         assert run(photos, "--state", state, "-o", out) == 1
     printed = capsys.readouterr()
-    assert "the disk is full" in printed.err and "the earlier file is unchanged" in printed.err
+    assert "the disk is full" in printed.err and "the earlier saves are unchanged" in printed.err
     assert "10 predicted" in printed.out, "the summary is told all the same"
     assert state.read_bytes() == earlier and len(rows_of(out)) == 10
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out.jsonl", "photos", "state"]

@@ -13,6 +13,7 @@ import pytest
 from edgetta.bundle import read_bundle
 from edgetta.cli.adaptation_options import OPTIONS
 from edgetta.runtime import Runtime
+from edgetta.state_files import Contents, StateFile
 from tests.cli.run.verb import Captured, rows_of, run
 from tests.small_bundle import NAMES, whole_bundle
 
@@ -166,6 +167,11 @@ def test_sub_folders_named_like_classes_are_labels(photos: Path, tmp_path: Path)
 
 def test_the_state_is_saved_on_the_way(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[int] = []
-    monkeypatch.setattr(Runtime, "save_state", lambda self, path: saved.append(self.adapter.steps))
+
+    def save(self: StateFile, contents: Contents, digest: str = "") -> int:
+        saved.append(contents.info["counters"]["steps"])
+        return 1
+
+    monkeypatch.setattr(StateFile, "save", save)
     assert run(photos, "--batch", 1, "--state", tmp_path / "state", "--save-every", 4, "--quiet") == 0
     assert saved == [4, 8, 10]
