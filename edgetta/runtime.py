@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from edgetta.adaptation.adapter import Adapter, StepResult
 from edgetta.adaptation.config import AdaptConfig, BatchNorm
 from edgetta.adaptation.state import restored_state
@@ -20,7 +21,6 @@ from edgetta.memory.keep import Keeper, ladder_without_costs
 from edgetta.memory.plan import Plan, Wishes, plan_step
 from edgetta.memory.room import RoomMeter
 from edgetta.memory.sizes import parse_size
-from edgetta.state_files.contents import Contents, StateError, encode, read
 from edgetta.state_files.contents import Contents, StateError, encode, read
 from edgetta.storage import atomic_write_bytes
 

@@ -40,6 +40,7 @@ from edgetta.memory.cost_model import CostModel
 from edgetta.offline.source_statistics import synthetic_images
 from edgetta.rate_law import RateLaw
 from edgetta.segments.graph import Graph
+from edgetta.signature import SIGNATURE
 from edgetta.storage import atomic_write, storage_error
 
 GOLDEN_IMAGES = 8

@@ -1,4 +1,4 @@
-"""Measure what content explains of a network's moments, on unlabelled source images, for the normaliser on the device."""
+"""Measure what content explains of a network's moments, on unlabelled source images."""
 
 from __future__ import annotations
 

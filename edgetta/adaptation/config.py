@@ -65,9 +65,7 @@ class AdaptConfig:
     )
     learn_images: int = _setting(32, "Images of a batch that an update learns from.", "IMAGES", *_whole(1))
     measure_images: int = _setting(16, "Images of a batch whose moments are measured.", "IMAGES", *_whole(1))
-    window: int = _setting(
-        64, "Small batches are gathered: one update per so many new images.", "IMAGES", *_whole(1)
-    )
+    window: int = _setting(64, "Small batches are gathered: one update per so many new images.", "IMAGES", *_whole(1))
     small_batch: int = _setting(16, "Batches below this size are small.", "IMAGES", *_whole(1))
     adapt_affine: bool = _setting(
         True, "Biases and weights inside the frozen parts adapt too, as exported (--adapt).", "true|false", *_YES_NO

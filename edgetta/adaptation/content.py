@@ -100,9 +100,7 @@ class ContentModel:
         names = {"mean", "square", "usual_mean", "usual_square", "usual", "groups", "noise_mean", "noise_variance"}
         if set(arrays) != names | {"whole_mean", "whole_variance", "floor", "spread", "images"}:
             raise ValueError("the content model is not whole")
-        wide = {
-            name: a.astype(np.float64) for name, a in arrays.items() if name not in ("groups", "images")
-        }
+        wide = {name: a.astype(np.float64) for name, a in arrays.items() if name not in ("groups", "images")}
         usual, groups = wide["usual"], arrays["groups"]
         if groups.shape != (classes,):
             raise ValueError(f"the content model is of {groups.size} classes, the network of {classes}")

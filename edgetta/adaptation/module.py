@@ -8,11 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from edgetta.segmented.adapter import AdaptConfig, Adapter, StepResult
 from edgetta.adaptation.model import Gradient, build, check_choices
 from edgetta.adaptation.network import AdaptiveNetwork, BatchNorm
 from edgetta.adaptation.step_memory import FULL, StepMemory
 from edgetta.errors import UsageError
+from edgetta.segmented.adapter import AdaptConfig, Adapter, StepResult
 from edgetta.segments.contract import GradientMode, SegmentGraphs
 from edgetta.segments.torch_engine import TorchSegment
 

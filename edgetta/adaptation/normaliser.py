@@ -148,7 +148,9 @@ class Normaliser:
         self.limit, self.change = float(limit), change
         self.k = k if self.knows_content else UNKNOWN_CONTENT * k
         sizes = [int(np.prod(shape)) for shape in layers.shapes.values()]
-        self._starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64) if sizes else np.zeros(0, np.int64)
+        self._starts = (
+            np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64) if sizes else np.zeros(0, np.int64)
+        )
         self._sizes = np.array(sizes, np.int64)
 
     def begin(self, before: StreamState | None = None) -> StreamState:

@@ -24,9 +24,7 @@ class Spent:
         """With one more step."""
         total = self.total + seconds
         if not updated:
-            return replace(
-                self, total=total, predicting=self.predicting + seconds, predicted=self.predicted + images
-            )
+            return replace(self, total=total, predicting=self.predicting + seconds, predicted=self.predicted + images)
         plain = self.predicting / self.predicted * images if self.predicted else 0.0
         return replace(self, total=total, updating=self.updating + max(0.0, seconds - plain))
 

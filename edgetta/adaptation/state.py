@@ -81,7 +81,9 @@ def restored_state(
         raise ValueError(f"it lacks {odd!r}" if odd in expected else f"it holds {odd!r}, which no state has")
     for name in ("parameters", "momentum"):
         if own[name].shape != like.parameters.shape:
-            raise ValueError(f"its {name} have shape {own[name].shape}, not {like.parameters.shape}: another network's")
+            raise ValueError(
+                f"its {name} have shape {own[name].shape}, not {like.parameters.shape}: another network's"
+            )
     window, image = own["window"], like.window.shape[1:]
     if window.ndim != 4 or window.shape[1:] != image:
         raise ValueError(f"its window holds images of shape {window.shape[1:]}, not {image}")

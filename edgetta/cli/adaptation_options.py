@@ -36,7 +36,9 @@ def adapt_config(base: AdaptConfig, values: Mapping[str, Any]) -> AdaptConfig:
 def _option(name: str, setting: Field[Any]) -> Callable[[_Function], _Function]:
     metavar, default = setting.metadata["metavar"], setting.default
     spelled = _SPELLED.get(name, f"--{name.replace('_', '-')}")
-    text = f"{setting.metadata['help']} Default: {_plain(default)}." if default is not None else setting.metadata["help"]
+    text = (
+        f"{setting.metadata['help']} Default: {_plain(default)}." if default is not None else setting.metadata["help"]
+    )
     return click.option(spelled, name, type=_kind(metavar, default), metavar=metavar, help=text)
 
 
@@ -49,4 +51,10 @@ def _kind(metavar: str, default: Any) -> Any:
 
 
 def _plain(default: Any) -> str:
-    return str(default).lower() if isinstance(default, bool) else f"{default:g}" if isinstance(default, float) else str(default)
+    return (
+        str(default).lower()
+        if isinstance(default, bool)
+        else f"{default:g}"
+        if isinstance(default, float)
+        else str(default)
+    )

@@ -87,11 +87,11 @@ def measured_rates(
         UsageError: images that cannot be corrupted.
         CurvatureError: too few images, or too little memory.
     """
-    from edgetta.segmented.adapter import AdaptConfig
     from edgetta.cli.corrupted import kept_apart
     from edgetta.cli.progress import progress_bar
     from edgetta.offline.learning_rate.adaptation_curvature import measure_adaptation
     from edgetta.offline.learning_rate.adaptation_law import adaptation_rates
+    from edgetta.segmented.adapter import AdaptConfig
 
     config = AdaptConfig()
     domains = kept_apart(held_out.shuffled(seed, IMAGES))

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from edgetta.segments.graph import Graph
 
 
-
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--test", is_flag=True, help="Also run the bundle's self-test on every engine that is here.")

@@ -28,8 +28,8 @@ from edgetta.memory.peak import give_back, high_water, reset_high_water, residen
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from edgetta.segmented.adapter import Adapter
     from edgetta.bundle import Bundle
+    from edgetta.segmented.adapter import Adapter
 
 MEASURED_BYTES = 64 << 20
 """The largest batch that is measured keeps about so much at full storage: far above what the process itself moves."""
@@ -147,8 +147,8 @@ def _prediction_points(bundle: Bundle, engine: str, threads: int, sizes: _Sizes)
 
 def _adapter(bundle: Bundle, engine: str, gradient: str, threads: int) -> Adapter:
     """An adapter that goes all the way at every step, and ends where it began."""
-    from edgetta.segmented.adapter import AdaptConfig, Adapter
     from edgetta.bundle import build_network
+    from edgetta.segmented.adapter import AdaptConfig, Adapter
 
     network = build_network(bundle, engine, gradient, threads=threads)  # type: ignore[arg-type]
     # The source's share is found once, and not part of a usual step.

@@ -16,7 +16,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from edgetta.segmented.adapter import StepResult, merged
 from edgetta.adaptation.step_memory import StepMemory
 from edgetta.errors import EdgettaError, one_line
 from edgetta.memory.allocation_failure import is_allocation_failure
@@ -25,6 +24,7 @@ from edgetta.memory.peak import high_water, reset_high_water, resident
 from edgetta.memory.plan import MARGIN
 from edgetta.memory.room import Room
 from edgetta.memory.sizes import size_text
+from edgetta.segmented.adapter import StepResult, merged
 
 if TYPE_CHECKING:
     from torch import Tensor

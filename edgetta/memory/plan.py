@@ -26,9 +26,9 @@ from edgetta.memory.cost_model import Cost, CostModel
 from edgetta.memory.sizes import size_text
 
 if TYPE_CHECKING:
+    from edgetta.bundle import Bundle
     from edgetta.segmented.adapter import AdaptConfig
     from edgetta.segmented.step_rate import RateChoice
-    from edgetta.bundle import Bundle
 
 MARGIN = 0.05
 """By how much a step may exceed its prediction: a budget keeps so much free."""

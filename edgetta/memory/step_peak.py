@@ -58,10 +58,10 @@ def step_here(**arguments: Any) -> dict[str, Any]:
     """`measure_step` in this process."""
     import torch
 
-    from edgetta.segmented.adapter import AdaptConfig, Adapter
     from edgetta.adaptation.step_memory import StepMemory
     from edgetta.bundle import build_network, read_bundle
     from edgetta.memory.meter import measure_kept
+    from edgetta.segmented.adapter import AdaptConfig, Adapter
 
     case = _case(arguments)
     if case.threads:

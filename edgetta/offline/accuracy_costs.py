@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgetta.segmented.adapter import AdaptConfig, Adapter
 from edgetta.adaptation.network import AdaptiveNetwork
 from edgetta.adaptation.step_memory import FULL, StepMemory
 from edgetta.errors import UsageError
 from edgetta.memory.accuracy_costs import AccuracyCost, AccuracyCosts, MeasuredCost
 from edgetta.rate_law import RateLaw
+from edgetta.segmented.adapter import AdaptConfig, Adapter
 
 BATCH = 64
 """Images per update of the reference."""

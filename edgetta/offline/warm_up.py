@@ -20,10 +20,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from edgetta.adaptation.network import AdaptiveNetwork
-from edgetta.segmented.objective import cross_entropy
 from edgetta.errors import BundleError, EdgettaError, UsageError
 from edgetta.offline.augment import Augmentation, augment
 from edgetta.offline.curvature import Processes
+from edgetta.segmented.objective import cross_entropy
 from edgetta.storage import atomic_write_bytes
 
 Progress = Callable[[int, int, float], None]  # steps done, steps in all, running loss

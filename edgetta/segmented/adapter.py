@@ -12,14 +12,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from edgetta.segmented.blend import States, before_images, stream_alone
 from edgetta.adaptation.network import AdaptiveNetwork, Tape
+from edgetta.errors import UsageError
+from edgetta.rate_law import RateLaw
+from edgetta.segmented.blend import States, before_images, stream_alone
 from edgetta.segmented.objective import Objective, entropy, filtered_entropy
 from edgetta.segmented.schedule import ON_DRIFT, schedule
 from edgetta.segmented.step_rate import DEFAULT_RATE, StepRate
 from edgetta.segmented.stream_statistics import RUNS_SHARE, Domain, StreamStatistics
-from edgetta.errors import UsageError
-from edgetta.rate_law import RateLaw
 
 _OPTIMIZER_STATE = {
     "sgd": {"momentum": "momentum_buffer"},

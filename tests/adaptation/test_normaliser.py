@@ -1,4 +1,4 @@
-"""Statistics of a stream: what content explains, novelty, evidence, changes. On a network of one layer that is plain numpy."""
+"""Statistics of a stream: what content explains, novelty, evidence, changes."""
 
 from __future__ import annotations
 

@@ -16,11 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgetta.segmented.adapter import AdaptConfig
 from edgetta.adaptation.network import AdaptiveNetwork
-from edgetta.segmented.objective import filtered_entropy
-from edgetta.segmented.step_rate import divergence
-from edgetta.segmented.stream_statistics import StreamStatistics
 from edgetta.errors import UsageError
 from edgetta.offline.curvature import (
     CurvatureError,
@@ -34,6 +30,10 @@ from edgetta.offline.curvature.adaptation import adaptation_surface
 from edgetta.offline.curvature.basis import free_bytes
 from edgetta.offline.learning_rate.interval import Interval, positive_interval, resamples
 from edgetta.offline.learning_rate.ladder import BatchExtremes, Ladder, draw_batches, measure_ladder
+from edgetta.segmented.adapter import AdaptConfig
+from edgetta.segmented.objective import filtered_entropy
+from edgetta.segmented.step_rate import divergence
+from edgetta.segmented.stream_statistics import StreamStatistics
 
 PROBE = 1e-3
 """Nats per image by which a probing step changes the predictions: large beside rounding, small beside 1."""

@@ -16,15 +16,15 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from edgetta.segmented.adapter import AdaptConfig, Adapter
 from edgetta.adaptation.network import AdaptiveNetwork
-from edgetta.segmented.step_rate import divergence
 from edgetta.errors import UsageError
 from edgetta.offline.curvature import NotFiniteError, Progress, ProgressCallback
 from edgetta.offline.learning_rate.adaptation_curvature import PROBE, AdaptationCurvature, as_floats
 from edgetta.offline.learning_rate.analysis import LearningRateAnalysis
 from edgetta.offline.learning_rate.fit import fit_forms
 from edgetta.rate_law import RateLaw
+from edgetta.segmented.adapter import AdaptConfig, Adapter
+from edgetta.segmented.step_rate import divergence
 
 Domains = Mapping[str, tuple[Tensor, Tensor]]
 """Name of a corruption -> images (N, C, H, W) under it, labels (N,)."""
