@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgetta.adaptation.config import AdaptConfig
-from edgetta.adaptation.normaliser import fixed
+from edgetta.adaptation.normaliser import Gathered, fixed
 from edgetta.adaptation.objective import Objective, divergence, filtered_entropy
 from edgetta.adaptation.state import AdaptationState
 from edgetta.adaptation.step_plan import KEEP, StepPlan
@@ -103,7 +103,7 @@ class Learner:
             logits, moments, distance = passed.logits, passed.moments, passed.distance
         else:
             held, distance = 0, 0.0
-            logits, moments = engine.measure(images, state.parameters, fixed(statistics))
+            logits, moments = self._measured(state, images, statistics, plan.predict or count)
             objective = filtered_entropy(logits, config.entropy_margin, weights)
             gradients = np.zeros_like(state.parameters)
             size = plan.slice or count
@@ -116,6 +116,22 @@ class Learner:
         if self._fixed is not None:
             gradients = np.where(self._fixed, np.float32(0), gradients)
         return gradients, objective, Learnt(logits, moments, True, objective.value, distance, objective.kept, held)
+
+
+    def _measured(
+        self, state: AdaptationState, images: Array, statistics: Statistics, size: int
+    ) -> tuple[Array, Moments]:
+        """Logits (N, classes) with statistics as they are, and the images' own moments, `size` at a time."""
+        pieces = []
+        whole: Gathered | None = None
+        for start in range(0, len(images), size):
+            part = images[start : start + size]
+            logits, own = self.engine.measure(part, state.parameters, fixed(statistics))
+            pieces.append(logits)
+            gathered = Gathered(len(part), own.mean, own.variance, np.zeros(0))
+            whole = gathered if whole is None else whole.joined(gathered)
+        assert whole is not None
+        return np.concatenate(pieces), Moments(whole.mean, whole.variance)
 
 
 def _inside_frozen_parts(engine: Engine) -> Array:

@@ -22,7 +22,6 @@ BENCHES: dict[str, tuple[str, str]] = {
     "accuracy": ("edgetta.bench.accuracy.command", "Error of adapting methods on streams of corrupted images."),
     "int8": ("edgetta.bench.int8", "What an int8 backbone costs, and what meta-networks repair of it."),
     "latency": ("edgetta.bench.latency", "Time inference, prediction and adaptation steps, side by side."),
-    "storage": ("edgetta.bench.storage", "What keeping a step's tensors in few bits costs, on a real stream."),
     "tensorrt-build": ("edgetta.bench.tensorrt_build", "Build the engines of whole networks, without running them."),
 }
 
