@@ -18,8 +18,9 @@ from edgetta.memory.choice import Choice
 
 VERSION = 2
 SIZED = ("learn", "slice")
-"""Costs that depend on a number of images: those that an update learns from, and those of a slice of the backward."""
+"""Costs that depend on a number of images: those that an update learns from, and those of its slices."""
 OFF = ("adaptation", "off")
+
 
 @dataclass(frozen=True)
 class AccuracyCost:
@@ -83,7 +84,7 @@ class AccuracyCosts:
         return NOTHING if images >= instead_of else self._between("learn", images, instead_of)
 
     def of_slice(self, images: int) -> AccuracyCost:
-        """Of a backward that keeps nothing, in slices of so many images; 0: all at once, which costs nothing."""
+        """Of updates in slices of so many images; 0: all at once, which costs nothing."""
         return NOTHING if not 0 < images < self.learn else self._between("slice", images, self.learn)
 
     def counted(self, choice: Choice, images: int, instead_of: int) -> float:
@@ -93,7 +94,7 @@ class AccuracyCosts:
         """
         if not choice.adapts:
             return self.of(*OFF).counted
-        size = 0 if choice.plan.keep or choice.plan.slice >= images else choice.plan.slice
+        size = choice.plan.slice if choice.plan.slice < images else 0
         learn = max(self.of_learn(n, instead_of).counted for n in (images, *self._sizes("learn", images)))
         sliced = max(self.of_slice(n).counted for n in (size, *self._sizes("slice", size))) if size else 0.0
         return learn + sliced
@@ -140,7 +141,8 @@ class AccuracyCosts:
         version = data.get("version") if isinstance(data, Mapping) else None
         if version != VERSION:
             raise BundleError(
-                f"its accuracy costs have version {version!r}, and this edgetta reads {VERSION}; prepare and export again"
+                f"its accuracy costs have version {version!r}, and this edgetta reads {VERSION}; "
+                "prepare and export again"
             )
         try:
             batch, learn = _size(data["batch"], "batch"), _size(data["learn"], "learn")

@@ -7,6 +7,9 @@ from typing import Any
 
 from edgetta.adaptation.step_plan import KEEP, StepPlan
 
+UNLIMITED = 1 << 30
+"""Images per step where nothing splits batches."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -24,12 +27,12 @@ class Choice:
         """The choice in a few words."""
         at_a_time = f", predicted {self.plan.predict} at a time" if self.plan.predict else ""
         if not self.adapts:
-            return f"prediction only, {_images(self.plan.predict or self.batch)} at a time"
+            at_once = min(self.plan.predict or self.batch, self.batch)
+            return f"prediction only, {_images(at_once) if at_once < UNLIMITED else 'all images'} at a time"
         learn = f"learns from {_images(self.plan.learn)}" if self.plan.learn else "learns from as many as configured"
-        if self.plan.keep:
-            return f"{learn}, bits kept for the backward{at_a_time}"
+        kept = "bits kept for the backward" if self.plan.keep else "nothing kept, forward run again"
         slices = f" in slices of {self.plan.slice}" if self.plan.slice else ""
-        return f"{learn}, nothing kept, forward run again{slices}{at_a_time}"
+        return f"{learn}{slices}, {kept}{at_a_time}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `Choice.from_json` reads them."""

@@ -29,6 +29,8 @@ MAX_POINTS = 4096
 PROGRAMS = ("predict", "measure", "forward", "backward", "recompute")
 UPDATE_COPIES = 5
 """Arrays as large as the parameters that are alive in an update: gradients, new momentum, new parameters, two more."""
+SUMMED_COPIES = 3
+"""Of them while gradients are added up, slice by slice: the sum so far, a slice's gradients, their sum."""
 
 
 @dataclass(frozen=True)
@@ -132,18 +134,19 @@ class CostModel:
             return Cost(_whole_numbers(phases), 0, held, sliced / count, sliced / alone if alone else None)
         learnt = load.learnt(choice, count)
         rest = count if load.window else count - learnt
-        copied = 0 if load.window else self.image_bytes * learnt
+        copied = SUMMED_COPIES * self.parameter_bytes + (0 if load.window else self.image_bytes * learnt)
         phases["prediction"] += 0 if load.window else self.image_bytes * rest
+        size = min(choice.plan.slice or learnt, learnt)
         kept = 0.0
         if choice.plan.keep:
             kept = self._kept(choice, learnt)
-            phases["forward"] = self._bytes(choice, "forward", learnt) + copied
-            phases["backward"] = self._bytes(choice, "backward", learnt) + copied
-            update = self._seconds(choice, "forward", learnt) + self._seconds(choice, "backward", learnt)
+            others = kept - self._kept(choice, size) + copied  # of the other slices
+            phases["forward"] = self._bytes(choice, "forward", size) + others
+            phases["backward"] = self._bytes(choice, "backward", size) + others
+            update = self._sliced(choice, "forward", learnt, size) + self._sliced(choice, "backward", learnt, size)
         else:
-            size = min(choice.plan.slice or learnt, learnt)
-            phases["recomputation"] = self._bytes(choice, "recompute", size) + copied
             first = "measure" if load.measures else "predict"
+            phases["recomputation"] = self._bytes(choice, "recompute", size) + copied
             phases["learning's prediction"] = self._bytes(choice, first, min(at_a_time, learnt)) + copied
             update = self._sliced(choice, first, learnt, min(at_a_time, learnt))
             update += self._sliced(choice, "recompute", learnt, size)
@@ -151,9 +154,7 @@ class CostModel:
         if load.window:  # one update in so many images
             update *= count / max(count, min(load.window, choice.plan.learn or load.window))
         seconds = update + self._sliced(choice, "predict", rest, at_a_time)
-        return Cost(
-            _whole_numbers(phases), round(kept), held, seconds / count, seconds / alone if alone else None
-        )
+        return Cost(_whole_numbers(phases), round(kept), held, seconds / count, seconds / alone if alone else None)
 
     def to_json(self) -> dict[str, Any]:
         return {

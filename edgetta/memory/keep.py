@@ -10,7 +10,6 @@ steps really take is measured, and corrects the predictions where they are too l
 from __future__ import annotations
 
 import logging
-import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -24,7 +23,7 @@ from edgetta.adaptation.step_plan import StepPlan
 from edgetta.errors import EdgettaError, one_line
 from edgetta.memory.allocation_failure import is_allocation_failure
 from edgetta.memory.allocator import returns_freed_memory
-from edgetta.memory.choice import Choice
+from edgetta.memory.choice import UNLIMITED, Choice
 from edgetta.memory.peak import high_water, reset_high_water, resident
 from edgetta.memory.plan import LEARN, MARGIN, SLICES
 from edgetta.memory.room import Room
@@ -57,9 +56,6 @@ SIGNIFICANT = 16 << 20
 
 RESERVE = 32 << 20
 """Bytes of the machine's memory that are left alone: a system without any stands still."""
-
-UNLIMITED = 1 << 30
-"""Images per step where nothing splits batches."""
 
 MAX_CHANGES = 100
 """So many changes are kept for the report; all are counted."""
@@ -272,7 +268,7 @@ class Keeper:
         if not choice.adapts:
             return (at_a_time,)
         learn = min(plan.learn or config.learn_images, config.update_images(size))
-        return at_a_time, plan.keep, learn, 0 if plan.keep else min(plan.slice or learn, learn)
+        return at_a_time, plan.keep, learn, min(plan.slice or learn, learn)
 
     def _change(self, rung: int, reason: str) -> None:
         before = self.choice
@@ -323,12 +319,12 @@ def new_images(count: int, shape: tuple[int, int, int], seed: int = 0) -> Array:
 
 def ladder_without_costs(engine: str, plan: StepPlan, adapts: bool = True) -> tuple[Choice, ...]:
     """What to step down to where nobody knows what a step takes: only failures lead there."""
-    learn = [size for size in LEARN if not plan.learn or size < plan.learn]
+    small = (size for size in SLICES if not plan.slice or size < plan.slice)
     adapting = [plan]
-    if plan.keep:
-        adapting += [replace(plan, learn=size) for size in learn]
-    slices = [size for size in SLICES if size < (plan.slice if plan.slice and not plan.keep else math.inf)]
-    adapting += [StepPlan(False, plan.learn, size, _lower(plan.predict, 4 * size)) for size in slices]
+    for size in small:
+        at_a_time = _lower(plan.predict, 2 * size)
+        adapting += [replace(plan, slice=size, predict=at_a_time)] if plan.keep and size > 1 else []
+        adapting += [replace(plan, keep=False, slice=size, predict=at_a_time)] if size < LEARN[-1] else []
     predicting = [StepPlan(predict=_lower(plan.predict, size)) for size in (64, 16, 4, 1)]
     chosen = [Choice(engine, UNLIMITED, way) for way in adapting] if adapts else []
     chosen += [Choice(engine, UNLIMITED, StepPlan(predict=plan.predict), False)]

@@ -1,8 +1,9 @@
 """Have torch keep few of the kernels that it makes for shapes, so that memory does not grow with every new batch size.
 
 oneDNN makes a kernel for each convolution and each shape, and by default torch keeps 1024 of them: with batches of all
-sizes that is half a megabyte more at every step, for a thousand steps. A step needs some hundred, and takes more memory
-where it has to make them anew. The limits are read when the first convolution runs: they count where none has run yet.
+sizes that is half a megabyte more at every step, for a thousand steps. A step needs some hundred, and takes more
+memory where it has to make them anew. The limits are read when the first convolution runs: they count where none has
+run yet.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     plan.choice, plan.cost.components(), plan.given_up, plan.rate
 
 What a choice costs in accuracy is as `edgetta prepare` measured it (`accuracy_costs.py`). Of choices that cost the
-same the quickest comes first. Where the bundle says nothing of accuracy, an update learns from as many images as it
-can, and what was given up is called unmeasured.
+same an update learns from as many images as it can, then the quickest comes first. Where the bundle says nothing of
+accuracy, its slices are as large as they can be before that, and what was given up is called unmeasured.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LEARN = (16, 8)
 """Images that an update may learn from instead of as many as configured."""
 
 SLICES = (16, 8, 4, 1)
-"""Images that a backward which keeps nothing takes at a time."""
+"""Images that forward and backward of an update may take at a time."""
 
 PREDICT = (32, 16, 8, 4, 2, 1)
 """Images that are predicted at a time instead of all."""
@@ -206,10 +206,9 @@ class _Search:
             return
         for predict in self._at_a_time():
             for learn in (0, *(size for size in LEARN if size < self.learn)):
-                yield StepPlan(learn=learn, predict=predict)
-                for size in SLICES:
-                    if size < (learn or self.learn):
-                        yield StepPlan(False, learn, size, predict)
+                for size in (0, *(size for size in SLICES if size < (learn or self.learn))):
+                    yield StepPlan(True, learn, size, predict)
+                    yield StepPlan(False, learn, size, predict)
 
     def _predicting(self) -> Iterator[StepPlan]:
         sizes = self._at_a_time() if self.wishes.memory is None else (self.wishes.memory.predict,)
@@ -226,9 +225,15 @@ class _Search:
 
     def preference(self, choice: Choice) -> tuple[Any, ...]:
         """The smaller, the better."""
-        cost, learnt = self.cost(choice), self.load.learnt(choice, choice.batch) if choice.adapts else 0
-        lost = -learnt if self.accuracy is None else self.accuracy.counted(choice, learnt, self.learn)
-        return not choice.adapts, lost, cost.seconds_per_image, -learnt, cost.peak
+        cost = self.cost(choice)
+        if not choice.adapts:
+            return True, 0.0, 0, 0, cost.seconds_per_image, cost.peak
+        learnt = self.load.learnt(choice, choice.batch)
+        size = min(choice.plan.slice or learnt, learnt)
+        if self.accuracy is None:
+            return False, 0.0, -learnt, -size, cost.seconds_per_image, cost.peak
+        counted = self.accuracy.counted(choice, learnt, self.learn)
+        return False, counted, -learnt, cost.seconds_per_image, -size, cost.peak
 
     def ladder(self, choice: Choice, candidates: Sequence[Choice]) -> Iterator[Choice]:
         """The choice, then whatever needs less than all before it on the same engine, at last predictions alone."""
@@ -242,8 +247,9 @@ class _Search:
                 lowest = self.peak(other)
                 yield other
         if choice.adapts:
-            for plan in free._predicting():
-                yield Choice(choice.engine, choice.batch, plan, adapts=False)
+            alone = [Choice(choice.engine, choice.batch, plan, adapts=False) for plan in free._predicting()]
+            yield from (other for other in alone[:-1] if self.peak(other) < lowest)
+            yield alone[-1]
 
     def given_up(self, choice: Choice) -> Iterator[GivenUp]:
         if not choice.adapts:
@@ -252,7 +258,7 @@ class _Search:
         if learnt < self.learn:
             few = None if costs is None else costs.of_learn(learnt, self.learn)
             yield GivenUp(f"updates that learn from {learnt} images instead of {self.learn}", few)
-        size = 0 if choice.plan.keep else choice.plan.slice
+        size = choice.plan.slice
         if 0 < size < learnt:
             sliced = None if costs is None else costs.of_slice(size)
             yield GivenUp(f"gradients through the statistics of all images at once, for slices of {size}", sliced)
@@ -278,16 +284,18 @@ def _rounded_up(count: float) -> int:
 
 
 def _what_would_lower_it(bundle: Bundle, wishes: Wishes, search: _Search, needed: int) -> Iterator[str]:
-    freed = [("--engine " + wishes.engine, replace(wishes, engine="auto"))] if wishes.engine != "auto" else []
+    freer = {}
+    if wishes.engine != "auto":
+        freer[f"without --engine {wishes.engine}"] = replace(wishes, engine="auto")
     if wishes.memory is not None:
-        freed.append((f"asking for {next(search.candidates()).told()}", replace(wishes, memory=None)))
-    if wishes.batch > 1:
-        freed.append((f"--batch {wishes.batch}", replace(wishes, batch=1)))
-    for name, freer in freed:
-        other = _Search.of(bundle, freer)
-        least = min((other.peak(choice) * (1 + MARGIN) for choice in other.candidates()), default=needed)
+        freer["with its use of memory left to the plan"] = replace(wishes, memory=None)
+    if wishes.batch > search.config.small_batch:
+        freer[f"with --batch {search.config.small_batch}"] = replace(wishes, batch=search.config.small_batch)
+    for how, other in freer.items():
+        free = _Search.of(bundle, other)
+        least = min((free.peak(choice) * (1 + MARGIN) for choice in free.candidates()), default=needed)
         if least < 0.98 * needed:
-            yield f"{size_text(least)} without {name}"
+            yield f"{size_text(least)} {how}"
     if search.config.when != "off":
         only = Choice(search.engines[0], wishes.batch, StepPlan(predict=1), adapts=False)
         yield f"{size_text(search.peak(only) * (1 + MARGIN))} with adaptation off"
