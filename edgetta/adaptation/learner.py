@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgetta.adaptation.config import AdaptConfig
-from edgetta.adaptation.normaliser import Gathered, fixed
+from edgetta.adaptation.normaliser import fixed
 from edgetta.adaptation.objective import Objective, divergence, filtered_entropy
 from edgetta.adaptation.state import AdaptationState
 from edgetta.adaptation.step_plan import KEEP, StepPlan
@@ -135,13 +135,15 @@ def _share(part: slice, count: int) -> float:
 
 def _joined(moments: Sequence[Moments | None], parts: Sequence[slice]) -> Moments | None:
     """The moments of all images, of those of their parts."""
-    whole: Gathered | None = None
-    for own, part in zip(moments, parts, strict=True):
-        if own is None:
-            return None
-        gathered = Gathered(part.stop - part.start, own.mean, own.variance, np.zeros(0))
-        whole = gathered if whole is None else whole.joined(gathered)
-    return None if whole is None else Moments(whole.mean, whole.variance)
+    own = [found for found in moments if found is not None]
+    if len(own) < len(moments):
+        return None
+    counts = np.array([part.stop - part.start for part in parts], np.float32)[:, None]
+    shares = counts / counts.sum()
+    means = np.stack([found.mean for found in own])
+    mean = (shares * means).sum(0)
+    variances = np.stack([found.variance for found in own]) + np.square(means - mean)
+    return Moments(mean, (shares * variances).sum(0))
 
 
 def _inside_frozen_parts(engine: Engine) -> Array:
