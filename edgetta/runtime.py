@@ -17,7 +17,8 @@ from edgetta.adaptation.step_plan import KEEP, StepPlan
 from edgetta.bundle import Bundle, engine_name, open_engine, processor_engines, read_bundle, self_test
 from edgetta.errors import BundleError, UsageError
 from edgetta.memory.allocator import return_freed_memory
-from edgetta.memory.keep import Keeper, ladder_without_costs
+from edgetta.memory.kernel_cache import limit_kernel_cache
+from edgetta.memory.keep import Keeper, ladder_without_costs, new_images, rehearsing
 from edgetta.memory.plan import Plan, Wishes, plan_step
 from edgetta.memory.room import RoomMeter
 from edgetta.memory.sizes import parse_size
@@ -122,6 +123,8 @@ class Runtime:
             )
             self.plan = plan_step(bundle, parse_size(budget), wishes)
             engine = self.plan.choice.engine
+            if engine == "torch":
+                limit_kernel_cache()
         cache = Path(engine_cache) if engine_cache else None
         self.engine = open_engine(bundle, engine, threads, tensorrt, cache)
         if check:
@@ -237,20 +240,16 @@ class Runtime:
     def _keeper(self, memory: StepPlan | None) -> Keeper:
         plan = self.plan
         if plan is None:
-            return Keeper(self.adapter, ladder_without_costs(self.engine.name, memory or KEEP))
+            adapts = self.config.when != "off"
+            return Keeper(self.adapter, ladder_without_costs(self.engine.name, memory or KEEP, adapts))
         return Keeper(self.adapter, plan.ladder, needs=plan.at, budget=plan.budget, room=RoomMeter().read)
 
     def _rehearse(self, plan: Plan) -> None:
         """Take what a first step takes once, and see on a small batch whether this machine is as the plan has it."""
-        count = max(1, plan.choice.batch // 8)
-        images = np.random.default_rng(0).random((count, *self.bundle.input_shape), np.float32)
-        try:
-            # Every image counts, so that no part of the backward is left out.
-            config = replace(self.config, entropy_margin=1.0)
-            self.keeper.attach(Adapter(self.engine, config, self.bundle.content, self.bundle.rate_law))
-            self.keeper.rehearse(images)
-        finally:
-            self.keeper.attach(self.adapter)
+        learnt = plan.load.learnt(plan.choice, plan.choice.batch)
+        images = new_images(learnt if plan.window else max(2, plan.choice.batch // 8), self.bundle.input_shape)
+        adapter = Adapter(self.engine, rehearsing(self.config), self.bundle.content, self.bundle.rate_law)
+        self.keeper.rehearse(adapter, images)
 
 
 def _as_torch(array: Array) -> Any:

@@ -119,11 +119,11 @@ class Adapter:
 
     def gathers(self, batch: int) -> bool:
         """Whether batches of so many images are gathered before an update."""
-        return batch < min(self.config.small_batch, self.config.window)
+        return self.config.gathers(batch)
 
     def update_images(self, batch: int) -> int:
         """Images that an update learns from where the stream brings so many at a time."""
-        return min(self.config.learn_images, self.config.window if self.gathers(batch) else batch)
+        return self.config.update_images(batch)
 
     def step(self, images: Array, plan: StepPlan = KEEP, gather: bool | None = None) -> StepResult:
         """Predict images (N, C, H, W), float32 in [0, 1], then learn if an update is due.
@@ -211,7 +211,7 @@ class Adapter:
         plan: StepPlan,
     ) -> tuple[AdaptationState, StepResult]:
         """As `_learning_step`, where the batch's own moments count in its statistics."""
-        after, statistics, logits = self._settled(state, stream, images, novelty)
+        after, statistics, logits = self._settled(state, stream, images, novelty, plan)
         if after.comparison.held:
             return replace(state, stream=after), _prediction(logits, "held back")
         moved, learnt = self.learner.update(replace(state, stream=after), images[chosen], statistics, None, plan)
@@ -249,14 +249,14 @@ class Adapter:
             return state, self._with_mirror(images, logits, parameters, statistics, plan)
         stream, novelty = self._seen(state.stream, images)
         if self._fresh(stream, len(images)):
-            stream, statistics, logits = self._settled(state, stream, images, novelty)
+            stream, statistics, logits = self._settled(state, stream, images, novelty, plan)
         else:
             statistics = self._statistics(stream)
-            count = min(len(images), self.config.measure_images)
+            count = min(len(images), self.config.measure_images, plan.predict or len(images))
             first, own = self.engine.measure(images[:count], parameters, fixed(statistics))
             stream, changed = self.normaliser.follow(stream, float(novelty[:count].sum()), own, first)
             if changed:
-                stream, statistics, logits = self._settled(state, stream, images, novelty)
+                stream, statistics, logits = self._settled(state, stream, images, novelty, plan)
             elif stream.comparison.held:
                 logits = self._shipped(images, plan)
                 stream = replace(stream, comparison=self._joined(stream, logits[:count], first))
@@ -305,12 +305,16 @@ class Adapter:
         )
 
     def _settled(
-        self, state: AdaptationState, stream: StreamState, images: Array, novelty: Array
+        self, state: AdaptationState, stream: StreamState, images: Array, novelty: Array, plan: StepPlan
     ) -> tuple[StreamState, Statistics, Array]:
-        """Stream, statistics and logits where a batch's own moments count in its statistics."""
+        """Stream, statistics and logits where a batch's own moments count in its statistics.
+
+        The moments are those of as many images as may go at a time.
+        """
+        count = min(len(images), plan.predict or len(images))
 
         def measure(mixing: Mixing) -> tuple[Array, Moments]:
-            return self.engine.measure(images, state.parameters, mixing)
+            return self.engine.measure(images[:count], state.parameters, mixing)
 
         if self.config.batch_norm == "batch":
             source = self.engine.programs.source

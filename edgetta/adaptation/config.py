@@ -113,6 +113,14 @@ class AdaptConfig:
         if self.when == ON_DRIFT and self.batch_norm != "stream":
             raise UsageError(f"when {ON_DRIFT!r} needs the statistics of the stream, which tell a change")
 
+    def gathers(self, batch: int) -> bool:
+        """Whether batches of so many images are gathered before an update."""
+        return batch < min(self.small_batch, self.window)
+
+    def update_images(self, batch: int) -> int:
+        """Images that an update learns from where the stream brings so many at a time."""
+        return min(self.learn_images, self.window if self.gathers(batch) else batch)
+
     @staticmethod
     def from_json(data: dict[str, Any]) -> AdaptConfig:
         """Settings by name; raises `UsageError` for a name that is not a setting."""

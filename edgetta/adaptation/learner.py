@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from edgetta.adaptation.objective import Objective, divergence, filtered_entropy
 from edgetta.adaptation.state import AdaptationState
 from edgetta.adaptation.step_plan import KEEP, StepPlan
 from edgetta.adaptation.step_rate import StepRate
-from edgetta.engines.contract import Engine, Moments, Statistics
+from edgetta.engines.contract import Engine, Moments, Passed, Statistics
 from edgetta.rate_law import RateLaw
 
 if TYPE_CHECKING:
@@ -95,27 +96,54 @@ class Learner:
     ) -> tuple[Array, Objective, Learnt]:
         """Gradients (P,) of the objective and of `regulariser * sum_k mean |x~_k - x_k|`."""
         engine, config, count = self.engine, self.config, len(images)
+        slices = _slices(count, plan.slice)
+        held, distance = 0, 0.0
+        passes: list[Passed] = []
         if plan.keep:
-            passed = engine.forward(images, state.parameters, statistics)
-            objective = filtered_entropy(passed.logits, config.entropy_margin, weights)
-            held = passed.residuals.nbytes
-            gradients = engine.backward(passed.residuals, objective.gradient, config.regulariser, state.parameters)
-            logits, moments, distance = passed.logits, passed.moments, passed.distance
+            passes = [engine.forward(images[part], state.parameters, statistics) for part in slices]
+            logits = np.concatenate([passed.logits for passed in passes])
+            moments = _joined([passed.moments for passed in passes], slices)
+            distance = sum(passed.distance * _share(part, count) for passed, part in zip(passes, slices, strict=True))
+            held = sum(passed.residuals.nbytes for passed in passes)
         else:
-            held, distance = 0, 0.0
-            logits, moments = engine.measure(images, state.parameters, fixed(statistics))
-            objective = filtered_entropy(logits, config.entropy_margin, weights)
-            gradients = np.zeros_like(state.parameters)
-            size = plan.slice or count
-            for start in range(0, count, size):
-                part = slice(start, min(start + size, count))
-                pull = config.regulariser * (part.stop - start) / count
-                gradients += engine.recompute(
-                    images[part], objective.gradient[part], pull, state.parameters, statistics
-                )
+            pieces = _slices(count, plan.predict)
+            mixing = fixed(statistics)
+            measured = [engine.measure(images[part], state.parameters, mixing) for part in pieces]
+            logits = np.concatenate([found for found, _ in measured])
+            moments = _joined([own for _, own in measured], pieces)
+        objective = filtered_entropy(logits, config.entropy_margin, weights)
+        gradients = np.zeros_like(state.parameters)
+        for number, part in enumerate(slices):
+            pull, by_logits = config.regulariser * _share(part, count), objective.gradient[part]
+            if plan.keep:
+                gradients += engine.backward(passes[number].residuals, by_logits, pull, state.parameters)
+            else:
+                gradients += engine.recompute(images[part], by_logits, pull, state.parameters, statistics)
         if self._fixed is not None:
             gradients = np.where(self._fixed, np.float32(0), gradients)
         return gradients, objective, Learnt(logits, moments, True, objective.value, distance, objective.kept, held)
+
+
+def _slices(count: int, size: int) -> list[slice]:
+    """The images, `size` at a time; 0: all."""
+    return [slice(start, min(start + (size or count), count)) for start in range(0, count, size or count)]
+
+
+def _share(part: slice, count: int) -> float:
+    return float(part.stop - part.start) / count
+
+
+def _joined(moments: Sequence[Moments | None], parts: Sequence[slice]) -> Moments | None:
+    """The moments of all images, of those of their parts."""
+    own = [found for found in moments if found is not None]
+    if len(own) < len(moments):
+        return None
+    counts = np.array([part.stop - part.start for part in parts], np.float32)[:, None]
+    shares = counts / counts.sum()
+    means = np.stack([found.mean for found in own])
+    mean = (shares * means).sum(0)
+    variances = np.stack([found.variance for found in own]) + np.square(means - mean)
+    return Moments(mean, (shares * variances).sum(0))
 
 
 def _inside_frozen_parts(engine: Engine) -> Array:

@@ -9,12 +9,12 @@ from edgetta.errors import UsageError
 
 @dataclass(frozen=True)
 class StepPlan:
-    """How a step uses memory. Predictions are the same under every plan.
+    """How a step uses memory. With the same statistics and weights, predictions are the same under every plan.
 
     keep    the forward keeps bits for the backward; False: the backward runs the forward again, and nothing is kept
     learn   images that an update learns from, at most; 0: as configured
-    slice   images that a backward which keeps nothing takes at a time; 0: all
-    predict images that are predicted at a time; 0: all
+    slice   images that forward and backward of an update take at a time; 0: all. Bits of all of them are kept
+    predict images that are predicted, or whose moments are measured, at a time; 0: all
     """
 
     keep: bool = True
