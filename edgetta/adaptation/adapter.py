@@ -319,11 +319,17 @@ class Adapter:
         if self.config.batch_norm == "batch":
             source = self.engine.programs.source
             logits, own = measure(Mixing.plain(Moments(source.mean, source.variance), 1.0))
-            return stream, Statistics(own.mean, own.variance), logits
-        logits, statistics, stream = self.normaliser.settle(stream, float(novelty.sum()), measure)
-        shipped = self._shipped(images, KEEP)
-        comparison = self._joined(stream, shipped, logits)
-        return replace(stream, comparison=comparison), statistics, shipped if comparison.held else logits
+            statistics = Statistics(own.mean, own.variance)
+        else:
+            weight = float(novelty[:count].sum())
+            logits, statistics, stream = self.normaliser.settle(stream, weight, measure)
+        if count < len(images):
+            logits = np.concatenate([logits, self._run(images[count:], state.parameters, statistics, plan)])
+        if self.config.batch_norm == "stream":
+            shipped = self._shipped(images, plan)
+            comparison = self._joined(stream, shipped, logits)
+            stream, logits = replace(stream, comparison=comparison), shipped if comparison.held else logits
+        return stream, statistics, logits
 
     def _followed(self, stream: StreamState, weight: float, learnt: Learnt) -> tuple[StreamState, bool]:
         if self.config.batch_norm != "stream" or learnt.moments is None or not learnt.adapted:
