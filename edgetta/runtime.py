@@ -17,8 +17,8 @@ from edgetta.adaptation.step_plan import KEEP, StepPlan
 from edgetta.bundle import Bundle, engine_name, open_engine, processor_engines, read_bundle, self_test
 from edgetta.errors import BundleError, UsageError
 from edgetta.memory.allocator import return_freed_memory
-from edgetta.memory.kernel_cache import limit_kernel_cache
 from edgetta.memory.keep import Keeper, ladder_without_costs, new_images, rehearsing
+from edgetta.memory.kernel_cache import limit_kernel_cache
 from edgetta.memory.plan import Plan, Wishes, plan_step
 from edgetta.memory.room import RoomMeter
 from edgetta.memory.sizes import parse_size
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from edgetta.bundle.tensorrt_engines import TensorRTConfig
 
     Array = NDArray[Any]
-
-STATE_KIND = 2
-"""Of what a state holds: 1 was one of frozen segments."""
 
 
 def load(
@@ -203,7 +200,7 @@ class Runtime:
         """All that was learnt, of one moment between two steps."""
         with self._turn:
             state = self.adapter.state  # never written in place
-        info = {"bundle": self.bundle.identity, "kind": STATE_KIND, "counters": state.counters()}
+        info = {"bundle": self.bundle.identity, "counters": state.counters()}
         return Contents({name: np.ascontiguousarray(array) for name, array in state.arrays().items()}, info)
 
     def restore(self, contents: Contents) -> None:
@@ -212,8 +209,6 @@ class Runtime:
         Raises `BundleError` where they belong to another bundle, `ValueError` where they do not fit this network; the
         runtime is then as it was.
         """
-        if contents.info.get("kind") != STATE_KIND:
-            raise BundleError("the state is of an earlier edgetta, which this one cannot go on from")
         if contents.info.get("bundle") != self.bundle.identity:
             raise BundleError("the state belongs to another bundle; load it with the bundle that it was saved with")
         with self._turn:

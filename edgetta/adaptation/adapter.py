@@ -140,8 +140,10 @@ class Adapter:
             after, result = self._step(state, images, plan, due, small)
         else:
             after, result = self._step_of_usable(state, images, usable, plan, due, small)
-        spent = state.spent.after(time.perf_counter() - start, count, after.updates > state.updates)
-        self.state = replace(after, spent=spent)
+        if self.config.when.startswith("budgeted"):  # for which alone the clock is asked
+            updated = after.updates > state.updates
+            after = replace(after, spent=state.spent.after(time.perf_counter() - start, count, updated))
+        self.state = after
         return result
 
     def predict(self, images: Array, track: bool = True, plan: StepPlan = KEEP) -> StepResult:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.floating[Any]]
 
+LARGEST = 1e12
+"""Of a number in a state: no network that predicts holds one that is larger."""
 _WHOLE = ("steps", "updates", "skipped", "empty", "unusable")
 _COUNTERS = (*_WHOLE, "fresh")
 
@@ -91,6 +93,9 @@ def restored_state(
         raise ValueError("its counters are not whole")
     if not all(np.isfinite(own[name]).all() for name in ("parameters", "momentum", "window", "counters", "spent")):
         raise ValueError("it holds values that are not finite")
+    for name, array in arrays.items():
+        if name not in ("counters", "spent", "damping") and float(np.abs(array).max(initial=0.0)) > LARGEST:
+            raise ValueError(f"{name!r} holds numbers beyond any that a network learns")
     counters: dict[str, Any] = dict(zip(_COUNTERS, own["counters"].tolist(), strict=True))
     if min(counters.values()) < 0 or len(own["damping"]) < 1 or not 0 < own["damping"][0] <= 1:
         raise ValueError("its counters are out of range")
