@@ -46,7 +46,7 @@ def write_small(path: Path, programs: ProgramSet | None = None, **options: Any) 
     programs = programs or small_programs()
     arguments: dict[str, Any] = {
         "name": "small",
-        "config": AdaptConfig(learning_rate=3e-3, when="every 2"),
+        "config": AdaptConfig(learning_rate=3e-3, when="every 2", hold_back=False),
         "classes": NAMES,
         "provenance": {"weights": "seeded"},
         **options,

@@ -45,7 +45,7 @@ def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
 
 def test_load_takes_settings_from_the_bundle_or_the_caller() -> None:
     loaded = edgetta.load(whole_bundle(), "torch")
-    assert loaded.config == loaded.bundle.config == AdaptConfig(learning_rate=3e-3, when="every 2")
+    assert loaded.config == loaded.bundle.config == AdaptConfig(learning_rate=3e-3, when="every 2", hold_back=False)
     chosen = load(str(whole_bundle()), "torch", config=ALWAYS, batch_norm="batch", check=False)
     assert chosen.config == replace(ALWAYS, batch_norm="batch")
 
