@@ -101,9 +101,7 @@ def inference_here(**arguments: Any) -> dict[str, Any]:
     engine = open_engine(read_bundle(Path(case.bundle)), case.engine, case.threads)
     programs = engine.programs
     images = new_images(case.batch, programs.input_shape)
-    return measure_calls(
-        lambda: engine.predict(images, programs.shipped, programs.source), gpu=_on_gpu(engine.name)
-    )
+    return measure_calls(lambda: engine.predict(images, programs.shipped, programs.source), gpu=_on_gpu(engine.name))
 
 
 def process_here(returned: bool = False, **arguments: Any) -> int:

@@ -34,13 +34,13 @@ def test_for_people(bundle: Path, capsys: Captured) -> None:
     for words in (
         "small, 64 frames per step",
         "60.0 MiB above the loaded model",
-        "learns from as many as configured in slices of 8, bits kept for the backward",
-        "onnxruntime, freed memory returned at once",
+        "learns from as many as configured in slices of 16, bits kept for the backward",
+        "torch, freed memory returned at once",
         "statistics of the source, moved as far as there is evidence",
         "kept between forward and backward, ",
         "times plain inference on this engine",
         "0.003",
-        "gradients through the statistics of all images at once, for slices of 8: not measured",
+        "gradients through the statistics of all images at once, for slices of 16: not measured",
         "at export, 2026-11-27, x86_64, 2 threads, torch 2.13.0",
     ):
         assert words in printed, words
