@@ -67,13 +67,13 @@ Examples:
 @click.option(
     "--recompute",
     is_flag=True,
-    help="Keep nothing for the backward, which then runs the forward again: the least memory, the same gradients.",
+    help="Keep nothing for the backward, which then runs the forward again: least memory, the same gradients.",
 )
 @click.option(
     "--slice",
     metavar="IMAGES",
     type=click.IntRange(0),
-    help="With --recompute: so many images at a time. 0, the default: all.",
+    help="Images that forward and backward of an update take at a time: a lower peak. 0, the default: all.",
 )
 @click.option(
     "--budget",
@@ -204,9 +204,9 @@ def _memory(values: dict[str, Any]) -> StepPlan | None:
     """What a step uses of memory, as asked; None where nothing was."""
     from edgetta.adaptation.step_plan import StepPlan
 
-    if values["slice"] and not values["recompute"]:
-        raise UsageError("--slice belongs to --recompute: give both, or neither")
-    return StepPlan(keep=False, slice=values["slice"] or 0) if values["recompute"] else None
+    if values["slice"] is None and not values["recompute"]:
+        return None
+    return StepPlan(keep=not values["recompute"], slice=values["slice"] or 0)
 
 
 def _stream(

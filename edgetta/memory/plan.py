@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from edgetta.adaptation.step_plan import StepPlan
+from edgetta.adaptation.step_plan import KEEP, StepPlan
 from edgetta.adaptation.step_rate import choose_rate
 from edgetta.errors import UsageError
 from edgetta.memory.accuracy_costs import AccuracyCost, AccuracyCosts
@@ -54,7 +54,7 @@ class Wishes:
     """What a plan must respect; names and values as in `edgetta.load`. "auto" and None leave a matter to the plan.
 
     batch   images per step; larger batches are split
-    memory  this way only
+    memory  only ways with these numbers of images, where they are not 0; `keep` False: only ways that keep nothing
     """
 
     batch: int = 64
@@ -201,20 +201,20 @@ class _Search:
                     yield Choice(engine, self.wishes.batch, plan, adapts)
 
     def _plans(self) -> Iterator[StepPlan]:
-        if self.wishes.memory is not None:
-            yield self.wishes.memory
-            return
+        asked = self.wishes.memory or KEEP
         for predict in self._at_a_time():
-            for learn in (0, *(size for size in LEARN if size < self.learn)):
-                for size in (0, *(size for size in SLICES if size < (learn or self.learn))):
-                    yield StepPlan(True, learn, size, predict)
-                    yield StepPlan(False, learn, size, predict)
+            for learn in (asked.learn,) if asked.learn else (0, *(size for size in LEARN if size < self.learn)):
+                sizes = (0, *(size for size in SLICES if size < (learn or self.learn)))
+                for size in (asked.slice,) if asked.slice else sizes:
+                    for keep in (True, False) if asked.keep else (False,):
+                        yield StepPlan(keep, learn, size, predict)
 
     def _predicting(self) -> Iterator[StepPlan]:
-        sizes = self._at_a_time() if self.wishes.memory is None else (self.wishes.memory.predict,)
-        return (StepPlan(predict=size) for size in sizes)
+        return (StepPlan(predict=size) for size in self._at_a_time())
 
     def _at_a_time(self) -> tuple[int, ...]:
+        if self.wishes.memory is not None and self.wishes.memory.predict:
+            return (self.wishes.memory.predict,)
         return (0, *(size for size in PREDICT if size < self.wishes.batch))
 
     def cost(self, choice: Choice) -> Cost:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
@@ -12,16 +11,13 @@ from edgetta.adaptation.config import AdaptConfig
 from edgetta.engines.contract import Engine, ProgramSet
 from edgetta.engines.torch import TorchEngine
 from edgetta.memory.keep import new_images
-from tests.adaptation.backbones import small_model
+from tests.adaptation.backbones import small_programs
 
 CONFIG = AdaptConfig(learning_rate=0.05, entropy_margin=1.0, small_batch=4, window=8, learn_images=8)
 
 
-@functools.cache
 def programs() -> ProgramSet:
-    found = small_model(adapt="affine").programs
-    assert found is not None
-    return found
+    return small_programs(adapt="affine")
 
 
 def engine() -> Engine:

@@ -118,6 +118,8 @@ def test_given_up_is_named_and_called_unmeasured() -> None:
     [
         ({"engine": "torch"}, Choice("torch", 64)),
         ({"memory": StepPlan(False, slice=8)}, Choice("onnxruntime", 64, StepPlan(False, slice=8))),
+        ({"memory": StepPlan(False)}, Choice("onnxruntime", 64, StepPlan(False))),
+        ({"memory": StepPlan(predict=5, slice=5)}, Choice("onnxruntime", 64, StepPlan(predict=5, slice=5))),
         ({"batch": 32}, Choice("onnxruntime", 32)),
     ],
 )
@@ -167,9 +169,11 @@ def test_a_budget_that_is_too_small_names_the_one_that_would_do() -> None:
 
 def test_what_would_lower_it_are_the_wishes_that_cost_most() -> None:
     with pytest.raises(BudgetError) as error:
-        plan(3, engine="onnxruntime", memory=StepPlan())
+        plan(3, engine="onnxruntime", memory=StepPlan(slice=32))
     line = str(error.value)
-    assert "with its use of memory left to the plan" in line and "with --batch 16" in line
+    assert "with its use of memory left to the plan" in line
+    with pytest.raises(BudgetError, match="with --batch 16"):
+        plan(3, batch=4096, engine="torch")
     with pytest.raises(BudgetError) as error:
         plan(3, engine="onnxruntime")
     assert "without --engine onnxruntime" in str(error.value)
