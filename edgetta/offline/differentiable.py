@@ -1,4 +1,4 @@
-"""The adapted network as one function that autograd differentiates, any number of times: for training and curvature."""
+"""The adapted network as one function that autograd differentiates, as often as is needed: for training, curvature."""
 
 from __future__ import annotations
 
@@ -29,18 +29,27 @@ class DifferentiableNetwork(nn.Module):
 
     Args:
         programs: of the network.
-        statistics: that BatchNorms normalise with. Their derivative is that of the batch's own moments, which they
-            move with. None: each batch's own.
+        statistics: that BatchNorms normalise with. None: each batch's own.
+        moving: given statistics have the derivative of the batch's own moments, as those of a stream, which move with
+            them; False: they are constants.
         distances: False leaves them out, and none are returned.
     """
 
-    def __init__(self, programs: ProgramSet, statistics: Statistics | None = None, distances: bool = True) -> None:
+    def __init__(
+        self,
+        programs: ProgramSet,
+        statistics: Statistics | None = None,
+        *,
+        moving: bool = True,
+        distances: bool = True,
+    ) -> None:
         super().__init__()
         self.graph = replace(programs.forward, outputs=programs.forward.outputs[:1]).pruned()
         self.names = {name: name.replace(".", _SEPARATOR) for name in programs.parameters.shapes}
         for name, array in programs.parameters.split(programs.shipped).items():
             self.register_parameter(self.names[name], nn.Parameter(torch.tensor(array)))
         self.given = statistics is not None
+        self.moving = moving or statistics is None
         for kind in ("mean", "variance") if statistics is not None else ():
             for layer, array in programs.statistics.split(getattr(statistics, kind)).items():
                 value = torch.tensor(array, dtype=torch.float32)
@@ -59,7 +68,7 @@ class DifferentiableNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         values: dict[str, Tensor | None] = {"": None, "x": images}
-        values |= {name: self.get_parameter(own) for name, own in self.names.items()}
+        values |= {name: getattr(self, own) for name, own in self.names.items()}
         for name, constant in self.graph.constants.items():
             tensor = torch.as_tensor(constant)
             values[name] = tensor.to(images.device, images.dtype if tensor.is_floating_point() else tensor.dtype)
@@ -98,12 +107,13 @@ class DifferentiableNetwork(nn.Module):
         """A BatchNorm; see the class for its statistics."""
         x, weight, bias = (values[name] for name in node.inputs[:3])
         assert x is not None and weight is not None and bias is not None
-        epsilon, follows = node.attributes["epsilon"], node.inputs[1] in self.names
+        epsilon = node.attributes["epsilon"]
+        follows = self.moving and node.inputs[1] in self.names
         if follows and not self.given and x.numel() > x.shape[1]:
             return F.batch_norm(x, None, None, weight, bias, True, 0.0, epsilon)
         axes = [axis for axis in range(x.dim()) if axis != 1]
         if self.given:
-            mean, variance = (self.get_buffer(name.replace(".", _SEPARATOR)) for name in node.inputs[3:])
+            mean, variance = (getattr(self, name.replace(".", _SEPARATOR)) for name in node.inputs[3:])
         else:
             variance, mean = torch.var_mean(x.detach(), axes, correction=0)
         if follows:

@@ -80,6 +80,4 @@ class Network:
         found = self.shipping(shipped, Statistics(mean, variance))
         if not content:
             return found
-        return replace(
-            found, content=ContentModel.from_arrays(content, programs.statistics.size, programs.classes)
-        )
+        return replace(found, content=ContentModel.from_arrays(content, programs.statistics.size, programs.classes))

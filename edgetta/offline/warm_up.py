@@ -92,9 +92,8 @@ def warm_up(
     classes = network.programs.classes
     if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise UsageError(f"labels must lie in 0..{classes - 1}, got {int(labels.min())}..{int(labels.max())}")
-    model = DifferentiableNetwork(
-        network.programs, None if own_statistics else network.programs.source, distances=False
-    )
+    statistics = None if own_statistics else network.programs.source
+    model = DifferentiableNetwork(network.programs, statistics, moving=False, distances=False)
     optimizer = torch.optim.SGD(model.parameters(), config.learning_rate, config.momentum)
     generator = torch.Generator().manual_seed(config.seed)
     per_epoch = len(images) // config.batch
@@ -124,7 +123,13 @@ def warm_up(
             if progress is not None:
                 progress(step + 1, config.epochs * per_epoch, loss)
         if checkpoint is not None and processes.rank == 0:
-            _save(checkpoint, model, optimizer, generator, {**settings, "epoch": epoch + 1, "before": before, "loss": loss})
+            _save(
+                checkpoint,
+                model,
+                optimizer,
+                generator,
+                {**settings, "epoch": epoch + 1, "before": before, "loss": loss},
+            )
     trained = network.shipping(model.vector().numpy())
     after = accuracy(trained, *held_out, own_statistics=own_statistics)
     return trained, WarmUpReport(before, after, config.epochs * per_epoch, loss)
