@@ -8,20 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-import numpy as np
 from torch import Tensor
 
 from edgetta.adaptation.meta_network import MetaSpec
 from edgetta.engines.contract import Array, Layout, ProgramSet, Statistics
 from edgetta.export.batch_norm import Frozen
 from edgetta.export.whole_backward import differentiate_whole
-from edgetta.export.whole_network import Layer, WholeNetwork, compose, statistics_keys
+from edgetta.export.whole_network import Layer, WholeNetwork, compose
 from edgetta.segments.graph import Graph, GraphBuilder
-
-if TYPE_CHECKING:
-    from edgetta.adaptation.model import AdaptableModel
 
 BEFORE, SHARE = "before", "share"
 MAPS = ("gain", "offset", "factor", "power")
@@ -56,22 +51,6 @@ def derive_programs(pieces: Mapping[str, Frozen], metas: Sequence[MetaSpec], see
         ),
         input_shape=network.graph.values["x"].shape[1:],  # type: ignore[arg-type]
         classes=network.graph.values[logits].shape[1],
-    )
-
-
-def ship(programs: ProgramSet, model: AdaptableModel, state: Mapping[str, Tensor]) -> ProgramSet:
-    """The programs with shipped parameters and statistics of training taken from a network's `state_dict()`."""
-    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in state.items()}
-    segments = {name: list(graphs.state) for name, graphs in model.segments().items()}
-    keys = statistics_keys(segments, list(programs.statistics.shapes))
-    mean, variance = (
-        programs.statistics.join({layer: arrays[pair[i]] for layer, pair in keys.items()}) for i in range(2)
-    )
-    shipped = programs.parameters.join({name: arrays[name] for name in programs.parameters.shapes})
-    return replace(
-        programs,
-        shipped=shipped.astype(np.float32),
-        source=Statistics(mean.astype(np.float32), variance.astype(np.float32)),
     )
 
 

@@ -1,9 +1,9 @@
-"""`edgetta export`: from a trained torch model to a bundle of frozen segments, tested on the engines that are here."""
+"""`edgetta export`: from a trained torch model to a bundle of programs, tested on the engines that are here."""
 
 from __future__ import annotations
 
+import math
 import shlex
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from edgetta.adaptation.config import AdaptConfig
-    from edgetta.adaptation.network import AdaptiveNetwork
     from edgetta.bundle import SelfTest
     from edgetta.export.prepared import Prepared
     from edgetta.export.recipe import Derived, Recipe
     from edgetta.memory.cost_model import CostModel
     from edgetta.models import Model
+    from edgetta.offline.network import Network
     from edgetta.rate_law import RateLaw
     from edgetta.sources.labelled import Pictures
 
@@ -77,14 +77,6 @@ Examples:
 @click.option("--name", help="Of the bundle, for people; default the model's.")
 @partial(adaptation_options, but="adapt_affine")
 @click.option(
-    "--gradient",
-    type=click.Choice(["auto", "exact", "recompute", "local"]),
-    default="auto",
-    show_default=True,
-    help="Mode that is tested, and whose bytes are shown; the bundle serves every mode.",
-)
-@click.option("--opset", metavar="N", type=click.IntRange(17, 21), default=17, show_default=True, help="Of the ONNX.")
-@click.option(
     "--seed", metavar="N", type=click.IntRange(0), default=0, show_default=True, help="Of weights that nobody gave."
 )
 @click.option(
@@ -97,7 +89,7 @@ Examples:
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no table.")
 @config_option
 def command(**values: Any) -> None:
-    """Write a model as a bundle of frozen segments that can be adapted on a device.
+    """Write a model as a bundle that can be adapted on a device.
 
     MODEL is a built-in network (wrn40_2, resnet20, ...), timm:NAME, torchvision:NAME, path/file.py:function (this
     runs the file: only name files that you trust), a program path/model.pt2, or a folder that `edgetta prepare`
@@ -112,7 +104,7 @@ def command(**values: Any) -> None:
     # What can fail cheaply comes before the derivation, which takes seconds to minutes.
     from edgetta.adaptation.config import AdaptConfig
     from edgetta.cli.tables import print_line
-    from edgetta.export.bundle_writer import write_bundle
+    from edgetta.export.bundle_writer import Shipment, write_bundle
     from edgetta.export.recipe import derive_recipe, has_given_weights, load
 
     show, output = not values["quiet"], values["output"]
@@ -128,12 +120,11 @@ def command(**values: Any) -> None:
         raise UsageError(f"--classes names {len(names)} classes, and the model has {model.num_classes}")
     material = _material(recipe, model, prepared, values)
     derived = derive_recipe(recipe, model, material.batches())
-    network = derived.network(values["gradient"])
-    _bring_to_start(network, derived, material)
+    network = _at_start(derived, material)
+    adaptable = derived.adaptable
     tested = write_bundle(
         output,
-        derived.adaptable,
-        network,
+        Shipment(network.programs, adaptable.cuts, adaptable.batch_norm, network.content),
         name=values["name"] or _name_of(values["model"]),
         config=config,
         classes=names or (None if prepared is None else prepared.classes),
@@ -141,13 +132,11 @@ def command(**values: Any) -> None:
         rate_law=_rate_law(prepared, config),
         accuracy_costs=None if prepared is None else prepared.costs,
         golden=material.golden(),
-        gradient=values["gradient"],
-        opset=values["opset"],
         overwrite=values["overwrite"],
         measure=partial(_measured, show=show) if values["measure"] else None,
     )
     if show:
-        _show(output, derived, material, tested, values["gradient"])
+        _show(output, derived, material, tested)
 
 
 @dataclass(frozen=True)
@@ -253,25 +242,30 @@ def _material(recipe: Recipe, model: Model, prepared: Prepared | None, values: d
     return _Material(meta, pictures, values["calibration"])
 
 
-def _bring_to_start(network: AdaptiveNetwork, derived: Derived, material: _Material) -> None:
-    """Bring the network into the state that ships.
+def _at_start(derived: Derived, material: _Material) -> Network:
+    """The network that ships, and what content explains of it where there are source images.
 
     Raises:
         BundleError: meta-networks that do not fit the model.
     """
-    from edgetta.offline.source_statistics import set_source_statistics
+    from edgetta.export.content import measure_content
+    from edgetta.offline.source_statistics import with_source_statistics
 
     if material.meta is None:
-        set_source_statistics(network, material.batches(), derived.adaptable.input_shape)
-        return
-    path, tensors = material.meta
-    try:
-        network.load_state_dict(tensors)
-    except ValueError as error:
-        raise BundleError(
-            f"{path} belongs to another model, other cuts or other meta-networks ({error}); give the options that "
-            "it was prepared with, or export the prepared folder itself"
-        ) from error
+        network = with_source_statistics(derived.network(), material.batches())
+    else:
+        path, tensors = material.meta
+        try:
+            network = derived.network().with_tensors(tensors)
+        except ValueError as error:
+            raise BundleError(
+                f"{path} belongs to another model, other cuts or other meta-networks ({error}); give the options that "
+                "it was prepared with, or export the prepared folder itself"
+            ) from error
+    batches = material.batches()
+    if batches is None or material.pictures is None or len(material.pictures) < 2:
+        return network
+    return replace(network, content=measure_content(network.programs, batches))
 
 
 def _provenance(derived: Derived, material: _Material, prepared: Prepared | None) -> dict[str, Any]:
@@ -321,9 +315,8 @@ def _check_output(output: Path, overwrite: bool) -> None:
         raise UsageError(f"{output} exists already; choose another path, or replace it with --overwrite")
 
 
-def _show(output: Path, derived: Derived, material: _Material, tested: dict[str, SelfTest], gradient: Any) -> None:
+def _show(output: Path, derived: Derived, material: _Material, tested: dict[str, SelfTest]) -> None:
     from edgetta.cli.tables import bytes_text, print_facts, print_line, print_table
-    from edgetta.export.kept_bytes import kept_bytes
 
     model, adaptable = derived.model, derived.adaptable
     size = " x ".join(map(str, adaptable.input_shape))
@@ -336,16 +329,16 @@ def _show(output: Path, derived: Derived, material: _Material, tested: dict[str,
             ("statistics", material.told()),
         ]
     )
-    columns = ("part", "input", "output", "gradient", "kept per image", "residuals of the frozen part", "meta-network")
-    print_table(columns, _rows(derived, gradient), left=("part", "gradient", *columns[-2:]))
+    print_table(
+        ("part", "input", "output", "meta-network", "adapts inside"), _rows(derived), left=("part", "meta-network")
+    )
     files = [output] if output.is_file() else [path for path in output.rglob("*") if path.is_file()]
     count = "" if output.is_file() else f" in {len(files)} files"
-    kept = kept_bytes(adaptable)[gradient]
+    residuals = adaptable.programs.residuals
+    kept = sum(residual.kept_bytes(16) - residual.kept_bytes(8) for residual in residuals) // 8
     facts = [
-        (
-            "kept in all",
-            f"{bytes_text(kept['per_image'])} per image, {bytes_text(kept['frozen_per_image'])} frozen parts",
-        ),
+        ("adapts", f"{adaptable.programs.parameters.size:,} numbers"),
+        ("kept for a backward", f"{bytes_text(kept)} per image, {len(residuals)} tensors"),
         ("bundle", f"{output}, {bytes_text(sum(path.stat().st_size for path in files))}{count}"),
     ]
     for engine, found in tested.items():
@@ -356,26 +349,15 @@ def _show(output: Path, derived: Derived, material: _Material, tested: dict[str,
     print_line(f"next: edgetta inspect {place}, or edgetta run {place} SOURCE", style="green")
 
 
-def _rows(derived: Derived, gradient: Any) -> Iterator[tuple[str, ...]]:
-    """One row per part and one for the classifier: shapes, gradient mode, kept bytes, residuals, meta-network."""
-    from edgetta.adaptation.model import gradient_mode
-    from edgetta.cli.tables import bytes_text
-
+def _rows(derived: Derived) -> Iterator[tuple[str, ...]]:
+    """One row per part: shapes, its meta-network, and how many numbers adapt inside the part."""
     adaptable = derived.adaptable
-    segments = list(adaptable.segments().items())[1:]
-    for number, (name, graphs) in enumerate(segments):
-        last = name == "classifier"
-        mode: str = gradient_mode(graphs, "auto" if last and gradient == "local" else gradient)
-        kept = (graphs.kept_bytes(16, mode) - graphs.kept_bytes(8, mode)) / 8  # type: ignore[arg-type]
-        kinds = Counter(residual.kind for residual in graphs.residuals) if mode == "exact" else Counter()
-        if number == 0 and not graphs.initial_affine:
-            mode, kept, kinds = "none needed", 0.0, Counter()
-        shapes = (" x ".join(map(str, value.shape[1:])) for value in (graphs.input, graphs.output))
-        meta = "" if last else _meta(adaptable.metas[number])
-        residuals = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "-"
-        yield name, *shapes, mode, bytes_text(kept), residuals, meta
-
-
-def _meta(spec: Any) -> str:
-    what = "per token" if spec.tokens else f"{spec.kernel}x{spec.kernel}, stride {spec.stride}"
-    return f"{spec.in_channels} -> {spec.out_channels}, {what}"
+    shapes = adaptable.programs.parameters.shapes
+    parts = [(name, piece.graph) for name, piece in adaptable.pieces.items() if name.startswith("part")]
+    for k, (name, graph) in enumerate(parts):
+        source, target = graph.values["x"].shape[1:], graph.values[graph.outputs[0]].shape[1:]
+        outputs, inputs, kernel, _ = shapes[f"metas.{k}.conv"]
+        what = "per token" if len(source) == 2 else f"{kernel}x{kernel}, stride {-(-source[1] // target[1])}"
+        inside = sum(math.prod(shape) for own, shape in shapes.items() if own.startswith(f"{name}."))
+        sizes = (" x ".join(map(str, shape)) for shape in (source, target))
+        yield name, *sizes, f"{inputs} -> {outputs}, {what}", f"{inside:,}"
