@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from edgetta.rate_law import RateLaw
     from edgetta.sources.labelled import Pictures
 
-CALIBRATION_IMAGES = 1024
-"""So many images, spread over the calibration data, are enough for statistics per channel."""
+CALIBRATION_IMAGES = 2000
+"""So many images, spread over the calibration data, are enough: for what content explains of the statistics."""
 
 ORIGINS = {
     "given": "as given",
@@ -75,7 +75,7 @@ Examples:
 )
 @click.option("--classes", metavar="NAMES", help="Class names in the order of the outputs: a,b,c or a text file.")
 @click.option("--name", help="Of the bundle, for people; default the model's.")
-@partial(adaptation_options, but="adapt_affine")
+@partial(adaptation_options, but=("adapt_affine", "batch_norm"))  # --bn is the form that the graphs take
 @click.option(
     "--seed", metavar="N", type=click.IntRange(0), default=0, show_default=True, help="Of weights that nobody gave."
 )
