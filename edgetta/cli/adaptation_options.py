@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field, fields, replace
 from typing import Any, TypeVar
 
@@ -16,10 +16,10 @@ OPTIONS: dict[str, Field[Any]] = {setting.name: setting for setting in fields(Ad
 """The settings by name."""
 
 
-def adaptation_options(function: _Function, but: str | None = None) -> _Function:
-    """Add the options to a click command, but one that it has itself. Each is None where the user said nothing."""
+def adaptation_options(function: _Function, but: Collection[str] = ()) -> _Function:
+    """Add the options to a click command, but those that it has itself. Each is None where the user said nothing."""
     for name, setting in reversed(OPTIONS.items()):
-        if name != but:
+        if name not in but:
             function = _option(name, setting)(function)
     return function
 

@@ -75,7 +75,7 @@ Examples:
 )
 @click.option("--classes", metavar="NAMES", help="Class names in the order of the outputs: a,b,c or a text file.")
 @click.option("--name", help="Of the bundle, for people; default the model's.")
-@partial(adaptation_options, but="adapt_affine")
+@partial(adaptation_options, but=("adapt_affine", "batch_norm"))
 @click.option(
     "--seed", metavar="N", type=click.IntRange(0), default=0, show_default=True, help="Of weights that nobody gave."
 )
@@ -113,6 +113,8 @@ def command(**values: Any) -> None:
     names = None if values["classes"] is None else class_names(values["classes"])
     prepared = _prepared(values)
     recipe = recipe_from(values["model"], values, values["seed"]) if prepared is None else prepared.recipe
+    if recipe.batch_norm == "source":
+        config = replace(config, batch_norm="source")
     if show and not has_given_weights(recipe):
         print_line(f"{recipe.model} has random weights: give trained ones with --weights", style="yellow", stderr=True)
     model = load(recipe)

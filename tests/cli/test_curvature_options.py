@@ -51,7 +51,8 @@ def test_the_law_travels_from_prepare_to_the_runtime(folder: Path) -> None:
     assert bundle.rate_law == law and bundle.config.learning_rate is None
     runtime = Runtime(bundle, "torch")
     runtime.step(np.zeros((16, 16, 16, 3), np.uint8))
-    assert runtime.adapter.optimizer.param_groups[0]["lr"] == pytest.approx(law.rate(16))
+    state = runtime.adapter.state
+    assert runtime.adapter.learner.rate.choice(16, state.damping).rate == pytest.approx(law.rate(16))
 
 
 def test_inspect_and_run_say_which_rate_and_why(folder: Path, tmp_path: Path, capsys: Captured) -> None:
