@@ -69,7 +69,7 @@ def test_inspect_and_run_say_which_rate_and_why(folder: Path, tmp_path: Path, ca
     assert f"learning rate {law.rate(20):.3g}: the rate law at 20 images" in " ".join(capsys.readouterr().out.split())
     assert json.loads(report.read_text())["learning_rate"] == pytest.approx(law.rate(20))
     assert run(*stream, "--batch", 4) == 0
-    assert "the rate law at 64 images" in json.loads(report.read_text())["learning_rate_reason"], "their window"
+    assert "the rate law at 32 images" in json.loads(report.read_text())["learning_rate_reason"], "of their window"
     assert run(*stream, "--learning-rate", 0.25) == 0
     facts = json.loads(report.read_text())
     assert (facts["learning_rate"], facts["learning_rate_reason"]) == (0.25, "as given")

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from edgetta.adaptation.config import AdaptConfig
 from edgetta.bundle import read_bundle
@@ -19,6 +18,7 @@ from edgetta.cli.prepare import AUGMENTATION, command
 from edgetta.offline import accuracy_costs, warm_up
 from edgetta.offline.augment import Augmentation
 from edgetta.offline.warm_up import WarmUpConfig
+from edgetta.runtime import Runtime
 from tests.tiny_model import CLASSES, CUTS, pictures, write_folder, write_model
 
 Captured = pytest.CaptureFixture[str]
