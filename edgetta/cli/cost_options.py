@@ -83,7 +83,8 @@ def measured_costs(
     from edgetta.rate_law import RateLaw
 
     law = None if rates is None else RateLaw.from_json(rates["law"])
-    domains = kept_apart(held_out.shuffled(seed, images))
+    corrupted = kept_apart(held_out.shuffled(seed, images))
+    domains = {name: (shown.numpy(), labels.numpy()) for name, (shown, labels) in corrupted.items()}
     with progress_bar("measuring costs in accuracy", unit="runs", show=show) as update:
         return measure_accuracy_costs(
             network.engine, domains, rate_law=law, content=network.content, stored=files.json, progress=update
