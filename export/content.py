@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,9 +15,6 @@ from edgetta.adaptation.signals import image_signals
 from edgetta.engines.contract import ProgramSet
 from edgetta.segments.graph import Graph
 from edgetta.segments.torch_engine import Program
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 MOST_IMAGES = 2000
 """More source images say nothing more."""
@@ -50,17 +46,17 @@ def measure_content(programs: ProgramSet, batches: Iterable[Tensor]) -> ContentM
             break
         seen += len(chosen)
         with torch.no_grad():
-            made, *moments = program.run({**given, "x": chosen}, _moments_of(graph.outputs[0]))
+            answers, *moments = program.run({**given, "x": chosen}, _moments_of(graph.outputs[0]))
         by_input = dict(zip(graph.outputs[1:], moments, strict=True))
         found = torch.cat([by_input[name] for name in inputs.values()], 2).numpy()  # (2, N, T)
-        logits.append(made.numpy())
+        logits.append(answers.numpy())
         means.append(found[0])
         variances.append(found[1])
         signals.append(image_signals(chosen.numpy()))
     if not seen:
         raise ValueError("no source images were given")
-    everything: list[NDArray[np.float32]] = [np.concatenate(part) for part in (logits, means, variances, signals)]
-    return fit_content(softmax(everything[0]), *everything[1:])
+    made, mean, variance, signal = (np.concatenate(part) for part in (logits, means, variances, signals))
+    return fit_content(softmax(made), mean, variance, signal)
 
 
 def layer_inputs(graph: Graph, layers: list[str]) -> dict[str, str]:

@@ -68,6 +68,25 @@ def compose(pieces: Mapping[str, Frozen], metas: Sequence[MetaSpec], seed: int =
     return _Composition(pieces, metas, seed).result()
 
 
+def initial_values(spec: MetaSpec, seed: int) -> dict[str, Tensor]:
+    """Parameters of a meta-network before anything is known of its inputs.
+
+    The published block has no scale. `identity` starts with the branch silent but its gradient alive.
+    """
+    size = (spec.out_channels, spec.in_channels, spec.kernel, spec.kernel)
+    bound = (spec.in_channels * spec.kernel**2) ** -0.5  # torch's default for convolutions
+    generator = torch.Generator().manual_seed(seed)
+    one, zero = torch.ones(spec.out_channels), torch.zeros(spec.out_channels)
+    return {
+        "conv": (torch.rand(size, generator=generator) * 2 - 1) * bound,
+        "norm_weight": one,
+        "norm_bias": zero,
+        "branch_weight": one,
+        "branch_bias": zero,
+        "scale": zero,
+    }
+
+
 @dataclass
 class _Composition:
     pieces: Mapping[str, Frozen]
@@ -131,7 +150,7 @@ class _Composition:
     def _meta(self, k: int, x_in: str, frozen: str) -> str:
         """x~_k = norm(x_k) + scale * ReLU(branch_norm(conv(x~_{k-1}))), see `adaptation.meta_network`."""
         spec, builder, start = self.specs[k], self.builder, len(self.builder.nodes)
-        initial = _initial_values(spec, self.seed + k)
+        initial = initial_values(spec, self.seed + k)
         channels = spec.out_channels
 
         def parameter(name: str, shape: tuple[int, ...]) -> str:
@@ -189,25 +208,6 @@ class _Composition:
             self.builder.input(statistic, tuple(mean.shape))
         self.layers.append(layer)
         return layer
-
-
-def _initial_values(spec: MetaSpec, seed: int) -> dict[str, Tensor]:
-    """Parameters of a meta-network before anything is known of its inputs.
-
-    The published block has no scale. `identity` starts with the branch silent but its gradient alive.
-    """
-    size = (spec.out_channels, spec.in_channels, spec.kernel, spec.kernel)
-    bound = (spec.in_channels * spec.kernel**2) ** -0.5  # torch's default for convolutions
-    generator = torch.Generator().manual_seed(seed)
-    one, zero = torch.ones(spec.out_channels), torch.zeros(spec.out_channels)
-    return {
-        "conv": (torch.rand(size, generator=generator) * 2 - 1) * bound,
-        "norm_weight": one,
-        "norm_bias": zero,
-        "branch_weight": one,
-        "branch_bias": zero,
-        "scale": zero,
-    }
 
 
 def _needed(graph: Graph, running: Mapping[str, str]) -> list[Node]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from edgetta.engines.contract import Engine
     from edgetta.memory.accuracy_costs import AccuracyCosts
+    from edgetta.offline.network import Network
     from edgetta.offline.stage_files import StageFiles
     from edgetta.sources.labelled import Labelled
 
@@ -68,7 +68,7 @@ def cost_images(values: Mapping[str, Any], held_out: Labelled) -> int:
 
 
 def measured_costs(
-    engine: Engine,
+    network: Network,
     held_out: Labelled,
     images: int,
     rates: Mapping[str, Any] | None,
@@ -83,9 +83,12 @@ def measured_costs(
     from edgetta.rate_law import RateLaw
 
     law = None if rates is None else RateLaw.from_json(rates["law"])
-    domains = kept_apart(held_out.shuffled(seed, images))
+    corrupted = kept_apart(held_out.shuffled(seed, images))
+    domains = {name: (shown.numpy(), labels.numpy()) for name, (shown, labels) in corrupted.items()}
     with progress_bar("measuring costs in accuracy", unit="runs", show=show) as update:
-        return measure_accuracy_costs(engine, domains, rate_law=law, stored=files.json, progress=update)
+        return measure_accuracy_costs(
+            network.engine, domains, rate_law=law, content=network.content, stored=files.json, progress=update
+        )
 
 
 def cost_columns(costs: AccuracyCosts) -> tuple[str, str, str]:

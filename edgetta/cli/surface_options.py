@@ -254,6 +254,7 @@ def _adaptation(values: Mapping[str, Any], network: Network, samples: PictureSam
         network.programs,
         "entropy" if values["objective"] == "entropy" else "cross_entropy",
         statistics=settled_statistics(network, images, min(STREAM_BATCH, len(images)), config),
+        moving=policy != "source",
         regulariser=values["regulariser"],
         affine=values["parameters"] == "adapted",
         device=device,

@@ -77,7 +77,7 @@ class DifferentiableNetwork(nn.Module):
         logits = values[self.graph.outputs[0]]
         assert logits is not None
         distances = [self._distance(meta, values) for meta in self._metas]
-        return logits, torch.stack(distances) if distances else logits.new_zeros(0)
+        return logits, torch.stack(distances) if distances else logits[:0, 0]
 
     def _distance(self, meta: _Meta, values: Mapping[str, Tensor | None]) -> Tensor:
         """mean |x~_k - x_k|, with x~_k once more as a function of its meta-network's parameters alone."""

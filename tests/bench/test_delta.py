@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgetta.segmented.objective import entropy
+from edgetta.bench.baselines.entropy import entropy
 from edgetta.bench.baselines import BatchNormStatistics, Delta, DeltaConfig
 from edgetta.bench.baselines.delta import RenormalisedNorm
 from edgetta.errors import UsageError

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgetta.segmented.objective import entropy
+from edgetta.bench.baselines.entropy import entropy
 from edgetta.bench.baselines import Sar, SarConfig
 from edgetta.errors import UsageError
 from tests.adaptation.backbones import SmallNet, randomised

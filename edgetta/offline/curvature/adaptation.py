@@ -22,6 +22,7 @@ def adaptation_surface(
     objective: Objective = "entropy",
     *,
     statistics: Statistics | None = None,
+    moving: bool = True,
     regulariser: float = 0.0,
     margin: float | None = None,
     affine: bool = True,
@@ -37,6 +38,7 @@ def adaptation_surface(
         programs: of the network; the surface is at the parameters that ship.
         objective: "entropy" of the predictions (EcoTTA, equation 2), or "cross_entropy" with labels, as in warm-up.
         statistics: that BatchNorms normalise with, as on a device that averages over its stream; None: each batch's.
+        moving: given statistics move with the weights, as those of a stream do; False: they are constants.
         regulariser: lambda, the weight of the sum of distances (equation 3).
         margin: only samples with entropy below margin * ln(classes) count; None: all.
         affine: False leaves out the biases and weights inside the frozen parts.
@@ -47,7 +49,7 @@ def adaptation_surface(
     """
     if objective not in ("entropy", "cross_entropy"):
         raise UsageError(f"objective {objective!r} is unknown; choose entropy or cross_entropy")
-    model = DifferentiableNetwork(programs, statistics, distances=regulariser > 0).to(device, dtype)
+    model = DifferentiableNetwork(programs, statistics, moving=moving, distances=regulariser > 0).to(device, dtype)
     chosen = "all" if affine else model.meta_parameters
     return LossSurface(model, _loss(objective, regulariser, margin), parameters=chosen, separable=False)
 

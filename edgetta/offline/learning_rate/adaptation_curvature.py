@@ -110,6 +110,7 @@ def measure_adaptation(
                 surface = adaptation_surface(
                     network.programs,
                     statistics=statistics,
+                    moving=config.batch_norm != "source",
                     regulariser=config.regulariser,
                     margin=config.entropy_margin,
                     affine=config.adapt_affine,
