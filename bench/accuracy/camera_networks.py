@@ -209,14 +209,19 @@ class Network:
 
 
 @cache
-def network(name: str, images: ImageCache, count: int, seed: int) -> Network:
-    """A network of the data folder and `count` images that it meets. Raises `UsageError` for an unknown one."""
+def network(name: str, images: ImageCache, count: int, seed: int, severities: tuple[int, ...] = ()) -> Network:
+    """A network of the data folder and `count` images that it meets, at its own severities where none is given.
+
+    Raises `UsageError` for an unknown one.
+    """
     known = architecture(name)
     if known.startswith("mobilenet"):
-        return Network(name, Photographs(images, min(count, PHOTOGRAPHS), seed, int(known[-3:])), seed, (3, 4))
+        return Network(
+            name, Photographs(images, min(count, PHOTOGRAPHS), seed, int(known[-3:])), seed, severities or (3, 4)
+        )
     if name.startswith("akamaster"):
-        return Network(name, Lossless(min(count, LOSSLESS), seed), seed, (5,))
-    return Network(name, JpegCopy(images, count, seed), seed, (5, 3))
+        return Network(name, Lossless(min(count, LOSSLESS), seed), seed, severities or (5,))
+    return Network(name, JpegCopy(images, count, seed), seed, severities or (5, 3))
 
 
 def architecture(name: str) -> str:
