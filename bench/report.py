@@ -3,8 +3,9 @@
     page = render("Demo", [Paragraph("What was done."), Table(("method", "error"), rows), plot(figure, "Error.")])
     atomic_write_text(path, page)
 
-All text is escaped. Plots are inline SVG, pictures are PNG in the page; nothing is loaded from anywhere, and no script
-runs.
+No template engine: six kinds of block of a few lines each are less than a template, its language and a dependency that
+`edgetta prepare` would need for its report. All text is escaped. Plots are inline SVG, pictures are PNG in the page;
+nothing is loaded from anywhere, and no script runs.
 """
 
 from __future__ import annotations

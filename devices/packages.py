@@ -13,7 +13,7 @@ from edgetta.devices.machine import covers, version_pair
 from edgetta.devices.report import Check, Status
 
 OLDEST_TORCH = (2, 3)
-OLDEST_ONNXRUNTIME = (1, 16)
+OLDEST_ONNXRUNTIME = (1, 18)
 OLDEST_TENSORRT = (8, 5)
 
 _ABSENT = "not installed"

@@ -177,7 +177,7 @@ def test_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
     check = packages.check_onnxruntime()
     assert check.status == "warning" and "uninstall both" in check.remedy
     install(monkeypatch, "onnxruntime", __version__="1.11.0", get_available_providers=lambda: providers)
-    assert packages.check_onnxruntime().remedy == "install onnxruntime 1.16 or newer"
+    assert packages.check_onnxruntime().remedy == "install onnxruntime 1.18 or newer"
     remove(monkeypatch, "onnxruntime")
     check = packages.check_onnxruntime()
     assert check.status == "warning" and "edgetta[onnxruntime]" in check.remedy
