@@ -92,12 +92,12 @@ class Stream:
         import numpy as np
         import torch
 
-        from edgetta.bench.corruption import CORRUPTIONS, corrupt
-        from edgetta.bench.datasets import cifar10_jpeg, cifar10_lossless, data_folder
         from edgetta.bench.demo_backbone import as_tensor
+        from edgetta.corruption import CORRUPTIONS, corrupt
         from edgetta.export.derive import derive
         from edgetta.models import cuts, load_model
         from edgetta.offline.source_statistics import batches_of, set_source_statistics
+        from edgetta.sources.datasets import cifar10_jpeg, cifar10_lossless, data_folder
 
         loaded = load_model("resnet20", weights=data_folder() / "weights" / f"{settings.weights}.npz")
         model = derive(loaded.module, loaded.input_shape, cuts("resnet20", settings.parts), adapt="meta", kernel=3)

@@ -25,7 +25,6 @@ UPWARDS: dict[tuple[str, str], str] = {
     ("edgetta.segments", "edgetta.memory"): "the allocator moves below the engines",
     ("edgetta.engines", "edgetta.memory"): "the same",
     ("edgetta.segments", "edgetta.devices"): "the machine's description moves below",
-    ("edgetta.bench", "edgetta.cli"): "tables, progress bars and shared options move below both",
 }
 """Imports that go the wrong way and are being undone, and how. Nothing may be added."""
 

@@ -15,7 +15,7 @@ from edgetta.bench.accuracy.images import CLEAN
 from edgetta.bench.accuracy.orders import AFTER, BEFORE, PLAIN, degenerate, starts, streams
 from edgetta.bench.accuracy.streams import as_tensor
 from edgetta.bench.baselines import Method
-from edgetta.bench.corruption import CORRUPTIONS
+from edgetta.corruption import CORRUPTIONS
 
 FIRST, LONG, STARTS = 32, 320, 4  # frames after degenerate ones; how often their beginning is measured
 BY_IMAGE = ("note", "rotta")  # predict image by image, learn every so many images: the same at every batch up to it

@@ -27,10 +27,10 @@ from edgetta.bench.accuracy.deployed import Deployed, export
 from edgetta.bench.accuracy.images import CLEAN, ImageCache
 from edgetta.bench.accuracy.streams import as_tensor
 from edgetta.bench.baselines import BatchNormStatistics, Delta, Method, Note, Rotta, Source, UnmixTns
-from edgetta.bench.corruption import corrupt
-from edgetta.bench.datasets import Images, cifar10_lossless, cifar10c_lossless, data_folder, imagenet1000
+from edgetta.corruption import corrupt
 from edgetta.errors import UsageError
 from edgetta.models import load_model
+from edgetta.sources.datasets import Images, cifar10_lossless, cifar10c_lossless, data_folder, imagenet1000
 from edgetta.storage import atomic_write_bytes
 
 METHODS = ("source", "batch_norm_statistics", "note", "rotta", "unmix_tns", "delta", "edgetta_off", "edgetta")

@@ -143,7 +143,7 @@ def _camera(
     from edgetta.bench.accuracy.camera_command import run_camera
     from edgetta.bench.accuracy.camera_networks import METHODS
     from edgetta.bench.accuracy.orders import ORDERS
-    from edgetta.bench.corruption import CORRUPTIONS
+    from edgetta.corruption import CORRUPTIONS
 
     chosen = _chosen("--stream", orders, ORDERS), _chosen("--methods", methods, METHODS)
     kinds = _chosen("--corruptions", corruptions, CORRUPTIONS)

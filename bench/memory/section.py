@@ -81,7 +81,7 @@ def write_plot(path: Path, rows: Sequence[Row]) -> Path:
     import matplotlib
     from matplotlib.figure import Figure
 
-    from edgetta.bench.report import PALETTE
+    from edgetta.report import PALETTE
 
     models = list(dict.fromkeys(row["model"] for row in rows))
     shown = {model: _shown([row for row in rows if row["model"] == model]) for model in models}

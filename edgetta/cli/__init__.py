@@ -26,7 +26,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 # name: (module whose `command` is the verb, help). Static, so that `edgetta --help` imports neither torch nor a verb.
 VERBS: dict[str, tuple[str, str]] = {
-    "demo": ("edgetta.cli.demo", "Show all of it on real digits: train, export, adapt."),
+    "demo": ("edgetta.bench.demo_command", "Show all of it on real digits: train, export, adapt."),
     "prepare": ("edgetta.cli.prepare", "Get a trained model ready for the device."),
     "export": ("edgetta.cli.export", "Write a model as a bundle of frozen segments."),
     "build": ("edgetta.cli.build", "Make a bundle's TensorRT engines on this device."),

@@ -53,7 +53,7 @@ def kept_apart(data: Labelled, severity: int = 5, progress: Progress | None = No
     """
     import torch
 
-    from edgetta.bench.corruption import EXTRA_CORRUPTIONS
+    from edgetta.corruption import EXTRA_CORRUPTIONS
 
     if data.images.dtype != torch.uint8 or data.images.shape[1] != 3:
         raise UsageError(f"{data.name}: corruptions are made of images of 3 channels as bytes; leave --curvature out")
@@ -63,7 +63,7 @@ def kept_apart(data: Labelled, severity: int = 5, progress: Progress | None = No
 def _made(severity: int, data: Labelled, progress: Progress | None) -> dict[str, Images]:
     import torch
 
-    from edgetta.bench.corruption import CORRUPTIONS
+    from edgetta.corruption import CORRUPTIONS
 
     if data.images.dtype != torch.uint8 or data.images.shape[1] != 3:
         raise UsageError("--corrupted with a severity needs images of 3 channels as bytes; name a folder instead")
@@ -73,7 +73,7 @@ def _made(severity: int, data: Labelled, progress: Progress | None) -> dict[str,
 def _corrupted(data: Labelled, names: Sequence[str], severity: int, progress: Progress | None) -> dict[str, Images]:
     import torch
 
-    from edgetta.bench.corruption import corrupt
+    from edgetta.corruption import corrupt
 
     pixels = data.images.permute(0, 2, 3, 1).contiguous().numpy()
     found = {}
@@ -89,7 +89,7 @@ def _published(folder: Path, limit: int | None, progress: Progress | None) -> di
     import numpy as np
     import torch
 
-    from edgetta.bench.datasets import cifar10_c
+    from edgetta.sources.datasets import cifar10_c
 
     names = sorted(path.stem for path in folder.glob("*.npy") if path.stem != "labels")
     if not names:

@@ -48,7 +48,7 @@ def cost_images(values: Mapping[str, Any], held_out: Labelled) -> int:
     Raises:
         UsageError: they were asked for, and the images are too few or cannot be corrupted.
     """
-    from edgetta.bench.corruption.generate import SMALLEST
+    from edgetta.corruption.generate import SMALLEST
     from edgetta.errors import UsageError
     from edgetta.offline.accuracy_costs import BATCH
 

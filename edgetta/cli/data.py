@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edgetta.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgetta.bench.datasets import Images
+    from edgetta.sources.datasets import Images
     from edgetta.sources.labelled import Labelled, Pictures
     from edgetta.sources.resize import Resize
 
@@ -115,7 +115,7 @@ def built_in_data(
 def _images(spec: str, part: str, size: Sequence[int], limit: int | None) -> Images:
     import numpy as np
 
-    from edgetta.bench import datasets
+    from edgetta.sources import datasets
 
     if spec == "digits":
         data = datasets.digits(part, max(8, size[0]))

@@ -17,7 +17,7 @@ FEW = ("gaussian_noise", "defocus_blur", "snow", "contrast")
 def test_a_short_stream_is_measured_and_continued(
     data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgetta.bench.corruption.CORRUPTIONS", FEW)
+    monkeypatch.setattr("edgetta.corruption.CORRUPTIONS", FEW)
     file = tmp_path / "storage.json"
     options = ["--count", "16", "--batch", "16", "--slice", "5", "--seeds", "0", "--json", str(file)]
     first = CliRunner().invoke(command, [*options, "--storage", "recompute"], catch_exceptions=False)

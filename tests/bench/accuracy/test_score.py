@@ -16,7 +16,7 @@ from edgetta.bench.accuracy.images import ImageCache
 from edgetta.bench.accuracy.score import score
 from edgetta.bench.accuracy.streams import StreamSpec
 from edgetta.bench.baselines import BatchNormStatistics, Source
-from edgetta.bench.datasets import Images
+from edgetta.sources.datasets import Images
 from tests.adaptation.backbones import SmallNet, randomised, small_model
 
 KINDS = ("brightness", "contrast")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgetta.bench.corruption.blur import centre_zoom, motion_streaks
-from edgetta.bench.corruption.parameters import Floats, Image, Parameters, Rng
+from edgetta.corruption.blur import centre_zoom, motion_streaks
+from edgetta.corruption.parameters import Floats, Image, Parameters, Rng
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 

@@ -10,10 +10,10 @@ from zlib import crc32
 
 import numpy as np
 
-from edgetta.bench.corruption import blur, digital, noise, weather
-from edgetta.bench.corruption.frost_texture import frost_textures
-from edgetta.bench.corruption.parameters import CORRUPTIONS, EXTRA_CORRUPTIONS, PARAMETERS, Parameters
-from edgetta.bench.corruption.spatter import spatter
+from edgetta.corruption import blur, digital, noise, weather
+from edgetta.corruption.frost_texture import frost_textures
+from edgetta.corruption.parameters import CORRUPTIONS, EXTRA_CORRUPTIONS, PARAMETERS, Parameters
+from edgetta.corruption.spatter import spatter
 from edgetta.errors import UsageError
 
 SMALLEST = 16  # pixels; below, a streak or a crop is larger than the image

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from edgetta.bench.corruption import PARAMETERS, digital
+from edgetta.corruption import PARAMETERS, digital
 
 Pictures = Callable[[int, int], np.ndarray]
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from edgetta.bench.corruption.parameters import Floats, Image, Parameters, Rng
+from edgetta.corruption.parameters import Floats, Image, Parameters, Rng
 
 
 def gaussian_blur(image: Image, parameters: Parameters, rng: Rng) -> Floats:

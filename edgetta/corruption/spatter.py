@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgetta.bench.corruption.blur import smooth
-from edgetta.bench.corruption.parameters import Floats, Image, Parameters, Rng
+from edgetta.corruption.blur import smooth
+from edgetta.corruption.parameters import Floats, Image, Parameters, Rng
 
 _WATER = np.array([175, 238, 238], np.float32)  # pale turquoise
 _MUD = np.array([63, 42, 20], np.float32)

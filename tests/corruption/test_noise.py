@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgetta.bench.corruption import PARAMETERS, noise
+from edgetta.corruption import PARAMETERS, noise
 
 BOTH = [(table, severity) for table in ("cifar", "imagenet") for severity in (0, 4)]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgetta.bench.corruption import PARAMETERS
-from edgetta.bench.corruption.spatter import _edges, _equalise, spatter
+from edgetta.corruption import PARAMETERS
+from edgetta.corruption.spatter import _edges, _equalise, spatter
 
 
 @pytest.mark.parametrize("table", ["cifar", "imagenet"])

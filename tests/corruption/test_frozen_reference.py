@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgetta.bench.corruption import CORRUPTIONS, corrupt, frost_source
-from edgetta.bench.datasets import Images, cifar10c_lossless, data_folder
+from edgetta.corruption import CORRUPTIONS, corrupt, frost_source
+from edgetta.sources.datasets import Images, cifar10c_lossless, data_folder
 
 FROZEN = "cifar10c_sev5_lossless737.npz"
 WEIGHTS = "weights/akamaster_resnet20.npz"

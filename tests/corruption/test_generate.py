@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from edgetta.bench.corruption import CORRUPTIONS, EXTRA_CORRUPTIONS, PARAMETERS, corrupt
+from edgetta.corruption import CORRUPTIONS, EXTRA_CORRUPTIONS, PARAMETERS, corrupt
 from edgetta.errors import UsageError
 
 Pictures = Callable[[int, int], np.ndarray]

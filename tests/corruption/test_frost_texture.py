@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgetta.bench.corruption import frost_source
-from edgetta.bench.corruption.frost_texture import frost_textures, procedural_textures
+from edgetta.corruption import frost_source
+from edgetta.corruption.frost_texture import frost_textures, procedural_textures
 from edgetta.errors import EdgettaError
 
 FILE = "frost_textures_0.2x.npz"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from edgetta.bench.corruption import PARAMETERS, blur
+from edgetta.corruption import PARAMETERS, blur
 
 
 @pytest.fixture

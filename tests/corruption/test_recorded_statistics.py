@@ -1,6 +1,6 @@
 """Every corruption, severity and table gives the statistics that were recorded, on images made by formula.
 
-`python tests/bench/corruption/test_recorded_statistics.py` records them anew; do that only for a change that is meant,
+`python tests/corruption/test_recorded_statistics.py` records them anew; do that only for a change that is meant,
 after `test_frozen_reference.py` has passed with the real images. Frost uses the synthetic ice here.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgetta.bench.corruption import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt
+from edgetta.corruption import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt
 
 RECORD = Path(__file__).with_name("recorded_statistics.json")
 SETS = {"cifar": (24, 32), "imagenet": (1, 224)}  # number of images, side

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgetta.bench import datasets
-from edgetta.bench.datasets import Images
 from edgetta.errors import EdgettaError, UsageError
+from edgetta.sources import datasets
+from edgetta.sources.datasets import Images
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from zlib import crc32
 
 import numpy as np
 
-from edgetta.bench.corruption.parameters import Image
-from edgetta.bench.datasets import data_folder
+from edgetta.corruption.parameters import Image
 from edgetta.errors import EdgettaError
+from edgetta.sources.datasets import data_folder
 
 _FILE = "frost_textures_0.2x.npz"
 _COUNT = 5  # the published program has six photographs and draws among the first five

@@ -9,8 +9,8 @@ from io import BytesIO
 
 import numpy as np
 
-from edgetta.bench.corruption.blur import smooth
-from edgetta.bench.corruption.parameters import Floats, Image, Parameters, Rng
+from edgetta.corruption.blur import smooth
+from edgetta.corruption.parameters import Floats, Image, Parameters, Rng
 
 
 def contrast(image: Image, parameters: Parameters, rng: Rng) -> Floats:

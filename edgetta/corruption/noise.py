@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgetta.bench.corruption.parameters import Floats, Image, Parameters, Rng
+from edgetta.corruption.parameters import Floats, Image, Parameters, Rng
 
 
 def gaussian_noise(image: Image, parameters: Parameters, rng: Rng) -> Floats:

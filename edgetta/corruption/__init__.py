@@ -5,8 +5,8 @@
 frost uses the published photographs or synthetic ice: state it beside every result that includes frost.
 """
 
-from edgetta.bench.corruption.frost_texture import frost_source
-from edgetta.bench.corruption.generate import corrupt
-from edgetta.bench.corruption.parameters import CORRUPTIONS, EXTRA_CORRUPTIONS, PARAMETERS
+from edgetta.corruption.frost_texture import frost_source
+from edgetta.corruption.generate import corrupt
+from edgetta.corruption.parameters import CORRUPTIONS, EXTRA_CORRUPTIONS, PARAMETERS
 
 __all__ = ["CORRUPTIONS", "EXTRA_CORRUPTIONS", "PARAMETERS", "corrupt", "frost_source"]
