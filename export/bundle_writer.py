@@ -269,7 +269,8 @@ def _reference(model: AdaptableModel, network: AdaptiveNetwork, golden: Tensor |
         if not bool(torch.isfinite(tensor).all()):
             raise UsageError(f"the network's {key} is not finite on the golden images; it cannot be shipped")
     buffer = io.BytesIO()
-    np.savez(buffer, images=images.numpy(), **{k: t.float().numpy() for k, t in found.items()})
+    arrays: dict[str, Any] = {name: tensor.float().numpy() for name, tensor in found.items()}
+    np.savez(buffer, images=images.numpy(), **arrays)
     return buffer.getvalue()
 
 

@@ -54,7 +54,7 @@ class ResidualBlock(Protocol):
 
     expansion: ClassVar[int]
 
-    def __call__(self, inputs: int, plane: int, stride: int) -> nn.Module: ...
+    def __call__(self, inputs: int, plane: int, stride: int, /) -> nn.Module: ...
 
 
 def residual_stages(

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from edgetta.models.layers import conv3x3, global_mean, initialise, residual_stages, scaled
+from edgetta.models.layers import ResidualBlock, conv3x3, global_mean, initialise, residual_stages, scaled
 from edgetta.models.normalise import Normalise
 
 
@@ -19,7 +19,7 @@ class ResNet(nn.Module):
 
     def __init__(self, counts: Sequence[int], bottleneck: bool, *, num_classes: int = 10, width: float = 1.0) -> None:
         super().__init__()
-        block = _Bottleneck if bottleneck else _BasicBlock
+        block: ResidualBlock = _Bottleneck if bottleneck else _BasicBlock
         planes = [scaled(c, width) for c in (64, 128, 256, 512)]
         self.normalise = Normalise()
         self.conv1 = conv3x3(3, planes[0])

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from edgetta.models.layers import conv3x3, global_mean, initialise, residual_stages, scaled
+from edgetta.models.layers import ResidualBlock, conv3x3, global_mean, initialise, residual_stages, scaled
 from edgetta.models.normalise import Normalise
 
 
@@ -24,7 +24,7 @@ class ResNetImageNet(nn.Module):
         self, counts: Sequence[int], bottleneck: bool, *, num_classes: int = 1000, width: float = 1.0
     ) -> None:
         super().__init__()
-        block = _Bottleneck if bottleneck else _BasicBlock
+        block: ResidualBlock = _Bottleneck if bottleneck else _BasicBlock
         planes = [scaled(c, width) for c in (64, 128, 256, 512)]
         self.normalise = Normalise()
         self.conv1 = nn.Conv2d(3, planes[0], 7, stride=2, padding=3, bias=False)
