@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -49,21 +48,16 @@ def stage(
     return [block(inputs if index == 0 else outputs, outputs, stride if index == 0 else 1) for index in range(count)]
 
 
-class ResidualBlock(Protocol):
-    """A kind of block that gives `expansion` times its planes."""
-
-    expansion: ClassVar[int]
-
-    def __call__(self, inputs: int, plane: int, stride: int, /) -> nn.Module: ...
-
-
 def residual_stages(
-    block: ResidualBlock, counts: Sequence[int], planes: Sequence[int]
+    block: Callable[[int, int, int], nn.Module], expansion: int, counts: Sequence[int], planes: Sequence[int]
 ) -> tuple[list[nn.Sequential], int]:
-    """Stages of `counts` blocks, each but the first halving height and width; and the channels of the last one."""
+    """Stages of `counts` blocks, each but the first halving height and width; and the channels of the last one.
+
+    `block(inputs, planes, stride)` builds one block, which gives `expansion` times its planes.
+    """
     channels, stages = planes[0], []
     for index, (count, plane) in enumerate(zip(counts, planes, strict=True)):
-        outputs = plane * block.expansion
+        outputs = plane * expansion
         inputs = [channels, *[outputs] * (count - 1)]
         strides = [2 if index else 1, *[1] * (count - 1)]
         stages.append(nn.Sequential(*(block(i, plane, s) for i, s in zip(inputs, strides, strict=True))))

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from edgetta.models.layers import ResidualBlock, conv3x3, global_mean, initialise, residual_stages, scaled
+from edgetta.models.layers import conv3x3, global_mean, initialise, residual_stages, scaled
 from edgetta.models.normalise import Normalise
 
 
@@ -19,13 +19,14 @@ class ResNet(nn.Module):
 
     def __init__(self, counts: Sequence[int], bottleneck: bool, *, num_classes: int = 10, width: float = 1.0) -> None:
         super().__init__()
-        block: ResidualBlock = _Bottleneck if bottleneck else _BasicBlock
+        block = _Bottleneck if bottleneck else _BasicBlock
         planes = [scaled(c, width) for c in (64, 128, 256, 512)]
         self.normalise = Normalise()
         self.conv1 = conv3x3(3, planes[0])
         self.bn1 = nn.BatchNorm2d(planes[0])
         self.relu = nn.ReLU()
-        (self.layer1, self.layer2, self.layer3, self.layer4), channels = residual_stages(block, counts, planes)
+        stages, channels = residual_stages(block, block.expansion, counts, planes)
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.linear = nn.Linear(channels, num_classes)
         initialise(self)
 

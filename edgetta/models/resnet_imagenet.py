@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from edgetta.models.layers import ResidualBlock, conv3x3, global_mean, initialise, residual_stages, scaled
+from edgetta.models.layers import conv3x3, global_mean, initialise, residual_stages, scaled
 from edgetta.models.normalise import Normalise
 
 
@@ -24,14 +24,15 @@ class ResNetImageNet(nn.Module):
         self, counts: Sequence[int], bottleneck: bool, *, num_classes: int = 1000, width: float = 1.0
     ) -> None:
         super().__init__()
-        block: ResidualBlock = _Bottleneck if bottleneck else _BasicBlock
+        block = _Bottleneck if bottleneck else _BasicBlock
         planes = [scaled(c, width) for c in (64, 128, 256, 512)]
         self.normalise = Normalise()
         self.conv1 = nn.Conv2d(3, planes[0], 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(planes[0])
         self.relu = nn.ReLU()
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        (self.layer1, self.layer2, self.layer3, self.layer4), channels = residual_stages(block, counts, planes)
+        stages, channels = residual_stages(block, block.expansion, counts, planes)
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.fc = nn.Linear(channels, num_classes)
         initialise(self)
 
