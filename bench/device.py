@@ -306,7 +306,7 @@ def stream_errors(
     from edgetta.runtime import Runtime
     from edgetta.sources.labelled import read_labelled
 
-    labelled = read_labelled(data, bundle.model.input_shape, bundle.classes, limit)
+    labelled = read_labelled(data, bundle.model.input_shape, bundle.classes, limit, resize=bundle.resize)
     # As it runs on the device: the bundle's own settings, and from its start.
     fresh = Runtime(bundle, engine, threads=threads, check=False)
     wrong = source_wrong = 0

@@ -26,6 +26,7 @@ from edgetta.bundle import (
     self_test,
 )
 from edgetta.errors import BundleError, UsageError
+from edgetta.input_range import check_range
 from edgetta.memory.allocator import return_freed_memory
 from edgetta.memory.choice import Choice
 from edgetta.memory.keep import Keeper, ladder_without_costs
@@ -187,6 +188,7 @@ class Runtime:
                 f"images have shape {tuple(images.shape)}; this bundle takes float (N, {', '.join(map(str, shape))}) "
                 f"in [0, 1] or uint8 (N, {shape[1]}, {shape[2]}, {shape[0]})"
             )
+        check_range(tensor)
         tensor = tensor.to(self.network.device)  # pixels as bytes, where they are bytes
         floats = tensor.to(torch.float32, memory_format=torch.contiguous_format)
         return floats.div_(255) if tensor.dtype == torch.uint8 else floats

@@ -29,6 +29,7 @@ from edgetta.rate_law import RateLaw
 from edgetta.segments.contract import SegmentGraphs, describe
 from edgetta.segments.graph import BATCH, Graph
 from edgetta.signature import SIGNATURE
+from edgetta.sources.resize import Resize
 from edgetta.storage import StorageError, safe_name
 
 FORMAT = "edgetta.bundle"
@@ -208,6 +209,7 @@ def _typed(data: dict[str, Any], identity: str) -> Manifest:
         names = _texts(names, "classes.names")
         if len(names) != count:
             raise ValueError(f"classes.names has {len(names)} names for {count} classes")
+    Resize.from_json(_get(data, "preprocessing", dict), (shape[1], shape[2]))  # read again by who resizes
     norm = _get(data, "batch_norm", dict)
     files = _files(_get(data, "files", dict))
     segments = tuple(_segment(entry, files) for entry in _get(data, "segments", list))

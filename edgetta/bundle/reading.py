@@ -28,6 +28,7 @@ from edgetta.memory.cost_model import CostModel
 from edgetta.rate_law import RateLaw
 from edgetta.segments.contract import SegmentGraphs
 from edgetta.segments.onnx_agreement import read_agreeing
+from edgetta.sources.resize import Resize
 
 if TYPE_CHECKING:
     from edgetta.signature import Verifier
@@ -78,6 +79,11 @@ class Bundle:
         """The programs of the whole network, with what is shipped."""
         assert self.model.programs is not None  # read with the bundle
         return self.model.programs
+
+    @property
+    def resize(self) -> Resize:
+        """How pictures of any size become the model's input."""
+        return Resize.from_json(self.preprocessing, self.model.input_shape[1:])
 
     def onnx(self, segment: str, direction: str = "forward") -> bytes:
         """The ONNX file of a segment ("stem", "part1", ..., "classifier", "source") in a direction, as it was checked.

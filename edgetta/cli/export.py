@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgetta.cli.adaptation_options import adapt_config, adaptation_options
+from edgetta.cli.input_told import preprocessing_of, tell
 from edgetta.cli.model_options import class_names, given_names, model_options, recipe_from
 from edgetta.cli.settings import config_option
 from edgetta.errors import BundleError, UsageError
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
     from edgetta.adaptation.adapter import AdaptConfig
     from edgetta.adaptation.network import AdaptiveNetwork
-    from edgetta.bundle import SelfTest
+    from edgetta.export.input_check import InputCheck
     from edgetta.export.prepared import Prepared
     from edgetta.export.recipe import Derived, Recipe
     from edgetta.memory.cost_model import CostModel
@@ -32,14 +31,6 @@ if TYPE_CHECKING:
 
 CALIBRATION_IMAGES = 1024
 """So many images, spread over the calibration data, are enough for statistics per channel."""
-
-ORIGINS = {
-    "given": "as given",
-    "published": "as published",
-    "inferred": "inferred from the published memory figures",
-    "by stages": "by stages, shallow ones finer, as published networks are cut",
-    "automatic": "automatic, shallow layers finer",
-}
 
 EXAMPLES = """\b
 Examples:
@@ -111,9 +102,9 @@ def command(**values: Any) -> None:
     """
     # What can fail cheaply comes before the derivation, which takes seconds to minutes.
     from edgetta.adaptation.adapter import AdaptConfig
-    from edgetta.cli.tables import print_line
+    from edgetta.cli.export_report import show_export
     from edgetta.export.bundle_writer import write_bundle
-    from edgetta.export.recipe import derive_recipe, has_given_weights, load
+    from edgetta.export.recipe import derive_recipe, load_trained
 
     show, output = not values["quiet"], values["output"]
     _check_output(output, values["overwrite"])
@@ -121,12 +112,14 @@ def command(**values: Any) -> None:
     names = None if values["classes"] is None else class_names(values["classes"])
     prepared = _prepared(values)
     recipe = recipe_from(values["model"], values, values["seed"]) if prepared is None else prepared.recipe
-    if show and not has_given_weights(recipe):
-        print_line(f"{recipe.model} has random weights: give trained ones with --weights", style="yellow", stderr=True)
-    model = load(recipe)
+    model = load_trained(recipe)
+    if prepared is None:
+        recipe = replace(recipe, random_weights=model.origin is None)
     if names is not None and len(names) != model.num_classes:
         raise UsageError(f"--classes names {len(names)} classes, and the model has {model.num_classes}")
-    material = _material(recipe, model, prepared, values)
+    material = _material(recipe, model, prepared, values, names)
+    if material.check is not None:
+        tell(material.check, show)
     derived = derive_recipe(recipe, model, material.batches())
     network = derived.network(values["gradient"])
     _bring_to_start(network, derived, material)
@@ -134,9 +127,10 @@ def command(**values: Any) -> None:
         output,
         derived.adaptable,
         network,
-        name=values["name"] or _name_of(values["model"]),
+        name=values["name"] or _name_of(recipe.model),
         config=config,
-        classes=names or (None if prepared is None else prepared.classes),
+        classes=names or material.classes or (None if prepared is None else prepared.classes),
+        preprocessing=preprocessing_of(model),
         provenance=_provenance(derived, material, prepared),
         rate_law=_rate_law(prepared, config),
         accuracy_costs=None if prepared is None else prepared.costs,
@@ -147,7 +141,7 @@ def command(**values: Any) -> None:
         measure=partial(_measured, show=show) if values["measure"] else None,
     )
     if show:
-        _show(output, derived, material, tested, values["gradient"])
+        show_export(output, derived, material.facts(), tested, values["gradient"])
 
 
 @dataclass(frozen=True)
@@ -157,6 +151,8 @@ class _Material:
     meta: tuple[Path, dict[str, Tensor]] | None
     pictures: Pictures | None
     calibration: str | None
+    check: InputCheck | None = None  # of the source images
+    classes: tuple[str, ...] | None = None  # as the folders of the source images are called, where they fit
 
     def batches(self) -> Iterator[Tensor] | None:
         """The source images in batches, where there are any."""
@@ -176,6 +172,11 @@ class _Material:
             return "of synthetic images, an approximation; better: --calibration DATA with source images"
         skipped = f", {self.pictures.skipped_count:,} skipped" if self.pictures.skipped_count else ""
         return f"of {len(self.pictures):,} images from {self.calibration}{skipped}"
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Lines for people."""
+        named = f"{', '.join(self.classes)} (the folders of {self.calibration})" if self.classes else ""
+        return [("classes", named)] * bool(named) + [("statistics", self.told())]
 
     def golden(self) -> Tensor | None:
         """Images for the self-test, spread over the source images; None takes synthetic ones."""
@@ -229,15 +230,22 @@ def _prepared(values: dict[str, Any]) -> Prepared | None:
     return read_prepared(folder)
 
 
-def _material(recipe: Recipe, model: Model, prepared: Prepared | None, values: dict[str, Any]) -> _Material:
-    """Read warmed-up tensors and source images.
+def _material(
+    recipe: Recipe,
+    model: Model,
+    prepared: Prepared | None,
+    values: dict[str, Any],
+    names: tuple[str, ...] | None,
+) -> _Material:
+    """Read warmed-up tensors and source images, and look at the images through the network's eyes.
 
     Raises:
         BundleError: warmed-up tensors that cannot be read.
         UsageError: meta-networks drawn at random that nobody warmed up, or no source images there.
     """
-    from edgetta.cli.data import source_images
+    from edgetta.cli.data import class_labels, source_images
     from edgetta.cli.progress import progress_bar
+    from edgetta.export.input_check import check_input
     from edgetta.export.prepared import read_meta
 
     path: Path | None = values["meta"] if prepared is None else prepared.meta
@@ -246,11 +254,14 @@ def _material(recipe: Recipe, model: Model, prepared: Prepared | None, values: d
             "meta-networks with the published initialisation start at random and need the warm-up of `edgetta prepare`"
         )
     meta = None if path is None else (path, read_meta(path))
-    pictures = None
-    if values["calibration"] is not None:
-        with progress_bar("reading", unit="images", show=not values["quiet"]) as update:
-            pictures = source_images(values["calibration"], model.input_shape, CALIBRATION_IMAGES, update)
-    return _Material(meta, pictures, values["calibration"])
+    if values["calibration"] is None:
+        return _Material(meta, None, None)
+    with progress_bar("reading", unit="images", show=not values["quiet"]) as update:
+        pictures = source_images(values["calibration"], model.input_shape, CALIBRATION_IMAGES, update, model.resize)
+    labels, classes = class_labels(values["calibration"], pictures, model.num_classes, names)
+    check = check_input(model, pictures.images, labels, classes, pictures.original)
+    found = classes if names is None and check.sound else None
+    return _Material(meta, pictures, values["calibration"], check, found)
 
 
 def _bring_to_start(network: AdaptiveNetwork, derived: Derived, material: _Material) -> None:
@@ -280,7 +291,15 @@ def _provenance(derived: Derived, material: _Material, prepared: Prepared | None
     weights = None if derived.model.weights is None else Path(derived.model.weights).name
     told = replace(recipe, model=_name_of(recipe.model), weights=weights, ranges=None)
     report = {} if prepared is None else {"preparation": prepared.accuracies()}
-    return {"recipe": told.to_json(), "cuts": derived.origin, "statistics": material.kind(), **report}
+    if material.check is not None and material.check.accuracy is not None:
+        report["source_accuracy"] = {"accuracy": material.check.accuracy, "images": material.check.images}
+    return {
+        "recipe": told.to_json(),
+        "weights": "random" if recipe.random_weights else weights or derived.model.origin,
+        "cuts": derived.origin,
+        "statistics": material.kind(),
+        **report,
+    }
 
 
 def _rate_law(prepared: Prepared | None, config: AdaptConfig) -> RateLaw | None:
@@ -319,63 +338,3 @@ def _check_output(output: Path, overwrite: bool) -> None:
         raise UsageError(f"--output {output}: there is no folder {parent}; create it or choose another one")
     if output.exists() and not overwrite and (output.is_file() or any(output.iterdir())):
         raise UsageError(f"{output} exists already; choose another path, or replace it with --overwrite")
-
-
-def _show(output: Path, derived: Derived, material: _Material, tested: dict[str, SelfTest], gradient: Any) -> None:
-    from edgetta.cli.tables import bytes_text, print_facts, print_line, print_table
-    from edgetta.export.kept_bytes import kept_bytes
-
-    model, adaptable = derived.model, derived.adaptable
-    size = " x ".join(map(str, adaptable.input_shape))
-    print_facts(
-        [
-            ("model", f"{derived.recipe.model}: images {size}, {adaptable.classes} classes"),
-            ("precision", f"{adaptable.precision} backbone, fp32 meta-networks"),
-            ("weights", model.weights or ("random" if model.parts is not None else "the source's own")),
-            ("cuts", f"{', '.join(adaptable.cuts)} ({ORIGINS[derived.origin]})"),
-            ("statistics", material.told()),
-        ]
-    )
-    columns = ("part", "input", "output", "gradient", "kept per image", "residuals of the frozen part", "meta-network")
-    print_table(columns, _rows(derived, gradient), left=("part", "gradient", *columns[-2:]))
-    files = [output] if output.is_file() else [path for path in output.rglob("*") if path.is_file()]
-    count = "" if output.is_file() else f" in {len(files)} files"
-    kept = kept_bytes(adaptable)[gradient]
-    facts = [
-        (
-            "kept in all",
-            f"{bytes_text(kept['per_image'])} per image, {bytes_text(kept['frozen_per_image'])} frozen parts",
-        ),
-        ("bundle", f"{output}, {bytes_text(sum(path.stat().st_size for path in files))}{count}"),
-    ]
-    for engine, found in tested.items():
-        errors = f"logits within {found.logits_error:.1e}, gradients within {found.gradient_error:.1e}"
-        facts.append((f"self-test on {engine}", errors))
-    print_facts(facts)
-    place = shlex.quote(str(output))
-    print_line(f"next: edgetta inspect {place}, or edgetta run {place} SOURCE", style="green")
-
-
-def _rows(derived: Derived, gradient: Any) -> Iterator[tuple[str, ...]]:
-    """One row per part and one for the classifier: shapes, gradient mode, kept bytes, residuals, meta-network."""
-    from edgetta.adaptation.model import gradient_mode
-    from edgetta.cli.tables import bytes_text
-
-    adaptable = derived.adaptable
-    segments = list(adaptable.segments().items())[1:]
-    for number, (name, graphs) in enumerate(segments):
-        last = name == "classifier"
-        mode: str = gradient_mode(graphs, "auto" if last and gradient == "local" else gradient)
-        kept = (graphs.kept_bytes(16, mode) - graphs.kept_bytes(8, mode)) / 8  # type: ignore[arg-type]
-        kinds = Counter(residual.kind for residual in graphs.residuals) if mode == "exact" else Counter()
-        if number == 0 and not graphs.initial_affine:
-            mode, kept, kinds = "none needed", 0.0, Counter()
-        shapes = (" x ".join(map(str, value.shape[1:])) for value in (graphs.input, graphs.output))
-        meta = "" if last else _meta(adaptable.metas[number])
-        residuals = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "-"
-        yield name, *shapes, mode, bytes_text(kept), residuals, meta
-
-
-def _meta(spec: Any) -> str:
-    what = "per token" if spec.tokens else f"{spec.kernel}x{spec.kernel}, stride {spec.stride}"
-    return f"{spec.in_channels} -> {spec.out_channels}, {what}"

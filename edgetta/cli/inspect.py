@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgetta.cli.input_told import input_facts
+
 if TYPE_CHECKING:
     from edgetta.adaptation.meta_network import MetaSpec
     from edgetta.bundle import Bundle, SelfTest
@@ -116,10 +118,9 @@ def _show(bundle: Bundle, results: dict[str, SelfTest]) -> None:
 
 def _facts(bundle: Bundle) -> Iterator[tuple[str, str]]:
     manifest = bundle.files.manifest
-    channels, height, width = bundle.model.input_shape
     yield "bundle", str(bundle.path)
     yield "model", bundle.name
-    yield "input", f"images of {channels} x {height} x {width}; {_pairs(bundle.preprocessing)}"
+    yield from input_facts(bundle.preprocessing, bundle.model.input_shape)
     yield "classes", _classes(bundle.model.classes, bundle.classes)
     yield "precision", f"{bundle.model.precision} backbone, fp32 meta-networks"
     yield "cuts", ", ".join(bundle.model.cuts)

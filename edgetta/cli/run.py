@@ -124,7 +124,9 @@ Examples:
 )
 @click.option("--limit", metavar="N", type=click.IntRange(1), help="End after N frames.")
 @click.option(
-    "--resize/--no-resize", default=True, help="Resize frames of another size (the default), or refuse them."
+    "--resize/--no-resize",
+    default=True,
+    help="Resize frames as the bundle says (the default), or refuse those of another size.",
 )
 @click.option(
     "--threads", metavar="N", type=click.IntRange(0), default=0, help="Processor threads; 0 leaves it as is."
@@ -175,7 +177,7 @@ def command(**values: Any) -> None:
     _check_paths(values)
     bundle = read_bundle(values["bundle"], verifier(values["require_signature"]))
     config = adapt_config(bundle.config, values)
-    size = bundle.model.input_shape[1:]
+    size = bundle.resize
     state = None if values["state"] is None else StateFile(values["state"])
     with ExitStack() as stack:
         if state is not None:

@@ -56,7 +56,7 @@ def print_line(text: str, *, style: str = "", stderr: bool = False) -> None:
     """One line of plain words; nothing in it is taken for markup."""
     from rich.text import Text
 
-    console(stderr=stderr).print(Text(printable(text), style=style))
+    console(stderr=stderr).print(Text(printable(text), style=style), soft_wrap=True)
 
 
 def bytes_text(count: float) -> str:
