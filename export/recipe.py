@@ -144,7 +144,7 @@ def load_trained(recipe: Recipe) -> Model:
     model = load(recipe)
     if recipe.weights is None and ".py:" in recipe.model:
         first, second = model.module.state_dict(), load(replace(recipe, seed=recipe.seed + 1)).module.state_dict()
-        drawn = [name for name, tensor in first.items() if not torch.equal(tensor, second.get(name, tensor))]
+        drawn = [name for name, tensor in first.items() if not _same(tensor, second.get(name, tensor))]
         if drawn:
             remedy = f"{drawn[0]} is another one at each call; load trained ones there, or give them with --weights"
             model = replace(model, origin=None, remedy=remedy)
@@ -153,6 +153,10 @@ def load_trained(recipe: Recipe) -> Model:
             f"{recipe.model} has random weights: {model.remedy} (or say --random-weights, where they are wanted)"
         )
     return model
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())  # NaN is NaN
 
 
 def derive_recipe(recipe: Recipe, model: Model | None = None, calibration: Iterable[Tensor] | None = None) -> Derived:

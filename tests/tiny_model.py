@@ -35,7 +35,7 @@ class Net(nn.Module):
         return self.fc(self.block2(self.block1(self.stem(x))).mean((2, 3)))
 
 def build(num_classes=3):
-    torch.manual_seed(5)  # in place of trained weights: the same at each call
+    torch.manual_seed(0)  # in place of trained weights: the same at each call
     return Net(num_classes)
 
 def untrained(num_classes=3):
