@@ -81,6 +81,12 @@ class Bundle:
         return self.model.programs
 
     @property
+    def has_batch_norm(self) -> bool:
+        """Whether the backbone has BatchNorms, so that statistics are something to speak of."""
+        segments = self.model.segments().values()
+        return any(spec.normalised for spec in self.model.metas) or any(graphs.state for graphs in segments)
+
+    @property
     def resize(self) -> Resize:
         """How pictures of any size become the model's input."""
         return Resize.from_json(self.preprocessing, self.model.input_shape[1:])

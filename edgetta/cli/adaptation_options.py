@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from edgetta.cli.help_tiers import SettingOption
 
 if TYPE_CHECKING:
     from edgetta.adaptation.adapter import AdaptConfig
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-STATISTICS = "BatchNorm's: of all images since the stream last changed (default), or of each batch alone."
+STATISTICS = "BatchNorm's: of all images since the stream last changed, or of each batch alone."
 
 # Field -> (type, what to write, help). Static, so that `--help` does not import torch.
 OPTIONS: dict[str, tuple[Any, str, str]] = {
     "optimizer": (click.Choice(("sgd", "adam")), "sgd|adam", "The bundle's rate law is one of SGD."),
-    "learning_rate": (float, "RATE", "Of SGD; by default from the bundle's rate law, where it has one, else 0.001."),
+    "learning_rate": (float, "RATE", "Of SGD; the bundle's rate law, where it has one, is the default."),
     "momentum": (float, "M", "Of SGD, below 1."),
     "regulariser": (float, "LAMBDA", "Weight of the self-distilled regularisation."),
     "anchor": (float, "SHARE", "After each update, weights go back by this share of the way to the shipped ones."),
@@ -56,9 +59,25 @@ def adaptation_options(function: _Function, but: str | None = None) -> _Function
     """Add the options to a click command, but one that it has itself. Each is None where the user said nothing."""
     for name, (kind, metavar, text) in reversed(OPTIONS.items()):
         if name != but:
-            option = click.option(f"--{name.replace('_', '-')}", name, type=kind, metavar=metavar, help=text)
+            option = click.option(
+                f"--{name.replace('_', '-')}",
+                name,
+                cls=SettingOption,
+                setting=partial(_default, name),
+                type=kind,
+                metavar=metavar,
+                help=text,
+            )
             function = option(function)
     return function
+
+
+def _default(name: str) -> Any:
+    """What holds where nobody says anything: the setting's own default; a bundle may say otherwise."""
+    from edgetta.adaptation.adapter import AdaptConfig
+    from edgetta.adaptation.step_rate import DEFAULT_RATE
+
+    return DEFAULT_RATE if name == "learning_rate" else getattr(AdaptConfig(), name)
 
 
 def adapt_config(base: AdaptConfig, values: Mapping[str, Any]) -> AdaptConfig:

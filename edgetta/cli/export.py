@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgetta.cli.adaptation_options import adapt_config, adaptation_options
+from edgetta.cli.help_tiers import two_tiers
 from edgetta.cli.input_told import preprocessing_of, tell
 from edgetta.cli.model_options import class_names, given_names, model_options, recipe_from
 from edgetta.cli.settings import config_option
 from edgetta.errors import BundleError, UsageError
+from edgetta.extras import require
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +44,24 @@ Examples:
 """
 
 
-@click.command(epilog=EXAMPLES)
+@click.command(
+    cls=two_tiers(
+        *(
+            "output",
+            "weights",
+            "num_classes",
+            "input_size",
+            "mean",
+            "std",
+            "resize",
+            "option",
+            "calibration",
+            "classes",
+        ),
+        *("name", "parts", "precision", "measure", "overwrite", "quiet"),
+    ),
+    epilog=EXAMPLES,
+)
 @click.argument("model")
 @click.option(
     "-o",
@@ -101,6 +120,7 @@ def command(**values: Any) -> None:
     Next: `edgetta inspect BUNDLE`, or `edgetta run BUNDLE SOURCE`.
     """
     # What can fail cheaply comes before the derivation, which takes seconds to minutes.
+    require("onnx", "`edgetta export`")
     from edgetta.adaptation.adapter import AdaptConfig
     from edgetta.cli.export_report import show_export
     from edgetta.export.bundle_writer import write_bundle

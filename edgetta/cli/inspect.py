@@ -126,7 +126,8 @@ def _facts(bundle: Bundle) -> Iterator[tuple[str, str]]:
     yield "cuts", ", ".join(bundle.model.cuts)
     yield "meta-networks", "\n".join(_meta(k, spec) for k, spec in enumerate(bundle.model.metas, 1))
     form = "follow the stream" if bundle.model.batch_norm == "adaptive" else "are folded into the convolutions"
-    yield "BatchNorm", f"frozen ones {form}; policy {bundle.batch_norm}, running over {bundle.ema_images} images"
+    if bundle.has_batch_norm:
+        yield "BatchNorm", f"frozen ones {form}; policy {bundle.batch_norm}, running over {bundle.ema_images} images"
     yield "adaptation", _pairs(manifest.data["adaptation"])
     yield "learning rate", _learning_rate(bundle)
     yield "rate law", _rate_law(bundle)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgetta.cli.cost_options import cost_images, cost_options, measured_costs
+from edgetta.cli.cost_options import check_cost_packages, cost_images, cost_options, measured_costs
 from edgetta.cli.curvature_options import check_curvature, curvature_options, curvature_sizes, measured_rates
+from edgetta.cli.help_tiers import SettingOption, two_tiers
 from edgetta.cli.input_told import tell
 from edgetta.cli.model_options import class_names, model_options, recipe_from
 from edgetta.cli.robust_options import robust_config, robust_options
@@ -39,9 +41,23 @@ AUGMENTATION = {
 }
 
 
+def _augmentation(name: str) -> Any:
+    from edgetta.offline.augment import Augmentation
+
+    return getattr(Augmentation(), name)
+
+
 def _augmentation_options(function: Any) -> Any:
     for name, text in reversed(AUGMENTATION.items()):
-        function = click.option(f"--{name}", metavar="X", type=click.FloatRange(0), help=text)(function)
+        option = click.option(
+            f"--{name}",
+            cls=SettingOption,
+            setting=partial(_augmentation, name),
+            metavar="X",
+            type=click.FloatRange(0),
+            help=text,
+        )
+        function = option(function)
     return function
 
 
@@ -59,7 +75,25 @@ Examples:
 """
 
 
-@click.command(epilog=EXAMPLES)
+@click.command(
+    cls=two_tiers(
+        *(
+            "data",
+            "output",
+            "epochs",
+            "held_out",
+            "limit",
+            "classes",
+            "weights",
+            "input_size",
+            "mean",
+            "std",
+            "resize",
+        ),
+        *("option", "adversarial_training", "rift", "curvature", "costs", "overwrite", "quiet"),
+    ),
+    epilog=EXAMPLES,
+)
 @click.argument("model")
 @click.option("--data", metavar="DATA", required=True, help="Labelled source images; see above.")
 @click.option(
@@ -89,7 +123,13 @@ Examples:
 )
 @click.option("--decay", metavar="X", type=float, default=0.2, show_default=True, help="The rate's factor there.")
 @_augmentation_options
-@click.option("--blur-sigma", metavar="LOW,HIGH", help="Range of the blur's sigma in pixels.")
+@click.option(
+    "--blur-sigma",
+    cls=SettingOption,
+    setting=partial(_augmentation, "blur_sigma"),
+    metavar="LOW,HIGH",
+    help="Range of the blur's sigma in pixels.",
+)
 @click.option(
     "--seed", metavar="N", type=click.IntRange(0), default=0, show_default=True, help="Of everything that is drawn."
 )
@@ -169,6 +209,7 @@ def _prepare(values: dict[str, Any], first: bool) -> None:
     model = load_trained(recipe) if robust is None or robust.training is None else load(recipe)
     loud = first and not values["quiet"]
     recipe = replace(recipe, random_weights=model.origin is None and (robust is None or robust.training is None))
+    check_cost_packages(values, model.input_shape)
     names = None if values["classes"] is None else class_names(values["classes"])
     train, held_out = _data(values, model, names, loud)
     classes = names or train.classes

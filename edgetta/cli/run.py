@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgetta.cli.adaptation_options import adapt_config, adaptation_options
+from edgetta.cli.help_tiers import two_tiers
 from edgetta.cli.settings import config_option
 from edgetta.errors import EdgettaError, UsageError
 from edgetta.printable import printable
@@ -39,7 +40,24 @@ Examples:
 """
 
 
-@click.command(epilog=EXAMPLES)
+@click.command(
+    cls=two_tiers(
+        *(
+            "output",
+            "batch",
+            "engine",
+            "budget",
+            "when",
+            "state",
+            "limit",
+            "threads",
+            "json_file",
+            "overwrite",
+            "quiet",
+        )
+    ),
+    epilog=EXAMPLES,
+)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("source")
 @click.option(

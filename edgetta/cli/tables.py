@@ -19,8 +19,12 @@ def console(*, stderr: bool = False) -> Console:
     """Standard output or standard error. Lines in a file or a pipe are not folded at rich's 80 columns."""
     from rich.console import Console
 
+    class PipedConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich would end the process with exit code 1; a reader that has gone is no failure
+
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else 200)
+    return PipedConsole(stderr=stderr, highlight=False, width=None if stream.isatty() else 200)
 
 
 def print_facts(facts: Iterable[tuple[str, Any]], *, stderr: bool = False) -> None:

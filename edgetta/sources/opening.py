@@ -55,6 +55,8 @@ def open_source(
         return video.open_pipeline(text.removeprefix("gstreamer:").strip(), resize=to, loop=loop)
 
     path = Path(text).expanduser()
+    if re.fullmatch(r"[0-9]{1,3}", text) and not path.exists():
+        raise SourceError(f"there is no file {text}; a camera is named camera:{text}")
     key = None
     try:
         if not path.exists():

@@ -220,7 +220,7 @@ def test_settings_file(model: str, tmp_path: Path) -> None:
 
 
 def test_help_names_every_adaptation_setting() -> None:
-    import click
+    from click.testing import CliRunner
 
-    text = command.get_help(click.Context(command))
+    text = CliRunner().invoke(command, ["--help-all"]).output
     assert re.search(r"--learning-rate.*--momentum.*--regulariser.*--entropy-margin", text, re.DOTALL)
