@@ -45,6 +45,7 @@ class Lowered:
 
     model: OnnxModel
     in_blocks: Mapping[str, tuple[int, ...]]
+    blocks: bool = True  # False for a model that was made another way
 
 
 def lower(graph: Graph, block: int, inputs_in_blocks: Collection[str] = (), kept: Collection[str] = ()) -> Lowered:
@@ -265,10 +266,12 @@ class _Lowering(BlockWriter):
             return False
         if not (depthwise or images or (group == 1 and self.channels_fit(per))) or (images and self.in_blocks(x)):
             return False
+        x, more = self._unpadded(x)
         source = self.plain(x) if images else self.blocked(x)
         attributes: dict[str, Any] = {
             name: _listed(node.attributes[name]) for name in ("strides", "pads", "dilations")
         }
+        attributes["pads"] = [a + b for a, b in zip(attributes["pads"], more, strict=True)]
         attributes |= {"group": self.whole_blocks(group) if depthwise else group, "kernel_shape": list(window)}
         output, alone = f"{node.output}.blocked", self.alone(node.output)
         narrow = images or depthwise
@@ -297,6 +300,18 @@ class _Lowering(BlockWriter):
             return True
         inputs = [source, kernel, *([self.wide(self.plain(bias), out)] if bias else [])]
         return self._put(node, self.taking_more(self.emit("Conv", inputs, output, attributes, DOMAIN)))
+
+    def _unpadded(self, x: str) -> tuple[str, list[int]]:
+        """What a value is padded from, with zeros around the image, which a convolution does by itself, and how far.
+
+        The node that pads is written all the same, and left out in the end where nobody reads it.
+        """
+        producer = self.producers.get(x)
+        if producer is not None and producer.op == "Pad" and producer.attributes["value"] == 0:
+            pads = _listed(producer.attributes["pads"])
+            if not any(pads[axis] for axis in (0, 1, 4, 5)) and len(pads) == 8:
+                return producer.inputs[0], [*pads[2:4], *pads[6:8]]
+        return x, [0] * 4
 
     def _about(self, name: str) -> str:
         """The vector about which those who read a value see it; "" where somebody sees it as it is, or another way."""

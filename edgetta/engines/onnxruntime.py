@@ -29,7 +29,7 @@ from edgetta.errors import BundleError, MissingDependencyError, one_line
 from edgetta.memory.allocator import keeps_freed_memory
 from edgetta.segments.graph import BATCH, Graph
 from edgetta.segments.onnx_layout import in_blocks
-from edgetta.segments.onnx_memory import GATHERS_SLICES, freeing_early, variances_in_pieces
+from edgetta.segments.onnx_memory import GATHERS_SLICES, beside_what_they_read, freeing_early, variances_in_pieces
 from edgetta.segments.onnx_spelling import spelled
 
 _SMALL = 1024
@@ -124,7 +124,7 @@ class OnnxRuntimeEngine:
                 given = self._shapes if program == "backward" else ()
                 lowered = lower(graph, self._block, given, kept)
             else:
-                lowered = Lowered(variances_in_pieces(in_blocks(spelled(graph)), graph), {})
+                lowered = Lowered(variances_in_pieces(in_blocks(spelled(graph)), graph), {}, blocks=False)
             self._sessions[program, moments] = Session(lowered, graph, self._shared_weights, self._threads, program)
         return self._sessions[program, moments]
 
@@ -157,7 +157,7 @@ class Session:
         self.graph = graph
         self.outputs = graph.outputs
         self._shapes = {name: lowered.in_blocks.get(name, value.shape) for name, value in graph.values.items()}
-        ordered = freeing_early(lowered.model)
+        ordered = freeing_early(beside_what_they_read(lowered.model))
         self._results = [value.name for value in ordered.outputs]
         shared = {name for name, a in ordered.weights.items() if a.dtype == np.float32 and a.nbytes >= _SMALL}
         for large in sorted(shared - set(weights)):
@@ -166,12 +166,14 @@ class Session:
         options = _options(runtime, threads)
         if shared:
             options.add_external_initializers(list(self._weights), list(self._weights.values()))
+        # Reshaped weights would be copied, to save what costs nothing; in plain layout more than that is folded.
+        needless = [GATHERS_SLICES, *(["ConstantFolding"] if lowered.blocks else [])]
         try:
             self._session = runtime.InferenceSession(
                 ordered.to_bytes(without=shared),
                 options,
                 providers=["CPUExecutionProvider"],
-                disabled_optimizers=[GATHERS_SLICES],
+                disabled_optimizers=needless,
             )
         except Exception as error:  # its kinds are many
             raise _refused("ONNX Runtime", name, error) from error
