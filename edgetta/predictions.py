@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from edgetta.errors import UsageError
+from edgetta.printable import printable
 from edgetta.storage import storage_error
 
 FORMATS = ("jsonl", "csv")
@@ -292,8 +293,11 @@ def _csv_line(values: Iterable[Any]) -> bytes:
 
 
 def _defused(value: Any) -> Any:
-    """A text that no spreadsheet takes for a formula: an apostrophe before it, as spreadsheets themselves have it."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    """A text that steers no terminal, and that no spreadsheet takes for a formula: an apostrophe is put before it, as
+    spreadsheets themselves have it."""
+    if not isinstance(value, str):
+        return value
+    return f"'{printable(value)}" if value.startswith(_FORMULA) else printable(value)
 
 
 def _last_row(tail: bytes, format: str) -> tuple[int, str] | None:
