@@ -105,7 +105,8 @@ def kill_runs(
         if ended:
             _check_rows(out, found, frames)
             out.unlink(missing_ok=True)
-            state.unlink(missing_ok=True)
+            for path in StateFile(state).generations:
+                path.unlink(missing_ok=True)
             behind = 0
             continue
         found.kills += 1
