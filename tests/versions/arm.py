@@ -19,7 +19,7 @@ DEBIAN = ("python3", "libgomp1", "libstdc++6", "zlib1g")
 GLIBC = 36  # of Debian 12, the older of the two
 NEEDED = (
     *("pytest", "pluggy", "iniconfig", "packaging", "pygments", "markdown-it-py", "mdurl"),
-    *("flatbuffers", "protobuf<6", "coloredlogs", "humanfriendly", "sympy", "mpmath"),
+    *("flatbuffers", "protobuf<6", "coloredlogs", "humanfriendly", "sympy", "mpmath", "ml_dtypes"),
     *("networkx", "jinja2", "markupsafe", "fsspec", "typing_extensions", "setuptools<80"),
 )
 """What the packages need. Named, because pip would judge conditions on the machine by the one that it runs on."""

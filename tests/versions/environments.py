@@ -64,7 +64,7 @@ ENVIRONMENTS = (
         "Arm, highest",
         "Raspberry Pi OS 13's Python, the newest of everything, and the newest torch of JetPack 6",
         "3.13",
-        ("torch==2.8.0", "numpy==2.4.6", "onnxruntime==1.32.0", *HIGHEST),
+        ("torch==2.8.0", "numpy==2.4.6", "onnxruntime==1.32.0", "onnx==1.23.2", *HIGHEST),
         "aarch64",
         "trixie",
     ),
