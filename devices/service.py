@@ -269,9 +269,7 @@ def unit_text(
         folder=place,
         memory=memory,
         user=f"User={user}\n{joins}" if service.system else "",
-        sandbox=SANDBOX.format(data=_path(f"{folder}/data"), releases=_path(f"{folder}/releases"))
-        if service.system
-        else "",
+        sandbox=sandbox if service.system else "",
         wanted_by="multi-user.target" if service.system else "default.target",
     )
 
