@@ -229,6 +229,8 @@ class Runtime:
             raise ValueError("its counters are no numbers")
         tensors = {name: torch.from_numpy(np.array(array)) for name, array in contents.arrays.items()}
         for name, tensor in tensors.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise ValueError(f"{name!r} holds values that are not finite")
             if tensor.is_floating_point() and tensor.numel() and float(tensor.abs().max()) > _LARGEST:
                 raise ValueError(f"{name!r} holds numbers beyond any that a network learns")
             if name.endswith("running_var") and bool((tensor < 0).any()):

@@ -224,7 +224,7 @@ def _fill(arrays: dict[str, Any], prefix: str, value: float) -> None:
         (_changed(lambda arrays, info: info.update(counters={"steps": -1})), "its counters are no numbers"),
         (
             _changed(lambda arrays, info: _fill(arrays, "network.", float("nan"))),
-            "holds values that are not finite .*; delete it and start from the bundle",
+            "holds values that are not finite; delete it and start from the bundle",
         ),
         (_changed(lambda arrays, info: _fill(arrays, "network.metas.0.norm_w", 1e20)), "beyond any that a network"),
         (_changed(lambda arrays, info: _fill(arrays, "momentum.", 1e20)), "beyond any that a network"),
