@@ -378,10 +378,9 @@ class _Lowering(BlockWriter):
 
     def _max_pool(self, node: Node) -> bool:
         x = node.inputs[0]
-        if not self.in_blocks(x):
+        if not self.in_blocks(x) or node.attributes.get("ceil_mode", 0):
             return False
         attributes: dict[str, Any] = {n: _listed(node.attributes[n]) for n in ("kernel_shape", "strides", "pads")}
-        attributes |= {"ceil_mode": int(node.attributes.get("ceil_mode", 0))}
         return self._put(node, self.emit("MaxPool", [self.blocked(x)], f"{node.output}.blocked", attributes, DOMAIN))
 
     def _reshape(self, node: Node) -> bool:
