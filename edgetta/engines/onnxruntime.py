@@ -29,7 +29,13 @@ from edgetta.errors import BundleError, MissingDependencyError, one_line
 from edgetta.memory.allocator import keeps_freed_memory
 from edgetta.segments.graph import BATCH, Graph
 from edgetta.segments.onnx_layout import in_blocks
-from edgetta.segments.onnx_memory import GATHERS_SLICES, beside_what_they_read, freeing_early, variances_in_pieces
+from edgetta.segments.onnx_memory import (
+    GATHERS_SLICES,
+    beside_what_they_read,
+    freeing_early,
+    variances_in_pieces,
+    what_waits_first,
+)
 from edgetta.segments.onnx_spelling import spelled
 
 _SMALL = 1024
@@ -157,7 +163,8 @@ class Session:
         self.graph = graph
         self.outputs = graph.outputs
         self._shapes = {name: lowered.in_blocks.get(name, value.shape) for name, value in graph.values.items()}
-        ordered = freeing_early(beside_what_they_read(lowered.model))
+        last = "grad_logits" if "grad_logits" in graph.inputs else "x"
+        ordered = freeing_early(beside_what_they_read(what_waits_first(lowered.model, last)))
         self._results = [value.name for value in ordered.outputs]
         shared = {name for name, a in ordered.weights.items() if a.dtype == np.float32 and a.nbytes >= _SMALL}
         for large in sorted(shared - set(weights)):
