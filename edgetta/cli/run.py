@@ -202,7 +202,9 @@ def command(**values: Any) -> None:
             stack.enter_context(state.lock())
             state.tidy()
         if values["output"] not in (None, "-"):
-            stack.enter_context(process_lock(Path(values["output"]).absolute(), "the file of predictions"))
+            output = Path(values["output"]).absolute()
+            if output.is_file() or not output.exists():  # a device or a pipe has no place for a lock beside it
+                stack.enter_context(process_lock(output, "the file of predictions"))
         source = stack.enter_context(open_source(read_source(values["source"]), size=size, resize=values["resize"]))
         batch = values["batch"] or (1 if source.length is None else STORED_BATCH)
         if values["threads"]:

@@ -495,7 +495,7 @@ def test_the_service_owns_what_it_writes_and_not_the_bundle() -> None:
     script = _ownership(Service("edgetta", system=True), found_device(user="root"), "/opt/edgetta/releases/r")
     assert "id -u edgetta >/dev/null 2>&1 || $root useradd --system --no-create-home" in script
     assert "$root chown edgetta /opt/edgetta/releases/r /opt/edgetta/data" in script
-    assert "-R" not in script and "bundle" not in script
+    assert "chown -R" not in script and "$root chmod -R go+rX /opt/edgetta/releases/r/bundle" in script
     assert _ownership(Service("edgetta", system=True), found_device(), "/opt/edgetta/releases/r") == ""
 
 

@@ -150,6 +150,13 @@ def test_a_second_process_is_refused(array: Path, tmp_path: Path, capsys: Captur
     assert f"is in use by process {os.getpid()}" in error_of(capsys) and not file.exists()
 
 
+@pytest.mark.skipif(not Path("/dev/null").is_char_device(), reason="needs /dev/null")
+def test_no_lock_is_put_beside_a_device(array: Path) -> None:
+    (array.parent / "null.csv").symlink_to("/dev/null")
+    assert run(array, "-o", array.parent / "null.csv", "--quiet") == 0
+    assert not Path("/dev/.null.lock").exists() and not (array.parent / ".null.csv.lock").exists()
+
+
 def test_rows_are_appended_with_index_and_time(array: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     for _ in range(2):
