@@ -69,6 +69,17 @@ def test_a_column_without_its_file_is_left_out(tmp_path: Path) -> None:
     assert "camera.json" in headline(found)
 
 
+def test_what_a_bench_times_and_weighs_comes_before_what_stands_in_for_it(tmp_path: Path) -> None:
+    latency = {"model": "wrn40_2", "batch": 64, "engine": "onnxruntime", "inference_seconds": 0.1}
+    latency |= {"step_seconds": 0.25, "tent_seconds": 0.6, "batch_norm_seconds": 0.2}
+    memory = json.loads((RESULTS / "memory.json").read_text())
+    memory["rows"] = [{**row, "process_bytes": 10 * row["peak_bytes"]} for row in memory["rows"]]
+    plain = headline(copied(tmp_path / "a"))
+    found = headline(copied(tmp_path / "b", latency={"rows": [latency]}, memory=memory))
+    assert "| 2.5x | " in found and "| 6.0x |" in found and "| 2.0x |" in found and "memory of the process" in found
+    assert "latency.json" in found and "of the whole process" in found and found != plain
+
+
 def test_a_figure_that_differs_is_written_anew(tmp_path: Path) -> None:
     for page in PAGES:
         (tmp_path / page).parent.mkdir(exist_ok=True, parents=True)
