@@ -36,6 +36,7 @@ from edgetta.segments.onnx_memory import (
     variances_in_pieces,
     what_waits_first,
 )
+from edgetta.segments.onnx_model import OnnxModel
 from edgetta.segments.onnx_spelling import spelled
 
 _SMALL = 1024
@@ -163,9 +164,7 @@ class Session:
         self.graph = graph
         self.outputs = graph.outputs
         self._shapes = {name: lowered.in_blocks.get(name, value.shape) for name, value in graph.values.items()}
-        last = "grad_logits" if "grad_logits" in graph.inputs else "x"
-        ordered = freeing_early(beside_what_they_read(what_waits_first(lowered.model, last)))
-        self._results = [value.name for value in ordered.outputs]
+        ordered, self._results = _in_order(lowered.model, graph)
         shared = {name for name, a in ordered.weights.items() if a.dtype == np.float32 and a.nbytes >= _SMALL}
         for large in sorted(shared - set(weights)):
             weights[large] = runtime.OrtValue.ortvalue_from_numpy(ordered.weights[large])
@@ -210,6 +209,21 @@ class Session:
             results.append(result)
         self._session.run_with_iobinding(binding)
         return results
+
+
+def _in_order(model: OnnxModel, graph: Graph) -> tuple[OnnxModel, list[str]]:
+    """The model in an order of execution that holds little, and the names of its outputs, in the graph's order."""
+    first, source = 0, "x"
+    if "grad_logits" in graph.inputs:  # of gradients the one that comes last is the way on which the others lie
+        source = "grad_logits"
+        places = {value.name: i for i, value in enumerate(model.outputs)}
+        made = [places[n] for node in model.nodes for n in node.outputs if n in places and node.op != "Reshape"]
+        first = made[-1] if made else 0
+    order = [first, *(i for i in range(len(model.outputs)) if i != first)]
+    model = replace(model, outputs=tuple(model.outputs[i] for i in order))
+    model = freeing_early(beside_what_they_read(what_waits_first(model, source)))
+    names = dict(zip(order, (value.name for value in model.outputs), strict=True))
+    return model, [names[i] for i in range(len(order))]
 
 
 def import_onnxruntime() -> Any:
