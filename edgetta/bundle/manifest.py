@@ -42,6 +42,7 @@ PROGRAMS = ("predict", "measure", "forward", "backward", "recompute")
 MAX_MANIFEST_BYTES = 8 << 20
 MAX_FILES = 4096
 MAX_TOTAL_BYTES = 16 << 30
+MAX_TEXT_BYTES = 32 << 20  # of all JSON, which takes seconds to read by the ten million bytes
 MAX_SEGMENTS = 128
 MAX_SIDE = 1 << 16
 MAX_SETTING = 1 << 16  # a number among the settings of adaptation; images in a window above all
@@ -273,6 +274,9 @@ def _files(table: dict[str, Any]) -> dict[str, FileEntry]:
     folders = {parent.as_posix() for name in entries for parent in PurePosixPath(name).parents}
     if folders.intersection(entries):
         raise ValueError(f"files: {sorted(folders.intersection(entries))[0]!r} is both a file and a folder")
+    texts = sum(entry.size for name, entry in entries.items() if name.endswith(".json"))
+    if texts > MAX_TEXT_BYTES:
+        raise ValueError(f"its graphs add up to {texts} bytes of JSON, more than the {MAX_TEXT_BYTES} allowed")
     total = sum(entry.size for entry in entries.values())
     if total > MAX_TOTAL_BYTES:
         raise ValueError(f"its files add up to {total} bytes, more than the {MAX_TOTAL_BYTES} allowed")
