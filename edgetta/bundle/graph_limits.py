@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from edgetta.segments.graph import BATCH, Graph, Node
+from edgetta.segments.graph import Graph, Node
+from edgetta.segments.shapes import per_image
 
 MAX_NODES = 30_000
 MAX_ELEMENTS = 1 << 26
@@ -41,8 +42,8 @@ def check_limits(graph: Graph) -> None:
     for node in graph.nodes:
         _check_attributes(node)
     for value in graph.values.values():
-        sizes = [size for size in value.shape if size != BATCH]  # attention moves the batch behind its heads
-        free = len(value.shape) - len(sizes)
+        sizes = per_image(value.shape)  # attention moves the batch behind its heads, or merges both
+        free = sum(size < 0 for size in value.shape)
         large = len(value.shape) > _MAX_RANK or math.prod(sizes) > MAX_ELEMENTS
         if large or free > 1 or any(size < 1 for size in sizes):
             raise ValueError(f"value {value.name!r} has shape {value.shape}")
@@ -100,7 +101,7 @@ def _shape(graph: Graph, name: str) -> tuple[int, ...]:
 
 
 def _elements(shape: tuple[int, ...]) -> int:
-    return math.prod(size for size in shape if size != BATCH)
+    return math.prod(per_image(shape))
 
 
 def _check_names(graph: Graph) -> None:

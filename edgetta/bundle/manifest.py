@@ -194,7 +194,11 @@ def describe_segment(graphs: SegmentGraphs) -> dict[str, Any]:
 def _signature(graph: Graph) -> dict[str, list[dict[str, Any]]]:
     def value(name: str) -> dict[str, Any]:
         v = graph.values[name]
-        return {"name": name, "shape": ["batch" if s == BATCH else s for s in v.shape], "dtype": v.dtype}
+        return {
+            "name": name,
+            "shape": ["batch" if s == BATCH else f"{-s} * batch" if s < 0 else s for s in v.shape],
+            "dtype": v.dtype,
+        }
 
     return {"inputs": [value(n) for n in graph.inputs], "outputs": [value(n) for n in graph.outputs]}
 

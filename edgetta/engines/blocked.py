@@ -27,7 +27,7 @@ import numpy as np
 
 from edgetta.engines.block_writer import DOMAIN, BlockWriter, node_of
 from edgetta.engines.contract import Array
-from edgetta.segments.graph import BATCH, Graph, Node
+from edgetta.segments.graph import Graph, Node
 from edgetta.segments.onnx_model import BOOL, FLOAT, OnnxModel, OnnxValue, reals, text
 from edgetta.segments.onnx_spelling import IR_VERSION, OPSET, plain
 
@@ -129,7 +129,7 @@ class _Lowering(BlockWriter):
         return Lowered(model.only([value.name for value in outputs]), in_blocks)
 
     def _value(self, name: str, called: str, shape: tuple[int, ...]) -> OnnxValue:
-        sizes = tuple(None if size == BATCH else size for size in shape)
+        sizes = tuple(None if size < 0 else size for size in shape)
         return OnnxValue(called, BOOL if self.boolean(name) else FLOAT, sizes)
 
     def _plainly(self, node: Node) -> None:

@@ -38,6 +38,7 @@ from edgetta.segments.onnx_memory import (
 )
 from edgetta.segments.onnx_model import OnnxModel
 from edgetta.segments.onnx_spelling import spelled
+from edgetta.segments.shapes import with_batch
 
 _SMALL = 1024
 """Weights of fewer bytes are copied into each session."""
@@ -97,7 +98,7 @@ class OnnxRuntimeEngine:
             **feeding.parameters(parameters, self.programs.backward),
         }
         for name in list(residuals.kept):
-            shape = _with_batch(self._shapes.get(name, self._residuals[name].value.shape), residuals.batch)
+            shape = with_batch(self._shapes.get(name, self._residuals[name].value.shape), residuals.batch)
             inputs[name] = unpack(self._residuals[name], residuals.kept.pop(name), shape)
         return feeding.gradients(self._session("backward").run(inputs))
 
@@ -196,7 +197,7 @@ class Session:
             # The session reads raw memory: of another type or shape it would make nonsense.
             value, array = self.graph.values[name], np.ascontiguousarray(inputs[name])
             kind = np.bool_ if value.dtype == "bool" else np.float32
-            shape = _with_batch(self._shapes[name], batch)
+            shape = with_batch(self._shapes[name], batch)
             if array.dtype != kind or array.shape != shape:
                 raise ValueError(f"{name!r} is {array.dtype} {array.shape}, not {kind.__name__} {shape}")
             alive.append(array)
@@ -204,7 +205,7 @@ class Session:
         results = []
         for name, made in zip(self.outputs, self._results, strict=True):
             kind = np.bool_ if self.graph.values[name].dtype == "bool" else np.float32
-            result = np.empty(_with_batch(self._shapes[name], batch), kind)
+            result = np.empty(with_batch(self._shapes[name], batch), kind)
             binding.bind_output(made, "cpu", 0, result.dtype, result.shape, result.ctypes.data)
             results.append(result)
         self._session.run_with_iobinding(binding)
@@ -242,10 +243,6 @@ def default_threads() -> int:
     """How many threads a session has: what `OMP_NUM_THREADS` says, else 0, for as many as there are cores."""
     text = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return int(text) if text.isdigit() else 0
-
-
-def _with_batch(shape: tuple[int, ...], batch: int) -> tuple[int, ...]:
-    return tuple(batch if size == BATCH else size for size in shape)
 
 
 def _refused(who: str, what: str, error: Exception) -> BundleError:
