@@ -195,10 +195,10 @@ class _RowFile:
         if not size:
             return None
         start = max(0, size - _TAIL)
-        whole = os.pread(self._descriptor, size - start, start)
+        whole = _read_at(self._descriptor, start, size - start)
         whole = whole[: whole.rfind(b"\n") + 1]
         header = _csv_line(COLUMNS)
-        own = format != "csv" or os.pread(self._descriptor, len(header), 0) == header
+        own = format != "csv" or _read_at(self._descriptor, 0, len(header)) == header
         last = _last_row(whole, format) if own and (whole or not start) else None
         empty = not start and whole == (header if format == "csv" else b"")
         if last is None and not empty:
@@ -244,6 +244,15 @@ class _RowFile:
             with suppress(OSError):
                 os.ftruncate(self._descriptor, self._end)
                 os.lseek(self._descriptor, self._end, os.SEEK_SET)
+
+
+def _read_at(descriptor: int, place: int, length: int) -> bytes:
+    """Bytes of an open file from a place on."""
+    os.lseek(descriptor, place, os.SEEK_SET)
+    found = b""
+    while len(found) < length and (more := os.read(descriptor, length - len(found))):
+        found += more
+    return found
 
 
 class _StandardOutput:
