@@ -23,13 +23,13 @@ from torch import Tensor
 
 from edgetta.adaptation.config import AdaptConfig
 from edgetta.bench.baselines import BatchNormStatistics, EcottaStock, Method, Source, Tent
-from edgetta.bench.corruption import EXTRA_CORRUPTIONS, corrupt
-from edgetta.bench.datasets import Images, digits
 from edgetta.bench.demo_backbone import as_tensor, train_backbone
 from edgetta.bench.demo_result import METHODS, DemoConfig, DemoResult
 from edgetta.bench.demo_stream import CorruptedStream, Report, corrupted_stream, run_bundle, run_method
+from edgetta.corruption import EXTRA_CORRUPTIONS, corrupt
 from edgetta.errors import EdgettaError
 from edgetta.offline.warm_up import WarmUpReport, warm_up
+from edgetta.sources.datasets import Images, digits
 from edgetta.storage import atomic_write_json, atomic_write_text
 
 if TYPE_CHECKING:

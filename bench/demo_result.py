@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from edgetta.adaptation.config import AdaptConfig
 from edgetta.bench.baselines import TentConfig
-from edgetta.bench.corruption import CORRUPTIONS, frost_source
 from edgetta.bench.demo_backbone import TrainingConfig
-from edgetta.bench.result_file import environment
+from edgetta.corruption import CORRUPTIONS, frost_source
+from edgetta.environment import environment
 from edgetta.offline.warm_up import WarmUpConfig, WarmUpReport
 
 if TYPE_CHECKING:

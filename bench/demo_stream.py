@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgetta.bench.baselines import Method
-from edgetta.bench.corruption import corrupt
-from edgetta.bench.datasets import Images
 from edgetta.bench.demo_backbone import as_tensor
+from edgetta.corruption import corrupt
 from edgetta.errors import UsageError
+from edgetta.sources.datasets import Images
 from edgetta.storage import atomic_write
 
 if TYPE_CHECKING:

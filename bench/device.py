@@ -145,11 +145,11 @@ def measure(
     """
     import torch
 
-    from edgetta.segmented.adapter import Adapter
     from edgetta.bundle.engines import engine_of
     from edgetta.devices import thermal
     from edgetta.memory.step_peak import StepCase, measure_step
     from edgetta.runtime import Runtime
+    from edgetta.segmented.adapter import Adapter
 
     if threads:
         torch.set_num_threads(threads)
@@ -306,7 +306,7 @@ def stream_errors(
     from edgetta.runtime import Runtime
     from edgetta.sources.labelled import read_labelled
 
-    labelled = read_labelled(data, bundle.model.input_shape, bundle.classes, limit)
+    labelled = read_labelled(data, bundle.model.input_shape, bundle.classes, limit, resize=bundle.resize)
     # As it runs on the device: the bundle's own settings, and from its start.
     fresh = Runtime(bundle, engine, threads=threads, check=False)
     wrong = source_wrong = 0

@@ -91,8 +91,8 @@ def command(models: str, count: int, source: int, epochs: int, learning_rate: fl
 
 def measure(name: str, settings: Settings, told: Callable[[str], None] = lambda _: None) -> list[dict[str, Any]]:
     """The six rows of one network: fp32 and int8, each bare, warmed up, and adapting."""
-    from edgetta.bench.corruption import CORRUPTIONS
     from edgetta.bundle import read_bundle
+    from edgetta.corruption import CORRUPTIONS
     from edgetta.memory.meter import measure_kept
 
     source, held_out, test = _data(name, settings)
@@ -145,8 +145,8 @@ class _Predictor:
     """Logits for images, from one network in one of the three ways; with `every`, every image counts in updates."""
 
     def __init__(self, bundle: Bundle, adaptation: str, every: bool) -> None:
-        from edgetta.segmented.adapter import Adapter
         from edgetta.bundle import build_network, source_program
+        from edgetta.segmented.adapter import Adapter
 
         self._bare = source_program(bundle, "onnxruntime") if adaptation == "bare" else None
         self.network = build_network(bundle, "onnxruntime")
@@ -179,7 +179,7 @@ class _Test:
     def batches(self, corruption: str | None, settings: Settings) -> Iterator[tuple[Tensor, Tensor]]:
         import torch
 
-        from edgetta.bench.corruption import corrupt
+        from edgetta.corruption import corrupt
 
         images = self.images
         if corruption is not None:
@@ -194,7 +194,7 @@ def _data(name: str, settings: Settings) -> tuple[Labelled, Labelled, _Test]:
     import numpy as np
     import torch
 
-    from edgetta.bench.datasets import cifar10_jpeg, imagenet1000
+    from edgetta.sources.datasets import cifar10_jpeg, imagenet1000
     from edgetta.sources.labelled import Labelled
 
     order = np.random.default_rng(settings.seed)
@@ -230,13 +230,13 @@ def _floats(images: np.ndarray, size: int) -> Tensor:
 
 def _prepare(name: str, precision: str, source: Labelled, held_out: Labelled, settings: Settings, path: Path) -> None:
     """Warm the meta-networks up through the segments of this precision, and write the bundle."""
-    from edgetta.segmented.adapter import AdaptConfig
-    from edgetta.bench.datasets import data_folder
+    from edgetta.adaptation.config import AdaptConfig
     from edgetta.export.bundle_writer import write_bundle
     from edgetta.export.preparation import calibration, prepare
     from edgetta.export.recipe import Recipe, derive_recipe
     from edgetta.offline.augment import Augmentation
     from edgetta.offline.warm_up import WarmUpConfig
+    from edgetta.sources.datasets import data_folder
 
     small = name == "resnet20_jpegft"
     weights = data_folder() / "weights" / (f"{name}.npz" if small else f"{name}_quant_dequant.npz")

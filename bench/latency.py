@@ -106,9 +106,9 @@ def measure(
     """
     import torch
 
-    from edgetta.segmented.adapter import AdaptConfig, Adapter
     from edgetta.bundle import build_network, source_program
     from edgetta.models import load_model
+    from edgetta.segmented.adapter import AdaptConfig, Adapter
 
     if threads:
         torch.set_num_threads(threads)
@@ -179,12 +179,12 @@ class _Packing:
 
 
 def _bundle(model: Model, parts: int, form: str, adapt: Adapt, folder: Path) -> Bundle:
-    from edgetta.segmented.adapter import AdaptConfig
     from edgetta.adaptation.model import build
     from edgetta.bundle import read_bundle
     from edgetta.export.bundle_writer import write_bundle
     from edgetta.export.derive import derive
     from edgetta.offline.source_statistics import set_source_statistics
+    from edgetta.segmented.adapter import AdaptConfig
     from edgetta.segments.torch_engine import TorchSegment
 
     published = model.parts

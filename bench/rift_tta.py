@@ -149,8 +149,8 @@ class Meta:
     """edgetta's network with its meta-networks, adapting or not."""
 
     def __init__(self, derived: Derived, network: AdaptiveNetwork, *, adapts: bool) -> None:
-        from edgetta.segmented.adapter import AdaptConfig
         from edgetta.bench.baselines import EcottaStock
+        from edgetta.segmented.adapter import AdaptConfig
 
         self.network = network
         self.network.batch_norm = "batch"
@@ -181,10 +181,10 @@ class Meta:
 def measure(model: str, adaptations: Sequence[str], settings: Settings, work: Path) -> Iterator[dict[str, Any]]:
     """The rows of one network."""
     from edgetta.bench import robust_networks
-    from edgetta.bench.corruption import CORRUPTIONS, corrupt
-    from edgetta.bench.datasets import Images
     from edgetta.cli.progress import progress_bar
+    from edgetta.corruption import CORRUPTIONS, corrupt
     from edgetta.offline.attack import PGD, Threat, adversarial_images, classified_right
+    from edgetta.sources.datasets import Images
 
     network = _network(model, settings, work)
     attack = PGD(Threat("linf", robust_networks.NETWORKS[settings.network].epsilon), settings.steps)

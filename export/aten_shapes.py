@@ -88,7 +88,7 @@ for _wanted in (("var",), ("std",), ("var", "mean"), ("std", "mean")):
 def _axes(lower: Lowering, x: str, axes: Sequence[int] | None) -> list[int]:
     rank = lower.rank(x)
     chosen = sorted(axis % rank for axis in (axes if axes else range(rank)))
-    if BATCH in (lower.builder.shape(x)[axis] for axis in chosen):
+    if any(lower.builder.shape(x)[axis] < 0 for axis in chosen):
         raise ValueError("a mean or sum over the batch is not supported")
     return chosen
 
@@ -159,7 +159,7 @@ def slice_tensor(
     shape = lower.builder.shape(x)
     axis %= len(shape)
     size = shape[axis]
-    if size == BATCH:
+    if size < 0:
         if start in (None, 0) and step == 1 and (end is None or end > 2**31):
             return x
         raise ValueError("slicing the batch is not supported")
@@ -177,7 +177,7 @@ def _take(lower: Lowering, x: str, axis: int, start: int, end: int) -> str:
 def select(lower: Lowering, fake: Any, x: Activation, axis: int, index: int) -> str:
     shape = list(lower.builder.shape(x))
     axis %= len(shape)
-    if shape[axis] == BATCH:
+    if shape[axis] < 0:
         raise ValueError("selecting from the batch is not supported")
     index %= shape[axis]
     return lower.reshape(_take(lower, x, axis, index, index + 1), [*shape[:axis], *shape[axis + 1 :]])
@@ -227,7 +227,7 @@ def expand(lower: Lowering, fake: Any, x: Operand, sizes: Sequence[int], **_: An
         # A learned token, once per image: add it to zeros that carry the batch.
         zero = lower.emit("Mul", _one_per_sample(lower, len(shape)), 0.0)
         return lower.emit("Add", zero, x)
-    ones = torch.ones([1 if size == BATCH else size for size in shape])
+    ones = torch.ones([1 if size < 0 else size for size in shape])
     return lower.emit("Mul", x, ones)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from edgetta.segmented.adapter import AdaptConfig
 from edgetta.bench.accuracy.edgetta_method import Edgetta
 from edgetta.bench.accuracy.images import ImageCache
 from edgetta.bench.accuracy.methods import SourceModel
 from edgetta.bench.accuracy.score import score
 from edgetta.bench.accuracy.tuning import SEED, tuning_stream
+from edgetta.segmented.adapter import AdaptConfig
 
 Rows = list[dict[str, Any]]
 

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgetta.segmented.adapter import AdaptConfig, Adapter
 from edgetta.adaptation.model import AdaptableModel, build
 from edgetta.adaptation.network import AdaptiveNetwork
-from edgetta.segmented.objective import cross_entropy
 from edgetta.adaptation.step_memory import FULL, StepMemory
 from edgetta.bench.baselines.batch_norm_statistics import batch_norms, with_batch_statistics
+from edgetta.segmented.adapter import AdaptConfig, Adapter
+from edgetta.segmented.objective import cross_entropy
 from edgetta.segments.torch_engine import TorchSegment
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgetta.segmented.adapter import AdaptConfig
 from edgetta.adaptation.model import AdaptableModel
 from edgetta.adaptation.step_memory import FULL, StepMemory
 from edgetta.bench.accuracy.edgetta_method import AffineOracle, Edgetta, MetaOracle, network_of
@@ -39,12 +38,13 @@ from edgetta.bench.baselines import (
     Tent,
     TentConfig,
 )
-from edgetta.bench.datasets import data_folder
 from edgetta.errors import UsageError
 from edgetta.export.batch_norm import Adapt
 from edgetta.export.derive import derive
 from edgetta.models import cuts, load_model
 from edgetta.offline.source_statistics import batches_of, set_source_statistics
+from edgetta.segmented.adapter import AdaptConfig
+from edgetta.sources.datasets import data_folder
 
 TRIALS = 4
 SOURCE_IMAGES = 2048  # clean training images, for source statistics and Fisher information

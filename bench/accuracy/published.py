@@ -12,16 +12,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from edgetta.segmented.adapter import AdaptConfig
 from edgetta.adaptation.model import AdaptableModel
 from edgetta.bench.accuracy.edgetta_method import Edgetta, network_of
 from edgetta.bench.accuracy.images import CLEAN, ImageCache
 from edgetta.bench.accuracy.streams import as_tensor
-from edgetta.bench.datasets import data_folder
 from edgetta.export.derive import derive
 from edgetta.models import cuts, load_model
 from edgetta.offline.source_statistics import batches_of, set_source_statistics
 from edgetta.offline.warm_up import WarmUpConfig, warm_up
+from edgetta.segmented.adapter import AdaptConfig
+from edgetta.sources.datasets import data_folder
 
 IMAGES, HELD_OUT, SEED = 20_000, 500, 102
 WARM_UP = WarmUpConfig(epochs=2)

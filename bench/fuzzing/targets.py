@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edgetta.bundle.graphs import read_segment, read_source, read_tensors
+
 from edgetta.bench.fuzzing.mutations import mutated, mutated_bytes, mutated_json
 from edgetta.bundle import Bundle, build_network, read_bundle, self_test
 from edgetta.bundle.files import BundleFiles, open_bundle
-from edgetta.bundle.graphs import read_segment, read_source, read_tensors
 from edgetta.bundle.malformed import malformed
 from edgetta.bundle.manifest import MANIFEST, FileEntry, parse_manifest, seal
 from edgetta.bundle.program_files import read_programs

@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgetta.segmented.adapter import AdaptConfig, Adapter
 from edgetta.adaptation.network import AdaptiveNetwork
-from edgetta.bench.corruption import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt
-from edgetta.bench.datasets import cifar10_jpeg, data_folder
+from edgetta.corruption import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt
 from edgetta.offline.learning_rate.adaptation_curvature import measure_adaptation
 from edgetta.offline.learning_rate.adaptation_law import AdaptationRates, Domains, adaptation_rates
 from edgetta.offline.source_statistics import batches_of, set_source_statistics
 from edgetta.rate_law import RateLaw
+from edgetta.segmented.adapter import AdaptConfig, Adapter
+from edgetta.sources.datasets import cifar10_jpeg, data_folder
 
 Say = Callable[[str], None]
 TEST_IMAGES = 10_000

@@ -1,4 +1,4 @@
-"""The verb: measure what the result file lacks, print the table, draw the plot, write the section of README."""
+"""The verb: measure what the result file lacks, print the table, draw the plot."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import click
 from edgetta.adaptation.step_memory import STORAGES
 from edgetta.bench.memory.cases import ENGINES, METHODS, Case, cases, chosen
 from edgetta.bench.work_folder import work_folder
-from edgetta.errors import UsageError
 
 BATCHES = {"resnet50_imagenet": 8, "mobilenet_v2_1.0_224": 16}
 """Images per step of networks for which 64 are many."""
@@ -20,7 +19,6 @@ EXAMPLES = """\b
 Examples:
   edgetta bench memory --model resnet20 --batch 16 --methods inference,tent,edgetta
   edgetta bench memory --work bundles/ --json memory.json      (continues after Ctrl-C)
-  edgetta bench memory --json memory.json --readme README.md   (the section, from what was measured)
 """
 
 
@@ -44,12 +42,6 @@ Examples:
     type=click.Path(path_type=Path),
     help="Write the result file here, row by row, and a plot beside it; rows that are there are not measured again.",
 )
-@click.option(
-    "--readme",
-    metavar="FILE",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Write table and plot of the result file between the two markers in this Markdown file.",
-)
 def command(
     models: str,
     batch: int | None,
@@ -59,7 +51,6 @@ def command(
     threads: int,
     work: Path | None,
     path: Path | None,
-    readme: Path | None,
 ) -> None:
     """Peak memory, kept bytes and time of a step, method by method, a fresh process for every row.
 
@@ -67,8 +58,6 @@ def command(
     the C library gives freed memory back at once, for every method. Weights are random: memory does not depend on
     them. Baselines run on stock torch; edgetta in every storage, whole and in slices. Needs Linux.
     """
-    if readme is not None and path is None:
-        raise UsageError("--readme needs --json: the section names the file that its figures come from")
     names = [name.strip() for name in models.split(",")]
     sizes = {name: batch or BATCHES.get(name, 64) for name in names}
     wanted = cases(
@@ -82,13 +71,10 @@ def command(
     _print(shown)
     if path is None:
         return
-    from edgetta.bench.memory.section import write_plot, write_section
+    from edgetta.bench.memory.section import write_plot
 
     plot = write_plot(path.with_suffix(".svg"), rows)
     click.echo(f"wrote {path} and {plot}")
-    if readme is not None:
-        write_section(readme, path, plot)
-        click.echo(f"wrote the section of {readme}")
 
 
 def run(wanted: Sequence[Case], threads: int = 0, work: Path | None = None, path: Path | None = None) -> list[Any]:

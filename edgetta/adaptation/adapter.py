@@ -271,7 +271,7 @@ class Adapter:
         return replace(state, stream=stream), self._with_mirror(images, logits, parameters, statistics, plan)
 
     def _compared(self, stream: StreamState, step: int, images: Array, logits: Array) -> StreamState:
-        """With some images predicted by the shipped network as well: all of the first ones, later one of `COMPARED`."""
+        """With some images predicted by the shipped network, too: all of the first ones, later one of `COMPARED`."""
         if self.config.batch_norm != "stream":
             return stream
         if stream.average.count < FRESH:

@@ -19,6 +19,7 @@ from edgetta.errors import BundleError, one_line
 from edgetta.memory.accuracy_costs import AccuracyCosts
 from edgetta.memory.cost_model import CostModel
 from edgetta.rate_law import RateLaw
+from edgetta.sources.resize import Resize
 from edgetta.tensor_file import parse_tensors
 
 MAX_CONTENT_BYTES = 1 << 30
@@ -75,6 +76,17 @@ class Bundle:
     @property
     def class_count(self) -> int:
         return self.programs.classes
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether the backbone has BatchNorms, so that statistics are something to speak of."""
+        layers = self.programs.statistics.shapes
+        return any(not name.startswith("metas.") or name.endswith(".norm") for name in layers)
+
+    @property
+    def resize(self) -> Resize:
+        """How pictures of any size become the model's input."""
+        return Resize.from_json(self.preprocessing, self.input_shape[1:])
 
     @property
     def precision(self) -> Literal["fp32", "int8"]:

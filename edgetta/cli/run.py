@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgetta.cli.adaptation_options import adapt_config, adaptation_options
+from edgetta.cli.help_tiers import two_tiers
 from edgetta.cli.settings import config_option
 from edgetta.errors import EdgettaError, UsageError
 from edgetta.printable import printable
@@ -39,7 +40,24 @@ Examples:
 """
 
 
-@click.command(epilog=EXAMPLES)
+@click.command(
+    cls=two_tiers(
+        *(
+            "output",
+            "batch",
+            "engine",
+            "budget",
+            "when",
+            "state",
+            "limit",
+            "threads",
+            "json_file",
+            "overwrite",
+            "quiet",
+        )
+    ),
+    epilog=EXAMPLES,
+)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("source")
 @click.option(
@@ -109,7 +127,9 @@ Examples:
 )
 @click.option("--limit", metavar="N", type=click.IntRange(1), help="End after N frames.")
 @click.option(
-    "--resize/--no-resize", default=True, help="Resize frames of another size (the default), or refuse them."
+    "--resize/--no-resize",
+    default=True,
+    help="Resize frames as the bundle says (the default), or refuse those of another size.",
 )
 @click.option(
     "--threads", metavar="N", type=click.IntRange(0), default=0, help="Processor threads; 0 leaves it as is."
@@ -160,14 +180,16 @@ def command(**values: Any) -> None:
     _check_paths(values)
     bundle = read_bundle(values["bundle"], verifier(values["require_signature"]))
     config = adapt_config(bundle.config, values)
-    size = bundle.input_shape[1:]
+    size = bundle.resize
     state = None if values["state"] is None else StateFile(values["state"])
     with ExitStack() as stack:
         if state is not None:
             stack.enter_context(state.lock())
             state.tidy()
         if values["output"] not in (None, "-"):
-            stack.enter_context(process_lock(Path(values["output"]).absolute(), "the file of predictions"))
+            output = Path(values["output"]).absolute()
+            if output.is_file() or not output.exists():  # a device or a pipe has no place for a lock beside it
+                stack.enter_context(process_lock(output, "the file of predictions"))
         source = stack.enter_context(open_source(read_source(values["source"]), size=size, resize=values["resize"]))
         batch = values["batch"] or (1 if source.length is None else STORED_BATCH)
         if values["budget"] is None:

@@ -49,7 +49,7 @@ class RunReport:
             ("time", f"{per_frame} per frame for prediction and adaptation; {speed} with reading and writing"),
             ("engine", self._engine()),
             ("batch", f"{self.batch}{self._batch_reason()}"),
-            ("BatchNorm", self.batch_norm_reason()),
+            ("BatchNorm", self.batch_norm_reason() if self.runtime.bundle.has_batch_norm else ""),
             ("kept bytes", self._kept()),
             ("memory", self._memory()),
             ("saves", self._saves()),
@@ -193,7 +193,9 @@ class RunReport:
 
     def _classes(self) -> str:
         counts = sorted(self.summary.classes.items(), key=lambda item: (-item[1], item[0]))
-        named = ", ".join(f"{self._name(k)} {count:,}" for k, count in counts[:NAMED])
+        # "7 20" would be two numbers: a class without a name is told to be one.
+        mark = "class {}: {:,}" if self.runtime.bundle.classes is None else "{} {:,}"
+        named = ", ".join(mark.format(self._name(k), count) for k, count in counts[:NAMED])
         return named + (f", and {len(counts) - NAMED} more classes" if len(counts) > NAMED else "")
 
     def _estimate(self) -> str:

@@ -35,6 +35,7 @@ class Pictures:
     skipped: tuple[Skipped, ...]
     skipped_count: int
     original: tuple[int, int] | None = None  # (H, W) of every frame before it was resized; None where they differ
+    labels: Tensor | None = None  # (N,) int64, where the source itself has them; folders say classes by their names
 
     def __len__(self) -> int:
         return len(self.names)
@@ -186,7 +187,10 @@ def _read(
         tensors = [t.float() / 255 if t.dtype == torch.uint8 else t for t in tensors]
     images = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
     original = originals.pop() if len(originals) == 1 else None
-    return Pictures(images, tuple(names), tuple(indices), tuple(source.skipped), source.skipped_count, original)
+    labels = None if source.labels is None else torch.from_numpy(np.asarray(source.labels)[indices])
+    return Pictures(
+        images, tuple(names), tuple(indices), tuple(source.skipped), source.skipped_count, original, labels
+    )
 
 
 def _channels_first(images: Tensor) -> Tensor:

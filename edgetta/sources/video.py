@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -200,6 +201,9 @@ def _live(name: str, start: Callable[[], Any], title: str, resize: Resize) -> Li
 
 
 def _opencv(name: str) -> Any:
+    # Its warnings would stand between ours: what is wrong with a source is said by this module.
+    for name, level in (("OPENCV_LOG_LEVEL", "SILENT"), ("OPENCV_FFMPEG_LOGLEVEL", "-8")):
+        os.environ.setdefault(name, level)
     try:
         import cv2
     except ImportError as error:

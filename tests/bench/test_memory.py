@@ -1,4 +1,4 @@
-"""The memory bench: rows from fresh processes, continued; every method's step; README's section; bad options."""
+"""The memory bench: rows from fresh processes, continued; every method's step; the section for pages; bad options."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from edgetta.bench.memory.cases import METHODS, STOCK, Case, cases
 from edgetta.bench.memory.command import command
 from edgetta.bench.memory.measurement import stock_here
-from edgetta.bench.memory.section import BEGIN, END, write_plot, write_section
+from edgetta.bench.memory.section import section, write_plot
 from edgetta.bench.memory.summary import goals, is_exact
 from edgetta.bench.plan import exported
 from edgetta.bench.result_file import write_results
@@ -108,30 +108,16 @@ def test_goals_are_those_of_one_engine() -> None:
     assert goals([*ROWS, local])[0].row is ROWS[4], "within the noise, the one that gives up least"
 
 
-def test_the_section_is_written_between_its_markers_and_nothing_else_changes(tmp_path: Path) -> None:
-    readme, results = tmp_path / "README.md", tmp_path / "results" / "memory.json"
-    readme.write_text(f"before\n{BEGIN}\nstale\n{END}\nafter\n")
+def test_the_section_has_a_table_for_each_model_and_the_plot(tmp_path: Path) -> None:
+    results = tmp_path / "memory.json"
     write_results(results, ROWS, {})
     plot = write_plot(results.with_suffix(".svg"), ROWS)
-    write_section(readme, results, plot)
-    first = readme.read_text()
-    write_section(readme, results, plot)
-    assert readme.read_text() == first, "writing it again changes nothing"
-    assert first.startswith(f"before\n{BEGIN}\n") and first.endswith(f"{END}\nafter\n") and "stale" not in first
-    assert "| TENT | torch | 1 MB | 400 MB | x20.00 | x1.00 |  |" in first
-    assert "| **edgetta** `recompute`, slices of 8 | ONNX Runtime | 1 MB | 50 MB | x2.50 | x0.12 |  |" in first
-    assert "(results/memory.svg)" in first and "[results/memory.json](results/memory.json)" in first
+    told = section(json.loads(results.read_text()), "results/memory.json", "results/memory.svg")
+    assert "| TENT | torch | 1 MB | 400 MB | x20.00 | x1.00 |  |" in told
+    assert "| **edgetta** `recompute`, slices of 8 | ONNX Runtime | 1 MB | 50 MB | x2.50 | x0.12 |  |" in told
+    assert "(results/memory.svg)" in told and "[results/memory.json](results/memory.json)" in told
     drawn = plot.read_bytes()
     assert b"recompute, slices of 8" in drawn and write_plot(plot, ROWS).read_bytes() == drawn
-
-
-def test_a_file_without_markers_is_left_alone(tmp_path: Path) -> None:
-    readme, results = tmp_path / "README.md", tmp_path / "memory.json"
-    readme.write_text("words\n")
-    write_results(results, ROWS, {})
-    with pytest.raises(UsageError, match="put them where the table belongs"):
-        write_section(readme, results, tmp_path / "memory.svg")
-    assert readme.read_text() == "words\n"
 
 
 @pytest.mark.parametrize(
@@ -140,12 +126,8 @@ def test_a_file_without_markers_is_left_alone(tmp_path: Path) -> None:
         (["--methods", "tnet"], "ecotta-stock"),
         (["--engine", "tensorflow"], "onnxruntime"),
         (["--storage", "tiny"], "recompute-int8"),
-        (["--readme", "README.md"], "--json"),
     ],
 )
-def test_bad_options_name_themselves(options: list[str], word: str, tmp_path: Path) -> None:
-    (tmp_path / "README.md").touch()
+def test_bad_options_name_themselves(options: list[str], word: str) -> None:
     with pytest.raises(UsageError, match=word):
-        CliRunner().invoke(
-            command, [o.replace("README", f"{tmp_path}/README") for o in options], catch_exceptions=False
-        )
+        CliRunner().invoke(command, options, catch_exceptions=False)

@@ -37,7 +37,7 @@ def test_round_trip_of_everything(whole: Path) -> None:
     assert bundle.content is not None
     written, usual = small_content(small_programs()), bundle.content.usual
     np.testing.assert_allclose(bundle.content.explained(usual)[0], written.explained(usual)[0], rtol=1e-3, atol=1e-3)
-    assert bundle.kept_bytes(16) == 16 * bundle.kept_bytes(1)
+    assert 12 * bundle.kept_bytes(1) < bundle.kept_bytes(16) <= 16 * bundle.kept_bytes(1)
 
 
 @pytest.mark.parametrize("options", [{"initialisation": "published", "adapt": "bias"}, {"form": "source"}])

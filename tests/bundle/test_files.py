@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import struct
+import subprocess
+import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -226,3 +229,50 @@ def test_too_many_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_files_that_may_not_be_read(folder: Path) -> None:
     (folder / "reference.npz").chmod(0)
     refused(folder, "reference.npz", "Permission denied")
+
+
+def test_a_zip_of_a_million_names_is_not_even_listed(whole: Path, tmp_path: Path) -> None:
+    """Forty-six bytes an entry in the file, and a kilobyte in memory: refused from what the end of the file says."""
+    path = zipped(whole, tmp_path / "small.zip")
+    data = path.read_bytes()
+    at = data.rfind(b"PK\x05\x06")
+    count, length = 60_000, int.from_bytes(data[at + 12 : at + 16], "little")
+    many = data[:at] + b"\0" * 46 * count
+    path.write_bytes(many + data[at : at + 10] + struct.pack("<HL", count, length + 46 * count) + data[at + 16 :])
+    refused(path, f"holds {count} entries")
+    end64 = b"PK\x06\x06" + struct.pack("<QHHLLQQQQ", 44, 45, 45, 0, 0, 1 << 20, 1 << 20, 1 << 30, 0)
+    locator = b"PK\x06\x07" + struct.pack("<LQL", 0, at, 1)
+    path.write_bytes(data[:at] + end64 + locator + data[at : at + 8] + b"\xff" * 8 + data[at + 16 :])
+    refused(path, f"holds {1 << 20} entries")
+    path.write_bytes(data[:at] + data[at : at + 8] + b"\xff" * 8 + data[at + 16 :])
+    refused(path, "no table of contents")
+
+
+EXTRACTS = """
+import os, signal, sys, tempfile
+tempfile.tempdir = sys.argv[2]
+from edgetta.bundle.files import open_bundle
+from pathlib import Path
+files = open_bundle(Path(sys.argv[1]))
+print(files.folder, flush=True)
+if len(sys.argv) > 3: sys.stdin.read()
+else: os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
+def test_what_killed_processes_extracted_is_removed(whole: Path, tmp_path: Path) -> None:
+    path = zipped(whole, tmp_path / "small.zip")
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    command = [sys.executable, "-c", EXTRACTS, str(path), str(folder)]
+    living = subprocess.Popen([*command, "lives"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert living.stdout is not None
+    kept = Path(living.stdout.readline().strip())
+    dead = Path(subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip())
+    (folder / "edgetta-bundle-foreign").mkdir()
+    assert dead.is_dir()
+    assert bundle_files.remove_extracted(folder) == [dead]
+    assert kept.is_dir() and not dead.exists() and (folder / "edgetta-bundle-foreign").is_dir()
+    living.communicate("")
+    assert not kept.exists(), "removed by its own process"

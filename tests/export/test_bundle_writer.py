@@ -136,9 +136,10 @@ def test_the_reference_is_that_of_float64() -> None:
 @pytest.mark.parametrize("form", ["adaptive", "source"])
 @pytest.mark.parametrize("adapt", ["meta", "bias", "affine"])
 def test_kept_bytes_are_those_of_the_tape(form: str, adapt: str, gradient: str) -> None:
+    from edgetta.export.kept_bytes import kept_bytes
+
     from edgetta.adaptation.model import build
     from edgetta.adaptation.step_memory import STORAGES, StepMemory
-    from edgetta.export.kept_bytes import kept_bytes
     from edgetta.segments.torch_engine import TorchSegment
 
     model = small_model(form=form, adapt=adapt)

@@ -45,6 +45,22 @@ def heads(x: Tensor) -> Tensor:
     return x.reshape(x.shape[0], 2, 12, 10)
 
 
+def merged_heads(x: Tensor) -> Tensor:
+    """As `nn.MultiheadAttention` lays its heads out: tokens, images times heads, channels."""
+    tokens = x.reshape(x.shape[0], 12, 20).transpose(0, 1)
+    parts = (tokens * tokens).reshape(12, x.shape[0] * 4, 5).transpose(0, 1)
+    mixed = torch.bmm(torch.softmax(parts @ parts.transpose(1, 2), 2), parts)
+    return mixed.transpose(0, 1).reshape(12, x.shape[0], 20).transpose(0, 1)
+
+
+def windows(x: Tensor) -> Tensor:
+    """As window attention cuts an image: windows of all images in one batch."""
+    n = x.shape[0]
+    apart = x.view(n, 4, 2, 3, 2, 5).permute(0, 2, 4, 3, 5, 1).reshape(-1, 15, 4)
+    mixed = torch.softmax(apart @ apart.transpose(1, 2), 2) @ apart
+    return mixed.reshape(n, 2, 2, 3, 5, 4).permute(0, 5, 1, 3, 2, 4).reshape(n, 4, 6, 10)
+
+
 def in_place(x: Tensor) -> Tensor:
     y = x * 2
     z = y.add_(x)
@@ -110,6 +126,9 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "rsub with alpha": lambda x: torch.rsub(x, 1.0, alpha=2.0) + torch.rsub(x, x * x, alpha=0.5),
     "variances": lambda x: x.var(1, keepdim=True) + x.var((2, 3), correction=0)[:, :, None, None],
     "deviations": lambda x: torch.std_mean(x, (2, 3), keepdim=True)[0] * torch.var_mean(x, 3, True, True)[1] + x,
+    "batch merged and split again": lambda x: F.relu(x.reshape(-1, 10)).reshape(x.shape[0], 12, 20) * 2,
+    "batch merged behind another axis": merged_heads,
+    "windows": windows,
     "detach": lambda x: x * x + x.detach() * x,
     "straight through": lambda x: x * 2 + (torch.relu(x) - x * 2).detach(),
     "output that is kept": lambda x: torch.softmax(x, 1),

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from edgetta.segmented.adapter import AdaptConfig, Adapter
 from edgetta.adaptation.network import AdaptiveNetwork
 from edgetta.errors import UsageError
 from edgetta.rate_law import RateLaw
+from edgetta.segmented.adapter import AdaptConfig, Adapter
 from tests.adaptation.backbones import network_of, small_model
 
 

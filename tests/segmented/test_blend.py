@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from edgetta.adaptation import stream_statistics
+from edgetta.adaptation.network import AdaptiveNetwork
+from edgetta.errors import UsageError
 from edgetta.segmented.adapter import AdaptConfig, Adapter
 from edgetta.segmented.blend import SHARES, before_images, stream_alone
-from edgetta.adaptation.network import AdaptiveNetwork
 from edgetta.segmented.objective import entropy
 from edgetta.segmented.stream_statistics import COMPARED, FEW, SURER, StreamStatistics
-from edgetta.errors import UsageError
 from tests.adaptation.backbones import network_of, small_model
 
 

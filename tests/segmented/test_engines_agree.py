@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from edgetta.segmented.adapter import AdaptConfig, Adapter
 from edgetta.adaptation.model import build
 from edgetta.adaptation.network import AdaptiveNetwork
 from edgetta.export.onnx_writer import to_onnx
+from edgetta.segmented.adapter import AdaptConfig, Adapter
 from edgetta.segments.contract import GradientMode, Segment, SegmentGraphs
 from edgetta.segments.onnxruntime_engine import OnnxRuntimeSegment
 from edgetta.segments.torch_engine import TorchSegment

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from edgetta.errors import UsageError
 from edgetta.segmented.adapter import AdaptConfig, Adapter
 from edgetta.segmented.schedule import Budgeted, schedule
-from edgetta.errors import UsageError
 from tests.adaptation.test_adapter import network, stream
 
 

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
+from edgetta.rate_law import RateLaw
 from edgetta.segmented.adapter import AdaptConfig, Adapter
 from edgetta.segmented.step_rate import DEFAULT_RATE, TOLERANCE, StepRate, choose_rate, divergence
-from edgetta.rate_law import RateLaw
 from tests.adaptation.test_adapter import network, snapshot, stream
 
 LAW = RateLaw("momentum", "measured", (4, 16, 64), (1e-3, 4e-3, 1e-2), (5e-4,) * 3, (1e-1,) * 3, momentum=0.9)

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgetta.segmented.adapter import AdaptConfig, Adapter
 from edgetta.adaptation.meta_backward import can_undo
 from edgetta.adaptation.model import build
 from edgetta.adaptation.network import AdaptiveNetwork
-from edgetta.segmented.objective import filtered_entropy
 from edgetta.adaptation.step_memory import STORAGES, StepMemory
 from edgetta.export.derive import derive
+from edgetta.segmented.adapter import AdaptConfig, Adapter
+from edgetta.segmented.objective import filtered_entropy
 from edgetta.segments.torch_engine import TorchSegment
 from tests.adaptation.backbones import (
     SmallNet,

@@ -6,6 +6,7 @@ import functools
 
 import pytest
 import torch
+from tests.adaptation.test_engines_agree import on_onnxruntime, on_torch
 
 from edgetta.adaptation.model import AdaptableModel, build
 from edgetta.adaptation.network import AdaptiveNetwork
@@ -14,7 +15,6 @@ from edgetta.export.derive import derive
 from edgetta.memory.meter import measure_kept
 from edgetta.models import cuts, load_model
 from tests.adaptation.backbones import small_model
-from tests.adaptation.test_engines_agree import on_onnxruntime, on_torch
 
 MB = 1e6
 ENGINES = {"torch": on_torch, "onnxruntime": on_onnxruntime}

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgetta.segmented.adapter import AdaptConfig, Adapter
 from edgetta.adaptation.network import AdaptiveNetwork
-from edgetta.segmented.stream_statistics import LEAST, StreamStatistics, image_signals
 from edgetta.errors import UsageError
+from edgetta.segmented.adapter import AdaptConfig, Adapter
+from edgetta.segmented.stream_statistics import LEAST, StreamStatistics, image_signals
 from tests.adaptation.backbones import network_of, small_model
 
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from edgetta.adaptation import adapter as adapter_module
 from edgetta.adaptation import network as network_module
-from edgetta.segmented.adapter import AdaptConfig
 from edgetta.adaptation.meta_backward import backward_slices
 from edgetta.bundle import read_bundle
 from edgetta.runtime import Runtime
+from edgetta.segmented.adapter import AdaptConfig
 from tests.small_bundle import ENGINES, whole_bundle
 
 CONFIG = AdaptConfig(learning_rate=0.05, entropy_margin=1.0, window=8, small_batch=4)

@@ -12,7 +12,7 @@ from edgetta.bench.accuracy import published
 from edgetta.bench.accuracy.edgetta_method import network_of
 from edgetta.bench.accuracy.images import ImageCache
 from edgetta.bench.accuracy.published import EcottaPublished, warmed_up
-from edgetta.bench.datasets import data_folder
+from edgetta.sources.datasets import data_folder
 from tests.adaptation.backbones import small_model
 
 

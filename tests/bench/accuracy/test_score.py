@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgetta.segmented.adapter import AdaptConfig
 from edgetta.bench.accuracy import images as module
 from edgetta.bench.accuracy.edgetta_method import AffineOracle, Edgetta, MetaOracle
 from edgetta.bench.accuracy.images import ImageCache
 from edgetta.bench.accuracy.score import score
 from edgetta.bench.accuracy.streams import StreamSpec
 from edgetta.bench.baselines import BatchNormStatistics, Source
-from edgetta.bench.datasets import Images
+from edgetta.segmented.adapter import AdaptConfig
+from edgetta.sources.datasets import Images
 from tests.adaptation.backbones import SmallNet, randomised, small_model
 
 KINDS = ("brightness", "contrast")

@@ -92,6 +92,7 @@ def test_another_size_may_be_refused_and_earlier_rows_stay(photos: Path, tmp_pat
     [
         ("photos/empty", "holds no images"),
         ("photos/none", "there is no"),
+        ("gstreamer:0", "a GStreamer pipeline must end in"),
         ("photos/*.jpg", "matches nothing"),
         ("text.txt", "cannot tell from its suffix what"),
         ("broken.npy", "is no .npy array"),
@@ -109,6 +110,11 @@ def test_sources_that_are_none_replace_nothing(
     place = source if ":" in source else tmp_path / source
     assert run(place, "-o", out, "--overwrite") == 1
     assert message in error_of(capsys) and out.read_text() == "earlier\n"
+
+
+def test_a_bare_number_is_hinted_to_be_a_camera(capsys: Captured) -> None:
+    assert run("0") == 1
+    assert error_of(capsys).endswith("there is no file 0; a camera is named camera:0")
 
 
 # Bad input: bundles and states.

@@ -150,6 +150,13 @@ def test_a_second_process_is_refused(array: Path, tmp_path: Path, capsys: Captur
     assert f"is in use by process {os.getpid()}" in error_of(capsys) and not file.exists()
 
 
+@pytest.mark.skipif(not Path("/dev/null").is_char_device(), reason="needs /dev/null")
+def test_no_lock_is_put_beside_a_device(array: Path) -> None:
+    (array.parent / "null.csv").symlink_to("/dev/null")
+    assert run(array, "-o", array.parent / "null.csv", "--quiet") == 0
+    assert not Path("/dev/.null.lock").exists() and not (array.parent / ".null.csv.lock").exists()
+
+
 def test_rows_are_appended_with_index_and_time(array: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     for _ in range(2):
@@ -208,3 +215,27 @@ def test_leftovers_are_cleaned(array: Path, tmp_path: Path) -> None:
     os.utime(left, (0, 0))
     assert run(array, "--state", tmp_path / "state", "--limit", 8, "--quiet") == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["frames.npz", "state"]
+
+
+def test_a_camera_that_stays_away_has_an_exit_code_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    from edgetta.sources import live
+    from tests.cli.run.verb import picture
+    from tests.sources.test_video import install
+
+    monkeypatch.setattr(live, "FIRST_PAUSE", 1e-3)
+    fake = install(monkeypatch, [picture(number) for number in range(3)])
+    opened = fake.VideoCapture
+
+    def once(target: object, backend: int | None = None) -> Any:
+        fake.opens = not fake.captures
+        return opened(target, backend)
+
+    monkeypatch.setattr(fake, "VideoCapture", once)
+    out, state = tmp_path / "out.jsonl", tmp_path / "state"
+    assert run("camera:0", "-o", out, "--state", state, "--give-up", 0.01, "--quiet") == 75
+    error = capsys.readouterr().err
+    assert "camera:0 stopped delivering frames; connecting again" in error
+    assert error.endswith("check its cable, its power and the network\n")
+    assert steps_of(state) == len(rows_of(out)) >= 1
