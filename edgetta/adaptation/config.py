@@ -79,7 +79,7 @@ class AdaptConfig:
     watched: int = _setting(
         4, "First updates whose effect may damp a rate of the law; 0: none.", "UPDATES", *_whole(0)
     )
-    batch_norm: BatchNorm = _setting(
+    batch_norm: Literal["stream", "batch", "source"] = _setting(
         "stream",
         "BatchNorm's statistics: stream (the source's, moved as far as there is evidence of a shift), batch (of each "
         "batch alone), source (as shipped).",
