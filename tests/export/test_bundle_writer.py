@@ -132,34 +132,6 @@ def test_the_reference_is_that_of_float64() -> None:
 # ---- what the manifest says about memory ----
 
 
-@pytest.mark.parametrize("gradient", ["auto", "exact", "recompute", "local"])
-@pytest.mark.parametrize("form", ["adaptive", "source"])
-@pytest.mark.parametrize("adapt", ["meta", "bias", "affine"])
-def test_kept_bytes_are_those_of_the_tape(form: str, adapt: str, gradient: str) -> None:
-    from edgetta.export.kept_bytes import kept_bytes
-
-    from edgetta.adaptation.model import build
-    from edgetta.adaptation.step_memory import STORAGES, StepMemory
-    from edgetta.segments.torch_engine import TorchSegment
-
-    model = small_model(form=form, adapt=adapt)
-    network = build(model, lambda _, graphs, mode: TorchSegment(graphs, mode), gradient)  # type: ignore[arg-type]
-    said = kept_bytes(model)[gradient]
-    for storage in STORAGES:
-        network.memory = StepMemory(storage)
-        total = sum(network.forward(torch.rand(16, 3, 16, 16))[1].kept_bytes().values())
-        assert said["by_storage"][storage] * 16 + said["fixed"] == pytest.approx(total, rel=1e-3), storage
-    network.memory = StepMemory()
-    for batch in (8, 32):
-        _, tape = network.forward(torch.rand(batch, 3, 16, 16))
-        kept = tape.kept_bytes()
-        frozen = sum(count for owner, count in kept.items() if "residuals" in owner)
-        extra = model.classifier.input.elements(batch) * 4 if said["mode_of"]["classifier"] == "recompute" else 0
-        total = sum(kept.values())
-        assert total <= said["per_image"] * batch + said["fixed"] <= 1.03 * total
-        assert abs(said["frozen_per_image"] * batch - frozen - extra) <= said["fixed"] + batch
-
-
 # ---- all or nothing ----
 
 
