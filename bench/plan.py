@@ -206,7 +206,6 @@ def exported(name: str, folder: Path, engines: Sequence[str] = (), adapt: Adapt 
     if not path.exists():
         recipe = Recipe(name, adapt=adapt, seed=0)
         adaptable = derive_recipe(recipe, load(recipe)).adaptable
-        assert adaptable.programs is not None
         write_bundle(
             path,
             Shipment(adaptable.programs, adaptable.cuts, adaptable.batch_norm),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -123,7 +123,7 @@ def stock_here(**arguments: Any) -> dict[str, Any]:
 
 def _ready(
     case: dict[str, Any], threads: int = 0, cuts: Sequence[str] = (), metas: Sequence[dict[str, Any]] = ()
-) -> tuple[Callable[[Any], Any], Tensor]:
+) -> tuple[Any, Tensor]:
     """A stock method and the images of its step."""
     import torch
 
@@ -137,9 +137,7 @@ def _ready(
     return _method(row.method, model.module, images, cuts, metas), images
 
 
-def _method(
-    name: str, module: nn.Module, images: Tensor, cuts: Sequence[str], metas: Sequence[dict[str, Any]]
-) -> Any:
+def _method(name: str, module: nn.Module, images: Tensor, cuts: Sequence[str], metas: Sequence[dict[str, Any]]) -> Any:
     from edgetta.bench import baselines
 
     if name == "inference":
@@ -153,10 +151,11 @@ def _method(
         return baselines.Eata(module, [images], config)
     if name == "cotta":
         return baselines.Cotta(module, baselines.CottaConfig(augmentations=1))
-    from edgetta.adaptation.config import AdaptConfig
     from edgetta.adaptation.meta_network import MetaNetwork, MetaSpec
 
     made = [MetaNetwork(MetaSpec(**spec)) for spec in metas]
+    from edgetta.adaptation.config import AdaptConfig
+
     return baselines.EcottaStock(module, cuts, made, AdaptConfig(entropy_margin=1.0))
 
 
