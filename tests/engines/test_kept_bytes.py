@@ -21,4 +21,6 @@ def test_what_is_kept_is_what_the_contract_counts(name: str, engine: str) -> Non
     for count in (8, 16):
         passed = made.forward(images(programs, count), parameters, statistics)
         said = sum(residual.kept_bytes(count) for residual in programs.residuals)
-        assert said <= passed.residuals.nbytes <= said + 8 * len(programs.residuals), "bits fill whole bytes"
+        # Bits fill whole bytes; ONNX Runtime's processor kernels lay channels out in blocks of 16, the last filled up.
+        most = said * (1 if engine == "torch" else 1.05) + 8 * len(programs.residuals)
+        assert said <= passed.residuals.nbytes <= most

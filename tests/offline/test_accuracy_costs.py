@@ -17,7 +17,7 @@ from edgetta.engines.contract import Engine
 from edgetta.errors import UsageError
 from edgetta.memory.accuracy_costs import AccuracyCosts
 from edgetta.offline.accuracy_costs import BATCH, CHOICES, REFERENCE, accuracy_costs, measure_accuracy_costs
-from tests.memory import small_engine
+from tests.offline.far_network import far_from_its_start
 
 CONFIG = AdaptConfig(learning_rate=2.0, entropy_margin=1.0)
 
@@ -32,7 +32,8 @@ def domains(count: int = 80) -> dict[str, tuple[Any, Any]]:
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    return small_engine.engine()
+    """Its predictions are not all alike."""
+    return far_from_its_start().engine
 
 
 def streamed(engine: Engine, plan: StepPlan, config: AdaptConfig = CONFIG) -> list[bool]:

@@ -40,6 +40,7 @@ from edgetta.offline.learning_rate.ladder import BatchExtremes, Ladder, draw_bat
 from edgetta.offline.network import Network
 from edgetta.rate_law import RateLaw
 from tests.adaptation.backbones import small_programs
+from tests.offline.far_network import far_from_its_start as network
 
 CONFIG = AdaptConfig(entropy_margin=1.0, regulariser=0.3, batch_norm="batch")
 STREAM = replace(CONFIG, batch_norm="stream")
@@ -52,17 +53,6 @@ def images(count: int = 40, seed: int = 0) -> torch.Tensor:
 
 DOMAINS = {"dark": images(seed=1) * 0.5, "bright": 1 - images(seed=2) * 0.5}
 LABELLED = {name: (x, torch.arange(len(x)) % 5) for name, x in DOMAINS.items()}
-
-
-def network(adapt: str = "affine") -> Network:
-    """Further from its initialisation, so that predictions move with the parameters."""
-    programs = small_programs(adapt=adapt)
-    rng = np.random.default_rng(5)
-    moved = {
-        name: array + (0.3 * rng.standard_normal(array.shape) if name.startswith("metas.") else 0)
-        for name, array in programs.parameters.split(programs.shipped).items()
-    }
-    return Network(programs).shipping(programs.parameters.join(moved))
 
 
 @pytest.fixture(scope="module")
