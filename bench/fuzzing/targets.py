@@ -11,17 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgetta.bundle.graphs import read_segment, read_source, read_tensors
 
 from edgetta.bench.fuzzing.mutations import mutated, mutated_bytes, mutated_json
-from edgetta.bundle import Bundle, build_network, read_bundle, self_test
+from edgetta.bundle import Bundle, open_engine, read_bundle, self_test
 from edgetta.bundle.files import BundleFiles, open_bundle
 from edgetta.bundle.malformed import malformed
 from edgetta.bundle.manifest import MANIFEST, FileEntry, parse_manifest, seal
 from edgetta.bundle.program_files import read_programs
-from edgetta.bundle.reading import check_onnx_files
+from edgetta.bundle.reading import read_content
 from edgetta.bundle.reference import read_reference
-from edgetta.segments.contract import SegmentGraphs
 from edgetta.state_files import Contents, decode, encode
 
 KINDS = {".json": "json", ".safetensors": "tensors", ".onnx": "onnx", ".npz": "bytes"}
@@ -90,22 +88,13 @@ class Targets:
             path.write_bytes(self.content[name])
 
     def _readers(self, files: BundleFiles, name: str) -> None:
-        manifest, model = files.manifest, self.bundle.model
+        manifest, programs = files.manifest, self.bundle.programs
         if name == manifest.reference:
-            read_reference(files, model)
-        elif name == manifest.meta_tensors:
-            read_tensors(files, name)
-        elif name.startswith("programs/"):
-            read_programs(files, manifest.programs, manifest.input_shape, manifest.classes)
+            read_reference(files, programs)
+        elif name == manifest.content:
+            read_content(files, programs)
         else:
-            for entry in (*manifest.segments, manifest.source):
-                if name not in (entry.graphs, entry.tensors, *entry.onnx.values()):
-                    continue
-                if entry.name == "source":
-                    graphs = SegmentGraphs(read_source(files, entry), None, None)
-                else:
-                    graphs = read_segment(files, entry)
-                check_onnx_files(files, entry, graphs)
+            read_programs(files, manifest.programs, manifest.input_shape, manifest.classes)
 
     def _manifest(self, rolled: random.Random) -> bytes:
         if rolled.random() < 0.2:
@@ -164,7 +153,7 @@ class Noting(BundleFiles):
 
 def _try_out(bundle: Bundle) -> None:
     for engine in ("torch", "onnxruntime"):
-        self_test(bundle, build_network(bundle, engine))
+        self_test(bundle, open_engine(bundle, engine))
 
 
 def _zip(content: dict[str, bytes], manifest: bytes) -> bytes:

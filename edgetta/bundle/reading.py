@@ -125,7 +125,7 @@ def _assembled(files: BundleFiles) -> Bundle:
         path=files.path,
         manifest=manifest.data,
         programs=programs,
-        content=_content(files, programs),
+        content=read_content(files, programs),
         config=manifest.config,
         classes=manifest.class_names,
         cuts=manifest.cuts,
@@ -141,7 +141,8 @@ def _assembled(files: BundleFiles) -> Bundle:
     )
 
 
-def _content(files: BundleFiles, programs: ProgramSet) -> ContentModel | None:
+def read_content(files: BundleFiles, programs: ProgramSet) -> ContentModel | None:
+    """The content model of the bundle, where it has one. Raises `BundleError`."""
     name = files.manifest.content
     if name is None:
         return None
