@@ -124,6 +124,7 @@ class RunReport:
         return {
             "plan": None if plan is None else plan.to_json(),
             "measured_peak_bytes": record.peak or None,
+            "doubts": list(record.doubts),
             "over_budget": record.over,
             "failures": record.failures,
             "only_predicted": record.predicted,
@@ -245,7 +246,7 @@ class RunReport:
         from edgetta.memory.sizes import size_text
 
         plan, record = self.runtime.plan, self.runtime.keeper.record
-        lines = []
+        lines = [f"the budget may not be kept: {doubt}" for doubt in record.doubts]
         if plan is not None:
             measured = f"{size_text(record.peak)} measured at most" if record.peak else "not measured"
             lines.append(f"{size_text(plan.cost.peak)} planned, {measured}, budget {size_text(plan.budget)}")
