@@ -134,13 +134,13 @@ def read_bundle(path: str | os.PathLike[str], signed_by: Verifier | None = None)
     files = open_bundle(Path(path), signed_by)
     try:
         with malformed(Path(path)):
-            return _assembled(files)
+            return assembled(files)
     except BaseException:
         files.discard()
         raise
 
 
-def _assembled(files: BundleFiles) -> Bundle:
+def assembled(files: BundleFiles) -> Bundle:
     """Rebuild graphs and model from verified files, and check that they fit together."""
     path, manifest = files.path, files.manifest
     segments = {entry.name: read_segment(files, entry) for entry in manifest.segments}
@@ -158,8 +158,8 @@ def _assembled(files: BundleFiles) -> Bundle:
     )
     check_model(model, path)
     for entry in manifest.segments:
-        check_onnx_files(files, entry, segments[entry.name])
-    check_onnx_files(files, manifest.source, SegmentGraphs(model.source, None, None))
+        _check_onnx_files(files, entry, segments[entry.name])
+    _check_onnx_files(files, manifest.source, SegmentGraphs(model.source, None, None))
     if manifest.batch_norm == "source" and manifest.policy not in ("auto", "source"):
         raise BundleError(
             f"bundle {path}: folded BatchNorms cannot follow policy {manifest.policy!r}; export it again"
@@ -184,7 +184,7 @@ def _assembled(files: BundleFiles) -> Bundle:
     )
 
 
-def check_onnx_files(files: BundleFiles, entry: SegmentEntry, segment: SegmentGraphs) -> None:
+def _check_onnx_files(files: BundleFiles, entry: SegmentEntry, segment: SegmentGraphs) -> None:
     """An ONNX file takes weights from the segment's tensor file alone, and is its graph, node by node."""
     graphs = {"forward": segment.forward, "backward": segment.backward, "recompute": segment.recompute}
     weights = files.manifest.files[entry.tensors].size
