@@ -189,7 +189,7 @@ def command(**values: Any) -> None:
     from edgetta.process_lock import process_lock
     from edgetta.runtime import Runtime
     from edgetta.sources import open_source
-    from edgetta.sources.secret import read_source
+    from edgetta.sources.secret import public_name, read_source
     from edgetta.state_files import StateFile
 
     _check_paths(values)
@@ -205,7 +205,10 @@ def command(**values: Any) -> None:
             output = Path(values["output"]).absolute()
             if output.is_file() or not output.exists():  # a device or a pipe has no place for a lock beside it
                 stack.enter_context(process_lock(output, "the file of predictions"))
-        source = stack.enter_context(open_source(read_source(values["source"]), size=size, resize=values["resize"]))
+        spec = read_source(values["source"])
+        if "://" in spec and " ! " not in spec and not values["quiet"]:
+            print_line(f"connecting to {public_name(spec)}", stderr=True)
+        source = stack.enter_context(open_source(spec, size=size, resize=values["resize"]))
         batch = values["batch"] or (1 if source.length is None else STORED_BATCH)
         if values["threads"]:
             import torch
