@@ -22,8 +22,10 @@ def has_secret(source: str) -> bool:
 
 
 def public_name(address: str) -> str:
-    """The address of a stream without user, password and query: what may be shown. All before the last @ is taken for a
-    password, which may hold any character where somebody did not escape it."""
+    """The address of a stream without user, password and query: what may be shown.
+
+    All before the last @ is taken for a password, which may hold any character where somebody did not escape it.
+    """
     return printable(re.sub(r"//.*@", "//", address).split("?")[0])
 
 
