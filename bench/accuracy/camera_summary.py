@@ -11,11 +11,11 @@ from typing import Any
 from edgetta.bench.accuracy.camera import FIRST
 from edgetta.bench.accuracy.camera_networks import BASELINES, METHODS
 from edgetta.bench.accuracy.images import CLEAN
-from edgetta.bench.accuracy.orders import AFTER, ORDERS
+from edgetta.bench.accuracy.orders import AFTER, ORDERS, SHUFFLED
 
 Row = Mapping[str, Any]
-SHUFFLED, MAIN_SEVERITY = "iid", 5
-STEADY = ("iid", "runs", "sorted")  # orders that show every class
+MAIN_SEVERITY = 5
+STEADY = (SHUFFLED, "runs", "sorted")  # orders that show every class
 NARROW = ("one-class", "still")
 
 
