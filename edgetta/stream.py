@@ -21,6 +21,7 @@ import torch
 
 from edgetta.errors import UsageError
 from edgetta.interruption import held
+from edgetta.patient_rows import PatientWriter
 from edgetta.predictions import Prediction, PredictionWriter
 from edgetta.sources import Frame, Skipped, Source
 from edgetta.sources.tensors import images_of
@@ -94,7 +95,7 @@ def run_stream(
     source: Source,
     *,
     batch: int,
-    writer: PredictionWriter | None = None,
+    writer: PredictionWriter | PatientWriter | None = None,
     on_batch: Callable[[BatchReport], None] | None = None,
     limit: int | None = None,
     label_of: Callable[[Frame], int | None] | None = None,
@@ -159,7 +160,7 @@ def run_stream(
     return summary
 
 
-def _pass_over(frames: Iterator[Frame], writer: PredictionWriter) -> int:
+def _pass_over(frames: Iterator[Frame], writer: PredictionWriter | PatientWriter) -> int:
     """Take the frames that have a row, and no more; how many they were."""
     if writer.last_frame is None:
         return 0

@@ -19,6 +19,7 @@ from edgetta.segments.engine_names import ENGINES
 if TYPE_CHECKING:
     from edgetta.adaptation.step_memory import StepMemory
     from edgetta.cli.run_report import RunReport
+    from edgetta.patient_rows import PatientWriter
     from edgetta.predictions import PredictionWriter
     from edgetta.runtime import Runtime
     from edgetta.sources import Frame, Source
@@ -185,6 +186,7 @@ def command(**values: Any) -> None:
     from edgetta.cli.tables import print_facts, print_line
     from edgetta.cli.verify import verifier
     from edgetta.memory.allocator import keep_freed_memory
+    from edgetta.patient_rows import PatientWriter
     from edgetta.predictions import open_writer
     from edgetta.process_lock import process_lock
     from edgetta.runtime import Runtime
@@ -236,10 +238,12 @@ def command(**values: Any) -> None:
                 _say(line)
             if found.path is not None and not values["quiet"]:
                 print_line(f"continuing from {found.path}, after {runtime.adapter.steps:,} batches", stderr=True)
-        writer = None
+        writer: PredictionWriter | PatientWriter | None = None
         if values["output"] is not None:
             going_on = values["append"] or values["resume"]
             writer = open_writer(values["output"], overwrite=values["overwrite"], append=going_on)
+            if source.length is None and values["output"] != "-":
+                writer = PatientWriter(writer, _say)
             stack.enter_context(writer)
         if not values["quiet"]:
             print_line(f"{bundle.name} <- {source.description}", stderr=True)
@@ -258,7 +262,7 @@ def _memory(values: dict[str, Any]) -> StepMemory | None:
 def _stream(
     runtime: Runtime,
     source: Source,
-    writer: PredictionWriter | None,
+    writer: PredictionWriter | PatientWriter | None,
     batch: int,
     state: StateFile | None,
     values: dict[str, Any],
