@@ -323,7 +323,8 @@ def _stream(
     if ended is not None:
         raise ended
     if summary.frames == 0 and not summary.resumed:
-        raise _nothing_usable(values["source"], summary)
+        # Its name, not what was typed: that may hold a password.
+        raise _nothing_usable(getattr(source, "name", source.description), summary)
 
 
 def _after(ended: BaseException | None, finish: Callable[[], None]) -> BaseException | None:
