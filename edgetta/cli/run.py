@@ -300,6 +300,7 @@ def _stream(
                     every = values["save_every"]
                     saver.when_due(early=bool(every) and report.summary.steps % every == 0)
 
+            check_labels(source.labels, runtime.bundle.model.classes, values["source"])
             run_stream(
                 runtime,
                 source,
@@ -373,6 +374,24 @@ def _show(report: RunReport, values: dict[str, Any]) -> None:
         print_facts([*report.facts(), *places], stderr=values["output"] == "-")
     if values["json_file"] is not None:
         atomic_write_json(values["json_file"], report.as_json())
+
+
+def check_labels(labels: Any, classes: int, source: str) -> None:
+    """Refuse labels of an array that the bundle has no class for: each would count as an error.
+
+    Raises:
+        UsageError: there are such.
+    """
+    import numpy as np
+
+    if labels is None or not len(labels):
+        return
+    values = np.asarray(labels)
+    if int(values.min()) < 0 or int(values.max()) >= classes:
+        raise UsageError(
+            f"{source} has labels from {int(values.min())} to {int(values.max())}, and the bundle {classes} classes, "
+            "numbered from 0; correct the labels, or leave them out of the file"
+        )
 
 
 def folder_labels(source: str, classes: tuple[str, ...] | None) -> Callable[[Frame], int | None] | None:
