@@ -160,8 +160,8 @@ def check_classes(data: Labelled, count: int) -> Labelled:
         )
     if int(data.labels.max()) >= count:
         raise UsageError(
-            f"{data.name} has labels up to {int(data.labels.max())} and the model {count} classes, from 0; give data "
-            "of its classes, or weights for these"
+            f"{data.name} has the label {int(data.labels.max())}, and the model has {count} classes, from 0; give "
+            "data of its classes, or weights for these"
         )
     return data
 

@@ -79,7 +79,7 @@ def test_a_class_has_its_number_before_anything_is_read(tmp_path: Path) -> None:
 def test_labels_beyond_the_models_classes() -> None:
     data = Labelled(torch.zeros(3, *SHAPE), torch.tensor([0, 4, 1]), None, "x.npz")
     assert check_classes(data, 5) is data
-    with pytest.raises(UsageError, match=r"x\.npz has labels up to 4 and the model 4 classes, from 0"):
+    with pytest.raises(UsageError, match=r"x\.npz has the label 4, and the model has 4 classes, from 0"):
         check_classes(data, 4)
 
 
