@@ -293,9 +293,10 @@ def stream_errors(
 ) -> dict[str, Any]:
     """Error of the adapting network over labelled images in their order, and of the unadapted source."""
     from edgetta.runtime import Runtime
-    from edgetta.sources.labelled import read_labelled
+    from edgetta.sources.labelled import check_classes, read_labelled
 
-    labelled = read_labelled(data, bundle.input_shape, bundle.classes, limit, resize=bundle.resize)
+    found = read_labelled(data, bundle.input_shape, bundle.classes, limit, resize=bundle.resize)
+    labelled = check_classes(found, bundle.class_count)
     # As it runs on the device: the bundle's own settings, and from its start.
     fresh = Runtime(bundle, engine, threads=threads, check=False)
     wrong = source_wrong = 0

@@ -111,13 +111,13 @@ def read_bundle(path: str | os.PathLike[str], signed_by: Verifier | None = None)
     files = open_bundle(Path(path), signed_by)
     try:
         with malformed(Path(path)):
-            return _assembled(files)
+            return assembled(files)
     except BaseException:
         files.discard()
         raise
 
 
-def _assembled(files: BundleFiles) -> Bundle:
+def assembled(files: BundleFiles) -> Bundle:
     """Rebuild the programs from verified files, and check that everything fits together."""
     manifest = files.manifest
     programs = read_programs(files, manifest.programs, manifest.input_shape, manifest.classes)
@@ -125,7 +125,7 @@ def _assembled(files: BundleFiles) -> Bundle:
         path=files.path,
         manifest=manifest.data,
         programs=programs,
-        content=read_content(files, programs),
+        content=_content(files, programs),
         config=manifest.config,
         classes=manifest.class_names,
         cuts=manifest.cuts,
@@ -141,8 +141,7 @@ def _assembled(files: BundleFiles) -> Bundle:
     )
 
 
-def read_content(files: BundleFiles, programs: ProgramSet) -> ContentModel | None:
-    """The content model of the bundle, where it has one. Raises `BundleError`."""
+def _content(files: BundleFiles, programs: ProgramSet) -> ContentModel | None:
     name = files.manifest.content
     if name is None:
         return None
