@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edgetta.adaptation.step_memory import StepMemory
     from edgetta.errors import EdgettaError
     from edgetta.models import load_model
+    from edgetta.preprocessing import preprocess
     from edgetta.runtime import Runtime, load
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ _HOMES = {
     "adapt": "edgetta.adaptation.module",
     "load": "edgetta.runtime",
     "load_model": "edgetta.models",
+    "preprocess": "edgetta.preprocessing",
 }
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "export",
     "load",
     "load_model",
+    "preprocess",
 ]
 
 
