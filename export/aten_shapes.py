@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from edgetta.export.lowering import RULES, Activation, Lowering, Operand, Rule, rule, shape_of
-from edgetta.segments.graph import BATCH
+from edgetta.segments.graph import BATCH, LARGEST
 
 
 def _binary(op: str) -> Rule:
@@ -83,6 +83,17 @@ def _moments(*wanted: str) -> Rule:
 for _wanted in (("var",), ("std",), ("var", "mean"), ("std", "mean")):
     for _overload in ("correction", "dim"):
         RULES[f"aten.{'_'.join(_wanted)}.{_overload}"] = _moments(*_wanted)
+
+
+@rule("aten.linalg_vector_norm.default")
+def vector_norm(
+    lower: Lowering, fake: Any, x: Activation, order: float = 2, axes: Any = None, keepdim: bool = False, **_: Any
+) -> str:
+    """The root's argument stays above 0, so that the gradient of a vector of zeros is 0, as autograd's."""
+    if order != 2:
+        raise ValueError(f"the norm of order {order} is not supported")
+    squares = lower.emit("ReduceSum", lower.emit("Mul", x, x), axes=_axes(lower, x, axes), keepdims=int(keepdim))
+    return lower.emit("Sqrt", lower.emit("Clip", squares, min=1e-30, max=LARGEST))
 
 
 def _axes(lower: Lowering, x: str, axes: Sequence[int] | None) -> list[int]:
@@ -232,7 +243,12 @@ def expand(lower: Lowering, fake: Any, x: Operand, sizes: Sequence[int], **_: An
 
 
 def _one_per_sample(lower: Lowering, rank: int) -> str:
-    image = lower.builder.inputs[0]
-    axes = list(range(1, lower.rank(image)))
-    corner = lower.emit("Slice", image, axes=axes, starts=[0] * len(axes), ends=[1] * len(axes), steps=[1] * len(axes))
-    return lower.emit("Reshape", corner, shape=[0] + [1] * (rank - 1))
+    """One number of each image, of the value that was made last: the image itself would be needed up to here, and no
+    place before could be cut."""
+    values = lower.builder.values
+    made = (node.output for node in reversed(lower.builder.nodes))
+    latest = next((n for n in made if values[n].shape[0] == BATCH and values[n].dtype == "float"), "x")
+    axes = list(range(1, lower.rank(latest)))
+    ones = [1] * len(axes)
+    corner = lower.emit("Slice", latest, axes=axes, starts=[0] * len(axes), ends=ones, steps=ones) if axes else latest
+    return lower.emit("Detach", lower.emit("Reshape", corner, shape=[0] + [1] * (rank - 1)))

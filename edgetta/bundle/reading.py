@@ -111,13 +111,13 @@ def read_bundle(path: str | os.PathLike[str], signed_by: Verifier | None = None)
     files = open_bundle(Path(path), signed_by)
     try:
         with malformed(Path(path)):
-            return _assembled(files)
+            return assembled(files)
     except BaseException:
         files.discard()
         raise
 
 
-def _assembled(files: BundleFiles) -> Bundle:
+def assembled(files: BundleFiles) -> Bundle:
     """Rebuild the programs from verified files, and check that everything fits together."""
     manifest = files.manifest
     programs = read_programs(files, manifest.programs, manifest.input_shape, manifest.classes)

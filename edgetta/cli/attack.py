@@ -159,13 +159,15 @@ def _other(values: dict[str, Any], recipe: Recipe) -> Model | None:
 def _data(values: dict[str, Any], model: Model, show: bool) -> Labelled:
     from edgetta.cli.data import BUILT_IN, labelled_data
     from edgetta.cli.progress import progress_bar
-    from edgetta.sources.labelled import read_labelled
+    from edgetta.sources.labelled import check_classes, read_labelled
 
     spec, limit, shape, resize = values["data"], values["images"], model.input_shape, model.resize
     with progress_bar("reading", unit="images", show=show) as update:
         if spec in BUILT_IN and not Path(spec).exists():
-            return labelled_data(spec, shape, held_out=0.5, seed=0, limit=limit, resize=resize)[1]
-        return read_labelled(spec, shape, None, limit, update, resize)
+            data = labelled_data(spec, shape, held_out=0.5, seed=0, limit=limit, resize=resize)[1]
+        else:
+            data = read_labelled(spec, shape, None, limit, update, resize)
+    return check_classes(data, model.num_classes)
 
 
 def _corrupted(values: dict[str, Any], data: Labelled, model: Model, show: bool) -> Any:

@@ -115,6 +115,7 @@ def command(**values: Any) -> None:
     require("onnx", "`edgetta export`")
     from edgetta.adaptation.config import AdaptConfig
     from edgetta.cli.export_report import show_export
+    from edgetta.cli.tables import print_line
     from edgetta.export.bundle_writer import Shipment, write_bundle
     from edgetta.export.recipe import derive_recipe, load_trained
 
@@ -125,6 +126,8 @@ def command(**values: Any) -> None:
     prepared = _prepared(values)
     recipe = recipe_from(values["model"], values, values["seed"]) if prepared is None else prepared.recipe
     model = load_trained(recipe)
+    for note in model.notes if show else ():
+        print_line(note, style="yellow", stderr=True)
     if prepared is None:
         recipe = replace(recipe, random_weights=model.origin is None)
     if names is not None and len(names) != model.num_classes:

@@ -174,7 +174,7 @@ def _data(values: dict[str, Any], model: Model, show: bool) -> tuple[Images, Ima
     from edgetta.cli.corrupted import corrupted_images
     from edgetta.cli.progress import progress_bar
     from edgetta.cli.training_data import training_data
-    from edgetta.sources.labelled import split
+    from edgetta.sources.labelled import check_classes, split
 
     shape = model.input_shape
     with progress_bar("reading", unit="images", show=show) as update:
@@ -187,6 +187,7 @@ def _data(values: dict[str, Any], model: Model, show: bool) -> tuple[Images, Ima
             progress=update,
             resize=model.resize,
         )
+    everything, test = (check_classes(data, model.num_classes) for data in (everything, test))
     train, validation = split(everything, values["validation"], values["seed"])
     if values["test_images"] is not None:
         test = test.shuffled(values["seed"], values["test_images"])

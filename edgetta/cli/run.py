@@ -19,6 +19,7 @@ from edgetta.segments.engine_names import ENGINES
 if TYPE_CHECKING:
     from edgetta.adaptation.step_plan import StepPlan
     from edgetta.cli.run_report import RunReport
+    from edgetta.patient_rows import PatientWriter
     from edgetta.predictions import PredictionWriter
     from edgetta.runtime import Runtime
     from edgetta.sources import Frame, Source
@@ -170,11 +171,12 @@ def command(**values: Any) -> None:
     from edgetta.cli.tables import print_facts, print_line
     from edgetta.cli.verify import verifier
     from edgetta.memory.allocator import keep_freed_memory
+    from edgetta.patient_rows import PatientWriter
     from edgetta.predictions import open_writer
     from edgetta.process_lock import process_lock
     from edgetta.runtime import Runtime
     from edgetta.sources import open_source
-    from edgetta.sources.secret import read_source
+    from edgetta.sources.secret import public_name, read_source
     from edgetta.state_files import StateFile
 
     _check_paths(values)
@@ -190,7 +192,10 @@ def command(**values: Any) -> None:
             output = Path(values["output"]).absolute()
             if output.is_file() or not output.exists():  # a device or a pipe has no place for a lock beside it
                 stack.enter_context(process_lock(output, "the file of predictions"))
-        source = stack.enter_context(open_source(read_source(values["source"]), size=size, resize=values["resize"]))
+        spec = read_source(values["source"])
+        if "://" in spec and " ! " not in spec and not values["quiet"]:
+            print_line(f"connecting to {public_name(spec)}", stderr=True)
+        source = stack.enter_context(open_source(spec, size=size, resize=values["resize"]))
         batch = values["batch"] or (1 if source.length is None else STORED_BATCH)
         if values["budget"] is None:
             keep_freed_memory()
@@ -212,10 +217,12 @@ def command(**values: Any) -> None:
                 _say(line)
             if found.path is not None and not values["quiet"]:
                 print_line(f"continuing from {found.path}, after {runtime.adapter.state.steps:,} batches", stderr=True)
-        writer = None
+        writer: PredictionWriter | PatientWriter | None = None
         if values["output"] is not None:
             going_on = values["append"] or values["resume"]
             writer = open_writer(values["output"], overwrite=values["overwrite"], append=going_on)
+            if source.length is None and values["output"] != "-":
+                writer = PatientWriter(writer, _say)
             stack.enter_context(writer)
         if not values["quiet"]:
             print_line(f"{bundle.name} <- {source.description}", stderr=True)
@@ -234,7 +241,7 @@ def _memory(values: dict[str, Any]) -> StepPlan | None:
 def _stream(
     runtime: Runtime,
     source: Source,
-    writer: PredictionWriter | None,
+    writer: PredictionWriter | PatientWriter | None,
     batch: int,
     state: StateFile | None,
     values: dict[str, Any],
@@ -272,6 +279,7 @@ def _stream(
                     every = values["save_every"]
                     saver.when_due(early=bool(every) and report.summary.steps % every == 0)
 
+            check_labels(source.labels, runtime.bundle.class_count, values["source"])
             run_stream(
                 runtime,
                 source,
@@ -293,7 +301,8 @@ def _stream(
     if ended is not None:
         raise ended
     if summary.frames == 0 and not summary.resumed:
-        raise _nothing_usable(values["source"], summary)
+        # Its name, not what was typed: that may hold a password.
+        raise _nothing_usable(getattr(source, "name", source.description), summary)
 
 
 def _after(ended: BaseException | None, finish: Callable[[], None]) -> BaseException | None:
@@ -342,6 +351,24 @@ def _show(report: RunReport, values: dict[str, Any]) -> None:
         print_facts([*report.facts(), *places], stderr=values["output"] == "-")
     if values["json_file"] is not None:
         atomic_write_json(values["json_file"], report.as_json())
+
+
+def check_labels(labels: Any, classes: int, source: str) -> None:
+    """Refuse labels of an array that the bundle has no class for: each would count as an error.
+
+    Raises:
+        UsageError: there are such.
+    """
+    import numpy as np
+
+    if labels is None or not len(labels):
+        return
+    values = np.asarray(labels)
+    if int(values.min()) < 0 or int(values.max()) >= classes:
+        raise UsageError(
+            f"{source} has labels from {int(values.min())} to {int(values.max())}, and the bundle {classes} classes, "
+            "numbered from 0; correct the labels, or leave them out of the file"
+        )
 
 
 def folder_labels(source: str, classes: tuple[str, ...] | None) -> Callable[[Frame], int | None] | None:

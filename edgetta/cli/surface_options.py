@@ -269,7 +269,7 @@ def _samples(
 ) -> PictureSamples:
     from edgetta.cli.data import BUILT_IN, labelled_data, source_images
     from edgetta.cli.progress import progress_bar
-    from edgetta.sources.labelled import read_labelled
+    from edgetta.sources.labelled import check_classes, read_labelled
 
     spec, limit = values["data"], values["samples"]
     with progress_bar("reading", unit="images", show=show) as update:
@@ -279,11 +279,8 @@ def _samples(
             return PictureSamples(source_images(spec, input_shape, limit, update, resize).images, None)
         else:
             found = read_labelled(spec, input_shape, None, limit, update, resize)
-    if values["objective"] == "cross-entropy" and int(found.labels.max()) >= classes:
-        raise UsageError(
-            f"{spec} has labels up to {int(found.labels.max())} and the model {classes} classes; give weights for "
-            "these classes, or --num-classes"
-        )
+    if values["objective"] == "cross-entropy":
+        found = check_classes(found, classes)
     return PictureSamples(found.images, found.labels)
 
 

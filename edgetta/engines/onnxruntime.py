@@ -112,6 +112,7 @@ class OnnxRuntimeEngine:
     def release(self) -> None:
         """Give the sessions' memory back; they are made anew when they are needed."""
         self._sessions.clear()
+        self._shared_weights.clear()
 
     def _inputs(self, program: str, images: Array, parameters: Array, statistics: Statistics) -> dict[str, Array]:
         graph: Graph = getattr(self.programs, program)

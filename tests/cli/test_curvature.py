@@ -163,7 +163,7 @@ def test_it_can_be_resumed(folder: Path, tmp_path: Path) -> None:
         (("--statistics", "stream"), "net.py:build", UsageError, "belongs to --parameters adapted"),
         (("--regulariser", "1"), "net.py:build", UsageError, "needs --parameters adapted"),
         (("--device", "cuda:nine"), "net.py:build", UsageError, "write cpu, cuda"),
-        (("--num-classes", "3"), "net.py:build", UsageError, "labels up to 4 and the model 3 classes"),
+        (("--num-classes", "3"), "net.py:build", UsageError, "has the label 4, and the model has 3 classes"),
     ],
 )
 def test_errors_say_what_to_do(

@@ -64,6 +64,13 @@ def test_nan_in_an_array(tmp_path: Path, capsys: Captured) -> None:
     assert "refused" not in out and len(rows_of(tmp_path / "out.jsonl")) == 19
 
 
+def test_labels_that_the_bundle_has_no_class_for(tmp_path: Path, capsys: Captured) -> None:
+    """Each would be counted as an error of the network."""
+    np.savez(tmp_path / "x.npz", images=picture(0, (20, 16, 16, 3)), labels=np.arange(20))
+    assert run(tmp_path / "x.npz") == 2
+    assert "has labels from 0 to 19, and the bundle" in error_of(capsys)
+
+
 def test_no_frame_that_can_be_used(photos: Path, tmp_path: Path, capsys: Captured) -> None:
     for file in photos.iterdir():
         file.write_bytes(b"")

@@ -239,3 +239,34 @@ def test_a_camera_that_stays_away_has_an_exit_code_of_its_own(
     assert "camera:0 stopped delivering frames; connecting again" in error
     assert error.endswith("check its cable, its power and the network\n")
     assert steps_of(state) == len(rows_of(out)) >= 1
+
+
+def test_a_full_disk_ends_no_live_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    """A camera's rows wait; a recorded source would end, and be taken up again behind its last row."""
+    from edgetta import predictions, sources
+    from edgetta.sources import open_source
+    from tests.cli.run.test_bad_input import _with
+    from tests.cli.run.verb import picture
+
+    np.save(tmp_path / "x.npy", picture(0, (12, 16, 16, 3)))
+    write, calls = os.write, [0]
+
+    def full(descriptor: int, data: bytes) -> int:
+        calls[0] += 1
+        if calls[0] == 3:
+            raise OSError(28, os.strerror(28))
+        return write(descriptor, data)
+
+    def live(spec: str, **options: Any) -> Any:
+        source = open_source(tmp_path / "x.npy", **options)
+        source.length = None
+        return source
+
+    monkeypatch.setattr(predictions, "os", _with(os, write=full))
+    out = tmp_path / "out.jsonl"
+    assert run(tmp_path / "x.npy", "-o", out, "--batch", 2, "--quiet") == 1 and len(rows_of(out)) == 4
+    monkeypatch.setattr(sources, "open_source", live)
+    calls[0] = 0
+    assert run("camera:0", "-o", out, "--overwrite", "--batch", 2, "--quiet") == 0
+    assert [row["index"] for row in rows_of(out)] == list(range(12))
+    assert capsys.readouterr().err.count("going on, and the rows wait") == 1
