@@ -3,6 +3,8 @@
 # make test-fast   the tests but those marked slow: the inner loop
 # make lint        ruff and mypy
 # make bench       the benchmarks that back README (quiet machine, tens of minutes)
+# make figures     write the figures in README and bench/README from the result files anew
+# make test-versions   a core set of tests with the lowest and highest versions, and on Arm (downloads; slow)
 # make arm-wheels  ask pip for Arm wheels of everything that runs on a device
 # make test-full   long matrices; writes result files to bench/results/
 #
@@ -22,7 +24,7 @@ TESTS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m py
 PARALLEL := -n $(WORKERS) --dist worksteal -rs
 export EDGETTA_DATA ?= data
 
-.PHONY: demo test test-fast test-full lint format bench arm-wheels clean
+.PHONY: demo test test-fast test-full test-versions lint format bench figures arm-wheels clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m edgetta demo
@@ -36,6 +38,9 @@ test-fast: $(VENV)/.dev
 test-full: $(VENV)/.dev
 	$(TESTS) -rs -m "full or not full"
 
+test-versions: $(VENV)/.dev
+	$(RUN) -m tests.versions
+
 lint: $(VENV)/.dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -47,6 +52,9 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(RUN) -m edgetta bench latency --json bench/results/latency.json
+
+figures: $(VENV)/.dev
+	$(RUN) -m edgetta.bench.figures
 
 arm-wheels: $(VENV)/.dev
 	$(RUN) -m edgetta.devices.arm_wheels

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgetta.adaptation.step_rate import choose_rate
-from edgetta.bench.corruption import EXTRA_CORRUPTIONS
-from edgetta.bench.report import PALETTE, Block, Facts, Heading, Paragraph, Picture, Table, picture, plot, render
+from edgetta.corruption import EXTRA_CORRUPTIONS
+from edgetta.report import PALETTE, Block, Facts, Heading, Paragraph, Picture, Table, picture, plot, render
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from edgetta.adaptation.config import AdaptConfig
 from edgetta.bench.baselines import TentConfig
-from edgetta.bench.corruption import CORRUPTIONS, frost_source
 from edgetta.bench.demo_backbone import TrainingConfig
-from edgetta.bench.result_file import environment
+from edgetta.corruption import CORRUPTIONS, frost_source
+from edgetta.environment import environment
 from edgetta.offline.warm_up import WarmUpConfig, WarmUpReport
 
 if TYPE_CHECKING:
@@ -78,7 +78,6 @@ class DemoResult:
     warm_up: WarmUpReport
     parameters: int  # of the backbone
     saved_bytes: int  # kept for the backward, as the contract counts
-    saved_bytes_alive: int  # the same, as the interpreter finds it
     stock_saved_bytes: int  # EcoTTA on stock autograd, without the regulariser and without biases
     stock_saved_bytes_with_regulariser: int
     tent_saved_bytes: int
@@ -120,7 +119,6 @@ class DemoResult:
             "error_unit": "percent wrong, mean over corruptions",
             "clean_source_error": self.clean_error,
             "saved_bytes": self.saved_bytes,
-            "saved_bytes_alive": self.saved_bytes_alive,
             "stock_saved_bytes": self.stock_saved_bytes,
             "stock_saved_bytes_with_regulariser": self.stock_saved_bytes_with_regulariser,
             "tent_saved_bytes": self.tent_saved_bytes,

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgetta.bench.baselines import Method
-from edgetta.bench.corruption import corrupt
-from edgetta.bench.datasets import Images
 from edgetta.bench.demo_backbone import as_tensor
+from edgetta.corruption import corrupt
 from edgetta.errors import UsageError
+from edgetta.sources.datasets import Images
 from edgetta.storage import atomic_write
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def run_bundle(
     from edgetta.stream import run_stream
 
     predicted: list[int] = []
-    height, width = runtime.bundle.model.input_shape[1:]
+    height, width = runtime.bundle.input_shape[1:]
     with ExitStack() as stack:
         source = stack.enter_context(open_source(file, size=(height, width)))
         writer = None if predictions is None else stack.enter_context(open_writer(predictions, overwrite=True))

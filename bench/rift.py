@@ -18,9 +18,9 @@ from edgetta.errors import UsageError
 if TYPE_CHECKING:
     from torch import nn
 
-    from edgetta.bench.datasets import Images as Arrays
     from edgetta.offline.attack.evaluation import Images
     from edgetta.offline.rift import RiftReport
+    from edgetta.sources.datasets import Images as Arrays
 
 
 @click.command(epilog="Example: edgetta bench rift --networks adv_resnet4b_at --seeds 0,1,2 --json rift.json")
@@ -111,9 +111,9 @@ CORRUPTED_IMAGES = 1000
 
 
 def _corrupted(test: Arrays, severity: int) -> dict[str, Images]:
-    from edgetta.bench.corruption import CORRUPTIONS, corrupt
-    from edgetta.bench.datasets import Images as Arrays
     from edgetta.bench.robust_networks import tensors
+    from edgetta.corruption import CORRUPTIONS, corrupt
+    from edgetta.sources.datasets import Images as Arrays
 
     images, labels = test.images[:CORRUPTED_IMAGES], test.labels[:CORRUPTED_IMAGES]
     return {name: tensors(Arrays(corrupt(images, name, severity), labels, name)) for name in CORRUPTIONS}

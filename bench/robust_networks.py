@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from edgetta.bench.datasets import Images, cifar10_jpeg, data_folder
 from edgetta.errors import UsageError
 from edgetta.models import load_model
 from edgetta.offline.attack import AdversarialTraining, Threat, adversarial_training, classified_right
 from edgetta.offline.attack.evaluation import Images as Tensors
 from edgetta.offline.training import Batch, Schedule
 from edgetta.offline.training import train as fit
+from edgetta.sources.datasets import Images, cifar10_jpeg, data_folder
 
 
 @dataclass(frozen=True)

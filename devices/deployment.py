@@ -312,8 +312,11 @@ def _ownership(service: Service, device: Device, finished: str) -> str:
         made = f"id -u {user} >/dev/null 2>&1 || $root useradd --system --no-create-home --shell /bin/false {user}\n"
     release, data = shlex.quote(finished), shlex.quote(f"{device.folder}/data")
     learnt = f"{release}/state.safetensors* {release}/{SOURCE}"
+    folder = shlex.quote(device.folder)
     return (
-        f"{made}$root chown {user} {release} {data} || exit 1\n"
+        f"{made}$root chmod go+rx {folder} {folder}/releases {release} || exit 1\n"
+        f"$root chmod -R go+rX {release}/bundle || exit 1\n"
+        f"$root chown {user} {release} {data} || exit 1\n"
         f'for file in {learnt}; do [ ! -f "$file" ] || $root chown {user} "$file" || exit 1; done\n'
     )
 

@@ -190,7 +190,7 @@ def device_profile() -> DeviceProfile | None:
 
 def check_jetson(model: str | None) -> Check:
     if model is None:
-        return Check("jetson", "ok", "no", facts={"model": None})
+        return Check("jetson", "absent", "no", facts={"model": None})
     release = tegra_release()
     cuda = parse_cuda_version(_text("/usr/local/cuda/version.json") or _text("/usr/local/cuda/version.txt"))
     if release is None:
@@ -205,7 +205,7 @@ def check_jetson(model: str | None) -> Check:
 def check_profile() -> Check:
     profile = device_profile()
     if profile is None:
-        return Check("profile", "ok", "none fits this machine", facts={"name": None})
+        return Check("profile", "absent", "none fits this machine", facts={"name": None})
     facts = {
         "name": profile.name,
         "title": profile.title,
@@ -222,7 +222,7 @@ def check_profile() -> Check:
 
 def check_power_mode(jetson: str | None) -> Check:
     if jetson is None:
-        return Check("power mode", "ok", "none: not a Jetson")
+        return Check("power mode", "absent", "none: not a Jetson")
     mode = power_mode()
     if mode is None:
         remedy = "try `sudo nvpmodel -q`, and say the mode by hand in a bug report"
@@ -238,7 +238,7 @@ def check_power() -> Check:
     total = total_watts(power)
     facts = {"rails_watts": power, "total_watts": total}
     if not power:
-        return Check("power", "ok", "no sensor that edgetta knows: no energy per frame here", facts=facts)
+        return Check("power", "absent", "no sensor that edgetta knows: no energy per frame here", facts=facts)
     rails = ", ".join(f"{label} {watts:.2f} W" for label, watts in power.items())
     return Check("power", "ok", rails if total is None else f"{total:.2f} W ({rails})", facts=facts)
 
@@ -248,7 +248,7 @@ def check_temperature() -> Check:
     hottest = thermal.hottest(zones)
     facts = {"celsius": {zone.name: zone.celsius for zone in zones}}
     if hottest is None:
-        return Check("temperature", "ok", "no sensor that can be read", facts=facts)
+        return Check("temperature", "absent", "no sensor that can be read", facts=facts)
     value = f"{hottest.celsius:.0f} °C ({hottest.name})"
     margins = [
         zone for zone in zones if zone.celsius >= (zone.throttles_at or HOT + NEAR_THROTTLING) - NEAR_THROTTLING

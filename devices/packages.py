@@ -13,7 +13,7 @@ from edgetta.devices.machine import covers, version_pair
 from edgetta.devices.report import Check, Status
 
 OLDEST_TORCH = (2, 3)
-OLDEST_ONNXRUNTIME = (1, 16)
+OLDEST_ONNXRUNTIME = (1, 18)
 OLDEST_TENSORRT = (8, 5)
 
 _ABSENT = "not installed"
@@ -54,7 +54,7 @@ def check_cuda(jetson: str | None) -> Check:
             Path(path).exists() for path in ("/dev/nvidia0", "/proc/driver/nvidia/version")
         )
         if not gpu:
-            return Check("cuda", "ok", "no GPU", facts={"available": False})
+            return Check("cuda", "absent", "no GPU", facts={"available": False})
         built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is a build without CUDA"
         remedy = f"this torch {built}; install one that fits the GPU's driver (on a Jetson NVIDIA's wheel)"
         return Check("cuda", "warning", "there is a GPU that torch cannot use", remedy, {"available": False})
@@ -117,7 +117,7 @@ def check_tensorrt(jetson: str | None) -> Check:
                 "tensorrt", "warning", f"{name}: {trouble}", "reinstall it, or uninstall it if it is not needed"
             )
     if jetson is None:
-        return Check("tensorrt", "ok", _ABSENT)
+        return Check("tensorrt", "absent", _ABSENT)
     remedy = "sudo apt install nvidia-jetpack; a virtual environment sees it with --system-site-packages"
     return Check("tensorrt", "warning", _ABSENT, remedy)
 
@@ -145,7 +145,7 @@ def check_optional(package: str, remedy: str) -> Check:
     """A package that only one part of edgetta needs."""
     module, trouble = _import(package)
     if module is None:
-        status: Status = "ok" if trouble == _ABSENT else "warning"
+        status: Status = "absent" if trouble == _ABSENT else "warning"
         return Check(package, status, trouble, remedy)
     version = _version(module, package)
     return Check(package, "ok", version, facts={"version": version})
@@ -154,7 +154,7 @@ def check_optional(package: str, remedy: str) -> Check:
 def check_opencv() -> Check:
     module, trouble = _import("cv2")
     if module is None:
-        status: Status = "ok" if trouble == _ABSENT else "warning"
+        status: Status = "absent" if trouble == _ABSENT else "warning"
         return Check("opencv", status, trouble, "only for video, cameras and streams: pip install 'edgetta[serve]'")
     information = module.getBuildInformation()
     lines = [line.split(":", 1) for line in information.splitlines() if ":" in line]

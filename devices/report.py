@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Status = Literal["ok", "warning", "problem"]
+Status = Literal["ok", "absent", "warning", "problem"]
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,8 @@ class Check:
 
     Attributes:
         name: what was looked at, a word or two.
-        status: "ok"; "warning" where edgetta runs, but slower or without something; "problem" where it does not.
+        status: "ok"; "absent" where it is not here and nothing is wrong with that; "warning" where edgetta runs, but
+            slower or without something; "problem" where it does not.
         value: what was found, for reading.
         remedy: what to do; "" where there is nothing to do.
         facts: what was found, for programs: JSON values only.

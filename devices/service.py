@@ -18,6 +18,9 @@ TEMPLATE = Path(__file__).parent / "edgetta.service"
 OWN_USER = "edgetta"
 """Who runs a service of the machine where root logs in: made there if need be, with no rights and no shell."""
 
+START_SECONDS = 900
+"""How long a service may take until frames come: engines may be built first. Its unit says the same."""
+
 MEMORY = "75%"
 """Of the machine's memory, at most, where no budget says better."""
 
@@ -26,7 +29,7 @@ _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 
 SANDBOX = """\
 ProtectSystem=strict
-ReadWritePaths={folder}/data {folder}/releases
+ReadWritePaths={data} {releases}
 ProtectHome=read-only
 PrivateTmp=yes
 ProtectKernelTunables=yes
@@ -145,7 +148,8 @@ def start(
         if owner:
             _run(remote, service, owner)
         _install(remote, service, text, home)
-        _run(remote, service, f"{service.systemctl} restart {service.unit}")
+        # It says when frames are coming, which may take minutes: that is watched, not waited for.
+        _run(remote, service, f"{service.systemctl} --no-block restart {service.unit}")
         _watch(remote, service, watch_seconds)
     except BaseException as error:
         try:
@@ -180,18 +184,22 @@ def _restore(
         return
     _install(remote, service, earlier_text, home)
     if was_active:
-        _run(remote, service, f"{service.systemctl} restart {service.unit}")
+        _run(remote, service, f"{service.systemctl} --no-block restart {service.unit}")
 
 
 def _watch(remote: Remote, service: Service, seconds: int) -> None:
-    """See it live for some seconds: failing, and being started again, are no life; coming to a good end is."""
-    for second in range(seconds + 1):
-        if second:
-            time.sleep(1)
+    """See it start, and live for some seconds then: failing, and being started again, are no life; a good end is."""
+    starting = lived = 0
+    while True:
         state = _state(remote, service)
         active, result = state.get("ActiveState"), state.get("Result")
         if active == "inactive" and result == "success":
             return
+        fresh = result == "success" and state.get("NRestarts", "0") == "0"
+        if active == "activating" and fresh and starting < START_SECONDS:
+            starting += 1
+            time.sleep(1)
+            continue
         if active != "active" or state.get("NRestarts", "0") != "0":
             printed = remote.run(f"{service.opening}{service.journal} -n 20 -o cat --no-pager").out.splitlines()
             # What edgetta itself says is worth more than what systemd says of it.
@@ -200,6 +208,10 @@ def _watch(remote: Remote, service: Service, seconds: int) -> None:
             ]
             why = said[-1].removeprefix("edgetta: ").removeprefix("error: ") if said else f"{active} ({result})"
             raise RemoteError(f"{service.unit} does not live on {remote.address.target}: {why}")
+        if lived == seconds:
+            return
+        lived += 1
+        time.sleep(1)
 
 
 def _state(remote: Remote, service: Service) -> dict[str, str]:
@@ -249,6 +261,7 @@ def unit_text(
     if service.system and not _USER.fullmatch(user):
         raise UsageError(f"{printable(user)!r} is no name of an ordinary user; name one with --run-as")
     place = folder.replace("%", "%%")
+    sandbox = SANDBOX.format(data=_path(f"{folder}/data"), releases=_path(f"{folder}/releases"))
     joins = f"SupplementaryGroups={' '.join(groups)}\n" if groups else ""
     return TEMPLATE.read_text().format(
         description=f"edgetta: {service.name}",
@@ -256,9 +269,15 @@ def unit_text(
         folder=place,
         memory=memory,
         user=f"User={user}\n{joins}" if service.system else "",
-        sandbox=SANDBOX.format(folder=_quoted(folder).replace('"', "")) if service.system else "",
+        sandbox=sandbox if service.system else "",
         wanted_by="multi-user.target" if service.system else "default.target",
     )
+
+
+def _path(path: str) -> str:
+    """A path in a list of paths: `%` means nothing, spaces and quotes stay."""
+    path = path.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return f'"{path}"' if set(path) & set(" \t'\";") else path
 
 
 def _quoted(word: str) -> str:

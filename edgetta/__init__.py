@@ -45,17 +45,20 @@ __all__ = [
     "StepResult",
     "__version__",
     "adapt",
+    "export",
     "load",
     "load_model",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name == "export":  # a package that can be called
+        return importlib.import_module("edgetta.export")
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'edgetta' has no attribute {name!r}")
-    import importlib
-
     return getattr(importlib.import_module(home), name)
 
 

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from edgetta.errors import UsageError
+from edgetta.printable import printable
 from edgetta.storage import storage_error
 
 FORMATS = ("jsonl", "csv")
@@ -194,10 +195,10 @@ class _RowFile:
         if not size:
             return None
         start = max(0, size - _TAIL)
-        whole = os.pread(self._descriptor, size - start, start)
+        whole = _read_at(self._descriptor, start, size - start)
         whole = whole[: whole.rfind(b"\n") + 1]
         header = _csv_line(COLUMNS)
-        own = format != "csv" or os.pread(self._descriptor, len(header), 0) == header
+        own = format != "csv" or _read_at(self._descriptor, 0, len(header)) == header
         last = _last_row(whole, format) if own and (whole or not start) else None
         empty = not start and whole == (header if format == "csv" else b"")
         if last is None and not empty:
@@ -243,6 +244,15 @@ class _RowFile:
             with suppress(OSError):
                 os.ftruncate(self._descriptor, self._end)
                 os.lseek(self._descriptor, self._end, os.SEEK_SET)
+
+
+def _read_at(descriptor: int, place: int, length: int) -> bytes:
+    """Bytes of an open file from a place on."""
+    os.lseek(descriptor, place, os.SEEK_SET)
+    found = b""
+    while len(found) < length and (more := os.read(descriptor, length - len(found))):
+        found += more
+    return found
 
 
 class _StandardOutput:
@@ -292,8 +302,11 @@ def _csv_line(values: Iterable[Any]) -> bytes:
 
 
 def _defused(value: Any) -> Any:
-    """A text that no spreadsheet takes for a formula: an apostrophe before it, as spreadsheets themselves have it."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    """A text that steers no terminal, and that no spreadsheet takes for a formula: an apostrophe is put before it, as
+    spreadsheets themselves have it."""
+    if not isinstance(value, str):
+        return value
+    return f"'{printable(value)}" if value.startswith(_FORMULA) else printable(value)
 
 
 def _last_row(tail: bytes, format: str) -> tuple[int, str] | None:

@@ -81,12 +81,14 @@ def _sign(descriptor: int) -> None:
     words = " ".join([Path(sys.argv[0]).name, *sys.argv[1:2]])
     with suppress(OSError):
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "program": words, "since": since}).encode(), 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.write(descriptor, json.dumps({"pid": os.getpid(), "program": words, "since": since}).encode())
 
 
 def _holder(descriptor: int) -> str:
     try:
-        facts = json.loads(os.pread(descriptor, 4096, 0))
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        facts = json.loads(os.read(descriptor, 4096))
         words = f"process {int(facts['pid'])} ({facts['program']}, since {facts['since']})"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

@@ -16,6 +16,7 @@ from edgetta.adaptation.state import restored_state
 from edgetta.adaptation.step_plan import KEEP, StepPlan
 from edgetta.bundle import Bundle, engine_name, open_engine, processor_engines, read_bundle, self_test
 from edgetta.errors import BundleError, UsageError
+from edgetta.input_range import check_range
 from edgetta.memory.allocator import return_freed_memory
 from edgetta.memory.keep import Keeper, ladder_without_costs, new_images, rehearsing
 from edgetta.memory.kernel_cache import limit_kernel_cache
@@ -180,6 +181,7 @@ class Runtime:
                 f"images have shape {tuple(images.shape)}; this bundle takes float (N, {', '.join(map(str, shape))}) "
                 f"in [0, 1] or uint8 (N, {height}, {width}, {channels})"
             )
+        check_range(array)
         if array.dtype == np.uint8:
             return np.ascontiguousarray(array) * np.float32(1 / 255)
         return np.ascontiguousarray(array, np.float32)

@@ -22,6 +22,7 @@ import numpy as np
 from edgetta.adaptation.normaliser import softmax
 from edgetta.errors import UsageError
 from edgetta.interruption import held
+from edgetta.patient_rows import PatientWriter
 from edgetta.predictions import Prediction, PredictionWriter
 from edgetta.sources import Frame, Skipped, Source
 from edgetta.sources.pictures import images_of
@@ -97,7 +98,7 @@ def run_stream(
     source: Source,
     *,
     batch: int,
-    writer: PredictionWriter | None = None,
+    writer: PredictionWriter | PatientWriter | None = None,
     on_batch: Callable[[BatchReport], None] | None = None,
     limit: int | None = None,
     label_of: Callable[[Frame], int | None] | None = None,
@@ -163,7 +164,7 @@ def run_stream(
     return summary
 
 
-def _pass_over(frames: Iterator[Frame], writer: PredictionWriter) -> int:
+def _pass_over(frames: Iterator[Frame], writer: PredictionWriter | PatientWriter) -> int:
     """Take the frames that have a row, and no more; how many they were."""
     if writer.last_frame is None:
         return 0

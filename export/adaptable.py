@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from edgetta.adaptation.meta_network import MetaSpec
 from edgetta.engines.contract import ProgramSet
 from edgetta.export.batch_norm import Frozen
 from edgetta.segments.graph import Graph
@@ -20,6 +21,7 @@ class AdaptableModel:
     source       the whole unadapted backbone, BatchNorm folded: images -> logits
     cuts         module names after which the backbone was cut
     batch_norm   "adaptive": the frozen BatchNorms take statistics from the stream; "source": they are folded
+    metas        shape and kind of the meta-network of each part
     """
 
     programs: ProgramSet
@@ -27,6 +29,7 @@ class AdaptableModel:
     source: Graph
     cuts: tuple[str, ...]
     batch_norm: Literal["adaptive", "source"] = "adaptive"
+    metas: tuple[MetaSpec, ...] = ()
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

@@ -239,6 +239,42 @@ def leaky_relu(lower: Lowering, fake: Any, x: Activation, slope: float = 0.01) -
     return lower.emit("Add", lower.emit("Mul", x, slope), lower.emit("Mul", lower.emit("Relu", x), 1 - slope))
 
 
+@rule("aten.prelu.default")
+def prelu(lower: Lowering, fake: Any, x: Activation, slopes: Tensor) -> str:
+    if slopes.numel() > 1:
+        column = (1, -1, *([1] * (lower.rank(x) - 2)))
+        slopes = lower.derived(slopes.reshape(column), slopes, "column")
+    line, bend = lower.emit("Mul", x, slopes), lower.derived(1 - slopes.double(), slopes, "bend")
+    return lower.emit("Add", line, lower.emit("Mul", lower.emit("Relu", x), bend))
+
+
+@rule("aten.elu.default")
+def elu(lower: Lowering, fake: Any, x: Activation, alpha: float = 1, scale: float = 1, inner: float = 1) -> str:
+    """scale * (relu(x) + alpha * (exp(inner * min(x, 0)) - 1)), where min(x, 0) = x - relu(x) has slope 1 at 0."""
+    positive = lower.emit("Relu", x)
+    below = lower.emit("Exp", lower.emit("Mul", lower.emit("Sub", x, positive), float(inner)))
+    curve = lower.emit("Mul", lower.emit("Sub", below, 1.0), float(alpha))
+    return lower.emit("Mul", lower.emit("Add", positive, curve), float(scale))
+
+
+@rule("aten.softplus.default")
+def softplus(lower: Lowering, fake: Any, x: Activation, beta: float = 1, threshold: float = 20) -> str:
+    """(r + log(1 + exp(t - 2 r))) / beta with t = beta x and r = relu(t): no overflow, and the slope 1/2 at 0.
+
+    From the threshold on torch takes x itself, which is the same to nine digits.
+    """
+    scaled = lower.emit("Mul", x, float(beta))
+    positive = lower.emit("Relu", scaled)
+    small = lower.emit("Exp", lower.emit("Sub", scaled, lower.emit("Mul", positive, 2.0)))
+    total = lower.emit("Add", positive, lower.emit("Log", lower.emit("Add", small, 1.0)))
+    return lower.emit("Mul", total, 1.0 / float(beta))
+
+
+@rule("aten.mish.default")
+def mish(lower: Lowering, fake: Any, x: Activation) -> str:
+    return lower.emit("Mul", x, lower.emit("Tanh", softplus(lower, fake, x)))
+
+
 @rule("aten._softmax.default", "aten.softmax.int")
 def softmax(lower: Lowering, fake: Any, x: Activation, axis: int, *_: Any) -> str:
     return lower.emit("Softmax", x, axis=axis % lower.rank(x))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from edgetta.export.lowering import RULES, Activation, Lowering, Operand, Rule, rule, shape_of
-from edgetta.segments.graph import BATCH
+from edgetta.segments.graph import BATCH, LARGEST
 
 
 def _binary(op: str) -> Rule:
@@ -85,10 +85,21 @@ for _wanted in (("var",), ("std",), ("var", "mean"), ("std", "mean")):
         RULES[f"aten.{'_'.join(_wanted)}.{_overload}"] = _moments(*_wanted)
 
 
+@rule("aten.linalg_vector_norm.default")
+def vector_norm(
+    lower: Lowering, fake: Any, x: Activation, order: float = 2, axes: Any = None, keepdim: bool = False, **_: Any
+) -> str:
+    """The root's argument stays above 0, so that the gradient of a vector of zeros is 0, as autograd's."""
+    if order != 2:
+        raise ValueError(f"the norm of order {order} is not supported")
+    squares = lower.emit("ReduceSum", lower.emit("Mul", x, x), axes=_axes(lower, x, axes), keepdims=int(keepdim))
+    return lower.emit("Sqrt", lower.emit("Clip", squares, min=1e-30, max=LARGEST))
+
+
 def _axes(lower: Lowering, x: str, axes: Sequence[int] | None) -> list[int]:
     rank = lower.rank(x)
     chosen = sorted(axis % rank for axis in (axes if axes else range(rank)))
-    if BATCH in (lower.builder.shape(x)[axis] for axis in chosen):
+    if any(lower.builder.shape(x)[axis] < 0 for axis in chosen):
         raise ValueError("a mean or sum over the batch is not supported")
     return chosen
 
@@ -159,7 +170,7 @@ def slice_tensor(
     shape = lower.builder.shape(x)
     axis %= len(shape)
     size = shape[axis]
-    if size == BATCH:
+    if size < 0:
         if start in (None, 0) and step == 1 and (end is None or end > 2**31):
             return x
         raise ValueError("slicing the batch is not supported")
@@ -177,7 +188,7 @@ def _take(lower: Lowering, x: str, axis: int, start: int, end: int) -> str:
 def select(lower: Lowering, fake: Any, x: Activation, axis: int, index: int) -> str:
     shape = list(lower.builder.shape(x))
     axis %= len(shape)
-    if shape[axis] == BATCH:
+    if shape[axis] < 0:
         raise ValueError("selecting from the batch is not supported")
     index %= shape[axis]
     return lower.reshape(_take(lower, x, axis, index, index + 1), [*shape[:axis], *shape[axis + 1 :]])
@@ -227,12 +238,17 @@ def expand(lower: Lowering, fake: Any, x: Operand, sizes: Sequence[int], **_: An
         # A learned token, once per image: add it to zeros that carry the batch.
         zero = lower.emit("Mul", _one_per_sample(lower, len(shape)), 0.0)
         return lower.emit("Add", zero, x)
-    ones = torch.ones([1 if size == BATCH else size for size in shape])
+    ones = torch.ones([1 if size < 0 else size for size in shape])
     return lower.emit("Mul", x, ones)
 
 
 def _one_per_sample(lower: Lowering, rank: int) -> str:
-    image = lower.builder.inputs[0]
-    axes = list(range(1, lower.rank(image)))
-    corner = lower.emit("Slice", image, axes=axes, starts=[0] * len(axes), ends=[1] * len(axes), steps=[1] * len(axes))
-    return lower.emit("Reshape", corner, shape=[0] + [1] * (rank - 1))
+    """One number of each image, of the value that was made last: the image itself would be needed up to here, and no
+    place before could be cut."""
+    values = lower.builder.values
+    made = (node.output for node in reversed(lower.builder.nodes))
+    latest = next((n for n in made if values[n].shape[0] == BATCH and values[n].dtype == "float"), "x")
+    axes = list(range(1, lower.rank(latest)))
+    ones = [1] * len(axes)
+    corner = lower.emit("Slice", latest, axes=axes, starts=[0] * len(axes), ends=ones, steps=ones) if axes else latest
+    return lower.emit("Detach", lower.emit("Reshape", corner, shape=[0] + [1] * (rank - 1)))

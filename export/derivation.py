@@ -8,7 +8,7 @@ from torch import Tensor
 
 from edgetta.errors import EdgettaError
 from edgetta.segments.contract import Residual, ResidualKind
-from edgetta.segments.graph import BATCH, Graph, GraphBuilder, Node
+from edgetta.segments.graph import Graph, GraphBuilder, Node, reshaping
 
 
 class DifferentiationError(EdgettaError):
@@ -79,8 +79,7 @@ class Derivation:
     def reshape(self, gradient: str, shape: Sequence[int]) -> str:
         """Give a gradient the forward shape `shape`."""
         source = self.backward.shape(gradient)
-        same = [size == BATCH and i < len(source) and source[i] == BATCH for i, size in enumerate(shape)]
-        return self.backward.emit("Reshape", gradient, shape=[0 if same[i] else size for i, size in enumerate(shape)])
+        return self.backward.emit("Reshape", gradient, shape=reshaping(source, shape))
 
     def unbroadcast(self, gradient: str, name: str) -> str:
         """Sum a gradient over the axes along which the forward value `name` was broadcast."""

@@ -65,7 +65,8 @@ def derive(
     weights = sum(tensor.numel() for tensor in traced.graph.constants.values())
     normalised = any(node.op == "BatchNormalization" for node in traced.graph.nodes)
     metas = _meta_specs(pieces.parts, kernel, weights, normalised, initialisation)
-    return AdaptableModel(derive_programs(settled, metas, seed), settled, source, pieces.names, batch_norm)
+    programs = derive_programs(settled, metas, seed)
+    return AdaptableModel(programs, settled, source, pieces.names, batch_norm, tuple(metas))
 
 
 def _meta_specs(

@@ -7,7 +7,7 @@ import math
 import torch
 
 from edgetta.export.derivation import Derivation, DifferentiationError, rule
-from edgetta.segments.graph import BATCH, Node
+from edgetta.segments.graph import Node
 
 
 @rule("Conv")
@@ -178,14 +178,14 @@ def slice_(d: Derivation, node: Node, gradient: str) -> list[str | None]:
         starts[axis], steps[axis] = start, step
     stepped = [axis for axis, step in enumerate(steps) if step != 1]
     if stepped:
-        if min(steps) < 1 or size[0] != BATCH:
+        if min(steps) < 1 or size[0] >= 0:
             raise DifferentiationError("a slice that runs backwards, or of turned axes, has no gradient rule")
         gradient = _stretch(d, gradient, taken, steps)
         reach = [min(taken[axis] * steps[axis], size[axis] - starts[axis]) for axis in stepped]
         zero = [0] * len(stepped)
         gradient = d.backward.emit("Slice", gradient, axes=stepped, starts=zero, ends=reach, steps=[1] * len(stepped))
     have = d.backward.shape(gradient)
-    ends = [0 if size[i] == BATCH else size[i] - starts[i] - have[i] for i in range(len(size))]
+    ends = [0 if size[i] < 0 else size[i] - starts[i] - have[i] for i in range(len(size))]
     return [d.backward.emit("Pad", gradient, pads=[*starts, *ends], value=0.0)]
 
 

@@ -6,15 +6,17 @@ are names (str) and weights are tensors. It returns the name of the result.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from edgetta.segments.graph import BATCH, GraphBuilder
+from edgetta.segments.graph import BATCH, GraphBuilder, reshaping
 
 Activation = str
 Operand = str | Tensor | float | int
+_MULTIPLE = re.compile(r"(?:(\d+)\*)?[a-z]\w*")  # as torch writes a size that depends on the batch
 
 
 class Lowering:
@@ -51,12 +53,11 @@ class Lowering:
         return self.builder.emit(op, *(self.operand(i) for i in inputs), **attributes)
 
     def reshape(self, x: str, shape: Sequence[int]) -> str:
-        """Reshape to `shape`, in which BATCH may stand once, at any place."""
+        """Reshape to `shape`, in which the batch, or a multiple of it, may stand once, at any place."""
         source = self.builder.shape(x)
         if tuple(shape) == source:
             return x
-        same = [size == BATCH and i < len(source) and source[i] == BATCH for i, size in enumerate(shape)]
-        return self.emit("Reshape", x, shape=[0 if same[i] else size for i, size in enumerate(shape)])
+        return self.emit("Reshape", x, shape=reshaping(source, shape))
 
 
 Rule = Callable[..., Any]
@@ -82,10 +83,17 @@ def pair(value: int | Sequence[int]) -> list[int]:
 
 
 def shape_of(fake: Any) -> list[int]:
-    """The traced result's shape with the batch written as BATCH.
+    """The traced result's shape with the batch written as BATCH, and k times the batch as k times BATCH.
 
-    Raises ValueError where the batch is merged with another dimension.
+    Raises ValueError where the batch is in it in another way.
     """
-    if any(not isinstance(size, int) and not str(size).isidentifier() for size in fake.shape):
-        raise ValueError(f"the batch is merged with another dimension, got {tuple(fake.shape)}")
-    return [int(size) if isinstance(size, int) else BATCH for size in fake.shape]
+    sizes = []
+    for size in fake.shape:
+        found = _MULTIPLE.fullmatch(str(size))
+        if isinstance(size, int):
+            sizes.append(size)
+        elif found is not None:
+            sizes.append(BATCH * int(found[1] or 1))
+        else:
+            raise ValueError(f"a size is neither fixed nor a multiple of the batch, got {tuple(fake.shape)}")
+    return sizes

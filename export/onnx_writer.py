@@ -58,7 +58,9 @@ def to_onnx(graph: Graph, name: str, weights: Path | None = None, opset: int = O
     def info(value_name: str) -> onnx.ValueInfoProto:
         value = graph.values[value_name]
         kind = TensorProto.BOOL if value.dtype == "bool" else TensorProto.FLOAT
-        return helper.make_tensor_value_info(value_name, kind, ["batch" if s == BATCH else s for s in value.shape])
+        return helper.make_tensor_value_info(
+            value_name, kind, ["batch" if s == BATCH else f"batch_{-s}" if s < 0 else s for s in value.shape]
+        )
 
     proto_graph = helper.make_graph(
         [onnx.NodeProto.FromString(node.to_bytes()) for node in model.nodes],

@@ -21,7 +21,7 @@ from edgetta.offline.stage import Accuracies, Stage
 from edgetta.offline.stage_files import StageFiles
 from edgetta.offline.warm_up import WarmUpConfig, accuracy, warm_up
 from edgetta.segments.torch_engine import Program
-from edgetta.sources.labelled import Labelled
+from edgetta.sources.labelled import Labelled, check_classes
 
 STATISTICS_IMAGES = 4096
 """So many source images, drawn at random, are enough for statistics per channel."""
@@ -154,15 +154,11 @@ def check(recipe: Recipe, classes: int, train: Labelled, held_out: Labelled, con
     """Find what would stop `prepare`, before anything long begins.
 
     Raises:
-        UsageError: labels that a model with so many classes does not have, fewer images than a batch, or no warm-up
+        UsageError: classes or labels that a model with so many does not have, fewer images than a batch, or no warm-up
             for meta-networks that are drawn at random.
     """
     for data in (train, held_out):
-        if int(data.labels.max()) >= classes:
-            raise UsageError(
-                f"{data.name} has the label {int(data.labels.max())}, and the model has {classes} classes, from 0; "
-                "give data of its classes, or weights for these"
-            )
+        check_classes(data, classes)
     if config is not None and len(train) < config.batch:
         raise UsageError(
             f"{len(train)} images to train on are fewer than one batch of {config.batch}; give more images, "

@@ -19,7 +19,7 @@ from edgetta.export.whole_network import Layer, WholeNetwork, compose
 from edgetta.segments.graph import Graph, GraphBuilder
 
 BEFORE, SHARE = "before", "share"
-MAPS = ("gain", "offset", "factor", "power")
+MAPS = ("gain", "offset", "factor", "power", "floor")
 """From the mixed moments to the statistics that are used, see `contract.Mixing`."""
 
 
@@ -117,13 +117,14 @@ def _mixed(
     """Mean and variance that a layer normalises with, see `contract.Mixing`."""
     emit, shape = builder.emit, tuple(layer.source_mean.shape)
     before = [mean, builder.input(f"{BEFORE}.variance.{layer.name}", shape)]
-    gain, offset, factor, power = (builder.input(f"{kind}.{layer.name}", shape) for kind in MAPS)
+    gain, offset, factor, power, floor = (builder.input(f"{kind}.{layer.name}", shape) for kind in MAPS)
     mixed = [
         emit("Add", emit("Mul", old, rest), emit("Mul", new, share)) for old, new in zip(before, own, strict=True)
     ]
     apart = emit("Sub", own[0], before[0])
     variance = emit("Add", mixed[1], emit("Mul", emit("Mul", apart, apart), both))
-    return emit("Add", emit("Mul", gain, mixed[0]), offset), emit("Mul", factor, emit("Pow", variance, power))
+    raised = emit("Pow", emit("Add", variance, floor), power)
+    return emit("Add", emit("Mul", gain, mixed[0]), offset), emit("Mul", factor, raised)
 
 
 def _read_only(graph: Graph) -> Graph:

@@ -24,14 +24,19 @@ from edgetta.export.derive import derive
 from edgetta.export.quantise import Ranges, measure_ranges
 from edgetta.export.trace import trace
 from edgetta.models import Model, load_model
-from edgetta.models.architectures import ARCHITECTURES
 from edgetta.offline.network import Network
+from edgetta.sources.resize import Interpolation, Policy
 
 DEFAULT_PARTS = 4
 """Parts of a network for which no paper says a number."""
 
 # What `load_model` takes by name and does not hand on.
-_OWN_FIELDS = frozenset({"spec", "weights", "num_classes", "width", "input_shape", "mean", "std"})
+_OWN_FIELDS = frozenset(
+    {
+        *("spec", "weights", "num_classes", "width", "input_shape", "mean", "std"),
+        *("resize", "short_side", "interpolation", "fill"),
+    }
+)
 
 CutOrigin = Literal["given", "published", "inferred", "by stages", "automatic"]
 
@@ -47,6 +52,11 @@ class Recipe:
     input_shape: tuple[int, int, int] | None = None  # channels, height, width
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    resize: Policy | None = None  # how pictures become the input; None: as published
+    short_side: int | None = None  # of a picture before its centre is cut out
+    interpolation: Interpolation | None = None
+    fill: tuple[int, int, int] | None = None  # of the borders of `pad`
+    random_weights: bool = False  # go on where nobody gave trained ones
     options: Mapping[str, Any] = field(default_factory=dict)  # for the library or function that builds the model
     parts: int | None = None  # None: the network's published number, else `DEFAULT_PARTS` or what it has
     cuts: tuple[str, ...] | None = None  # module names, the stem's end first; None: published, else automatic
@@ -110,8 +120,39 @@ def load(recipe: Recipe) -> Model:
             input_shape=recipe.input_shape,
             mean=recipe.mean,
             std=recipe.std,
+            resize=recipe.resize,
+            short_side=recipe.short_side,
+            interpolation=recipe.interpolation,
+            fill=recipe.fill,
             **recipe.options,
         )
+
+
+def load_trained(recipe: Recipe) -> Model:
+    """`load`, but weights that nobody gave are refused, unless the recipe says `random_weights`.
+
+    A function in a file is called twice, with other random numbers: what then differs was not loaded. The model's
+    `origin` is None where weights are random.
+
+    Raises:
+        UsageError: random weights.
+    """
+    model = load(recipe)
+    if recipe.weights is None and ".py:" in recipe.model:
+        first, second = model.module.state_dict(), load(replace(recipe, seed=recipe.seed + 1)).module.state_dict()
+        drawn = [name for name, tensor in first.items() if not _same(tensor, second.get(name, tensor))]
+        if drawn:
+            remedy = f"{drawn[0]} is another one at each call; load trained ones there, or give them with --weights"
+            model = replace(model, origin=None, remedy=remedy)
+    if model.origin is None and not recipe.random_weights:
+        raise UsageError(
+            f"{recipe.model} has random weights: {model.remedy} (or say --random-weights, where they are wanted)"
+        )
+    return model
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())  # NaN is NaN
 
 
 def derive_recipe(recipe: Recipe, model: Model | None = None, calibration: Iterable[Tensor] | None = None) -> Derived:
@@ -166,8 +207,3 @@ def _automatic_cuts(model: Model) -> tuple[str, ...]:
         with suppress(UsageError):
             return automatic_cuts(traced, parts)
     return automatic_cuts(traced, 1)
-
-
-def has_given_weights(recipe: Recipe) -> bool:
-    """Whether the weights come from somewhere, as a recipe can tell; built-in networks have none of their own."""
-    return recipe.weights is not None or recipe.model not in ARCHITECTURES

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from edgetta.errors import EdgettaError, UsageError, one_line
-from edgetta.export import aten, aten_pooling, aten_shapes  # noqa: F401 (they register their rules)
+from edgetta.export import aten, aten_pooling, aten_resampling, aten_shapes  # noqa: F401 (they register their rules)
 from edgetta.export.lowering import RULES, Lowering
 from edgetta.export.regions import has_regions, put_in_line
 from edgetta.models.exported import quiet_export

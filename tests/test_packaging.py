@@ -108,7 +108,7 @@ def test_type_checker_resolves_the_folders(site: Path, tmp_path: Path) -> None:
     user = tmp_path / "user.py"
     user.write_text(
         "import edgetta\nfrom edgetta.export.onnx_writer import OPSET\n"
-        "from edgetta.bench.datasets import data_folder\n"
+        "from edgetta.sources.datasets import data_folder\n"
         "from edgetta.devices.report import Report\nnumber: int = OPSET\nwrong: str = OPSET\n"
         "names = (edgetta.load, data_folder, Report)\n"
     )

@@ -15,6 +15,7 @@ import pytest
 
 from edgetta.errors import EdgettaError, UsageError
 from edgetta.predictions import COLUMNS, Prediction, PredictionWriter, open_writer
+from edgetta.printable import printable
 from edgetta.storage import StorageError
 
 ROWS = [
@@ -255,7 +256,7 @@ def test_cells_are_no_formulas(tmp_path: Path) -> None:
     with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     for cell, row in zip(cells, rows, strict=True):
-        assert row["frame"] == row["class"] == (cell if cell == "a=b" else f"'{cell}")
+        assert row["frame"] == row["class"] == (cell if cell == "a=b" else f"'{printable(cell)}")
     with open_writer(tmp_path / "out.jsonl") as writer:
         writer.write(Prediction(i, cell, cell, 1.0, 0.0, False) for i, cell in enumerate(cells))
     assert [row["class"] for row in rows_of(tmp_path / "out.jsonl")] == cells

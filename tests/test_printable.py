@@ -18,6 +18,7 @@ def test_escapes_are_shown() -> None:
     assert printable("größe 猫") == "größe 猫"
     assert printable(EVIL) == "\\x1b]0;owned\\x07\\x1b[2J\\x9b31m\\u202ecod.exe\\r"
     assert printable("\udcff") == "\\udcff"
+    assert printable("São\u00a0Paulo\n") == "São\u00a0Paulo\\n"
 
 
 def test_whatever_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

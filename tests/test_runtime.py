@@ -205,7 +205,7 @@ def _fill(arrays: dict[str, Any], prefix: str, value: float) -> None:
         (_changed(lambda arrays, info: arrays.update(counters=-arrays["counters"] - 1)), "counters are out of range"),
         (
             _changed(lambda arrays, info: _fill(arrays, "parameters", float("nan"))),
-            "holds values that are not finite .*; delete it and start from the bundle",
+            "holds values that are not finite; delete it and start from the bundle",
         ),
         (_changed(lambda arrays, info: _fill(arrays, "parameters", 1e20)), "beyond any that a network"),
         (_changed(lambda arrays, info: _fill(arrays, "momentum", 1e20)), "beyond any that a network"),

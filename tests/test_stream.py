@@ -17,12 +17,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgetta.segmented.adapter import AdaptConfig, StepResult
 from edgetta.bundle import read_bundle
 from edgetta.errors import EdgettaError, UsageError
 from edgetta.memory.accuracy_costs import AccuracyCosts
 from edgetta.predictions import open_writer
 from edgetta.runtime import Runtime
+from edgetta.segmented.adapter import AdaptConfig, StepResult
 from edgetta.sources import Frame, FrameSource, Skipped, open_source
 from edgetta.stream import RECENT, BatchReport, Summary, run_stream
 from tests.small_bundle import NAMES, whole_bundle

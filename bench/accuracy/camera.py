@@ -15,7 +15,7 @@ from edgetta.bench.accuracy.images import CLEAN
 from edgetta.bench.accuracy.orders import AFTER, BEFORE, PLAIN, degenerate, starts, streams
 from edgetta.bench.accuracy.streams import as_tensor
 from edgetta.bench.baselines import Method
-from edgetta.bench.corruption import CORRUPTIONS
+from edgetta.corruption import CORRUPTIONS
 
 FIRST, LONG, STARTS = 32, 320, 4  # frames after degenerate ones; how often their beginning is measured
 BY_IMAGE = ("note", "rotta")  # predict image by image, learn every so many images: the same at every batch up to it
@@ -64,6 +64,7 @@ class Camera:
 
     def __init__(self, network: Network, corruptions: Sequence[str] = CORRUPTIONS, before: int = BEFORE) -> None:
         self.network, self.corruptions, self.before = network, corruptions, before
+        self._each: dict[tuple[str, int], np.ndarray] = {}  # of the one method that predicts each image for itself
         self._fresh: tuple[tuple[str, int], dict[tuple[str, int], list[np.ndarray]]] = (("", 0), {})
 
     def rows(self, work: Work, done: Sequence[Row] = ()) -> Iterator[Row]:
@@ -81,13 +82,13 @@ class Camera:
         for kind, severity in wanted:
             images = self.network.pool.images(kind, severity)
             source = self.network.source_predictions(kind, severity) != labels
-            wrong = source
             began = time.perf_counter()
             if work.method != "source":
                 method = method or self.network.method(work.method)
                 if _alone(work):  # each image is predicted for itself, so the order changes nothing
-                    wrong = run(method, images, np.arange(len(labels)), work.batch) != labels
-                    found = [wrong[rows] for rows in orders]
+                    if (kind, severity) not in self._each:
+                        self._each[kind, severity] = run(method, images, np.arange(len(labels)), work.batch) != labels
+                    found = [self._each[kind, severity][rows] for rows in orders]
                 else:
                     found = []
                     for rows in orders:

@@ -44,11 +44,13 @@ def run_camera(
     end: float | None = None,
     again: bool = False,
     before: int = BEFORE,
+    severities: Sequence[int] = (),
 ) -> list[Row]:
     """Run what the result file does not hold yet, write it, and print the summary of all that it holds.
 
     Rows of a cell that was measured on fewer images give way to those of more. `again` drops the rows of the chosen
-    methods first. Raises `UsageError` for a file of another bench, or what does not exist.
+    methods first. `severities` are those of the network where none is given. Raises `UsageError` for a file of
+    another bench, or what does not exist.
     """
     check(orders, methods)
     settings = {**SETTINGS, "before": before}
@@ -56,6 +58,7 @@ def run_camera(
     if again:
         chosen = set(methods)
         rows = [row for row in rows if row["method"] not in chosen or row["network"] not in models]
+    found = {_cell(row): row for row in rows}
     planned = [
         Work(model, order, batch, seed, method, images)
         for seed in seeds
@@ -70,29 +73,29 @@ def run_camera(
         with progress_bar("cells", unit="orders") as update:
             for position, work in enumerate(planned):
                 update(position, len(planned), f"{work.network}, {work.method}, {work.order}, batch {work.batch}")
-                held = network(work.network, cache, images, work.seed)
-                same = [row for row in rows if all(row[name] == value for name, value in work.key().items())]
+                held = network(work.network, cache, images, work.seed, tuple(severities))
+                key = work.key().items()
+                same = [row for row in found.values() if all(row[name] == value for name, value in key)]
                 done = [row for row in same if row["images"] >= images]
                 if not done:
-                    done = work.known(rows)
-                    rows = [*(row for row in rows if not any(_replaces(new, row) for new in done)), *done]
+                    done = work.known(list(found.values()))
+                    found |= {_cell(row): row for row in done}
                 wanted = len(conditions(work.order, held.severities, corruptions))
                 if len({(row["corruption"], row["severity"]) for row in done}) >= wanted:
                     continue
-                key = work.network, work.seed
-                camera = cameras.setdefault(key, Camera(held, corruptions, before))
+                camera = cameras.setdefault((work.network, work.seed), Camera(held, corruptions, before))
                 for row in camera.rows(work, done):
-                    rows = [*(other for other in rows if not _replaces(row, other)), row]
+                    found[_cell(row)] = row
                     if path is not None and time.monotonic() - written > WRITE_AFTER:
-                        write(path, rows, settings)
+                        write(path, list(found.values()), settings)
                         written = time.monotonic()
                     if end is not None and time.monotonic() > end:
-                        return rows
+                        return list(found.values())
     finally:
-        if path is not None and rows:
-            write(path, rows, settings)
-        show(rows)
-    return rows
+        if path is not None and found:
+            write(path, list(found.values()), settings)
+        show(list(found.values()))
+    return list(found.values())
 
 
 def check(orders: Sequence[str], methods: Sequence[str]) -> None:
@@ -148,8 +151,7 @@ def show(rows: Sequence[Row]) -> None:
                 print_line(f"  {state:7s} {goal.what}: {goal.found}")
 
 
-def _replaces(row: Row, other: Row) -> bool:
-    """Whether two rows are of the same cell."""
+def _cell(row: Row) -> tuple[Any, ...]:
+    """What rows of the same cell have in common."""
     names = ("order", "batch", "corruption", "severity", "seed", "network", "method")
-    same = all(row[name] == other[name] for name in names)
-    return same and ("starts" not in row or (row["starts"] > 1) == (other["starts"] > 1))
+    return *(row[name] for name in names), row.get("starts", 0) > 1

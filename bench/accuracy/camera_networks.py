@@ -27,10 +27,10 @@ from edgetta.bench.accuracy.deployed import Deployed, export
 from edgetta.bench.accuracy.images import CLEAN, ImageCache
 from edgetta.bench.accuracy.streams import as_tensor
 from edgetta.bench.baselines import BatchNormStatistics, Delta, Method, Note, Rotta, Source, UnmixTns
-from edgetta.bench.corruption import corrupt
-from edgetta.bench.datasets import Images, cifar10_lossless, cifar10c_lossless, data_folder, imagenet1000
+from edgetta.corruption import corrupt
 from edgetta.errors import UsageError
 from edgetta.models import load_model
+from edgetta.sources.datasets import Images, cifar10_lossless, cifar10c_lossless, data_folder, imagenet1000
 from edgetta.storage import atomic_write_bytes
 
 METHODS = ("source", "batch_norm_statistics", "note", "rotta", "unmix_tns", "delta", "edgetta_off", "edgetta")
@@ -209,14 +209,19 @@ class Network:
 
 
 @cache
-def network(name: str, images: ImageCache, count: int, seed: int) -> Network:
-    """A network of the data folder and `count` images that it meets. Raises `UsageError` for an unknown one."""
+def network(name: str, images: ImageCache, count: int, seed: int, severities: tuple[int, ...] = ()) -> Network:
+    """A network of the data folder and `count` images that it meets, at its own severities where none is given.
+
+    Raises `UsageError` for an unknown one.
+    """
     known = architecture(name)
     if known.startswith("mobilenet"):
-        return Network(name, Photographs(images, min(count, PHOTOGRAPHS), seed, int(known[-3:])), seed, (3, 4))
+        return Network(
+            name, Photographs(images, min(count, PHOTOGRAPHS), seed, int(known[-3:])), seed, severities or (3, 4)
+        )
     if name.startswith("akamaster"):
-        return Network(name, Lossless(min(count, LOSSLESS), seed), seed, (5,))
-    return Network(name, JpegCopy(images, count, seed), seed, (5, 3))
+        return Network(name, Lossless(min(count, LOSSLESS), seed), seed, severities or (5,))
+    return Network(name, JpegCopy(images, count, seed), seed, severities or (5, 3))
 
 
 def architecture(name: str) -> str:

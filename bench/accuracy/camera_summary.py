@@ -11,11 +11,11 @@ from typing import Any
 from edgetta.bench.accuracy.camera import FIRST
 from edgetta.bench.accuracy.camera_networks import BASELINES, METHODS
 from edgetta.bench.accuracy.images import CLEAN
-from edgetta.bench.accuracy.orders import AFTER, ORDERS
+from edgetta.bench.accuracy.orders import AFTER, ORDERS, SHUFFLED
 
 Row = Mapping[str, Any]
-SHUFFLED, MAIN_SEVERITY = "iid", 5
-STEADY = ("iid", "runs", "sorted")  # orders that show every class
+MAIN_SEVERITY = 5
+STEADY = (SHUFFLED, "runs", "sorted")  # orders that show every class
 NARROW = ("one-class", "still")
 
 
@@ -52,7 +52,13 @@ class Mean:
     error: float
     excess: float  # points above the source: comparable where methods met different numbers of images
     clean: float  # error on clean images; nan where it was not measured
-    corruptions: frozenset[str]
+    by_corruption: Mapping[str, tuple[float, float]]  # error and excess
+
+    def of(self, corruptions: Iterable[str]) -> Mean:
+        """The mean over these alone."""
+        chosen = {kind: self.by_corruption[kind] for kind in sorted(corruptions)}
+        error, excess = (fmean(values) for values in zip(*chosen.values(), strict=True))
+        return Mean(error, excess, self.clean, chosen)
 
     def __str__(self) -> str:
         return f"{self.error:.1f} ({self.clean:.1f})"
@@ -118,7 +124,7 @@ def means(found: Sequence[Cell]) -> Means:
                 fmean(cell.error for cell in same),
                 fmean(cell.excess for cell in same),
                 clean.get(alone, math.nan),
-                frozenset(cell.corruption for cell in same),
+                {cell.corruption: (cell.error, cell.excess) for cell in same},
             )
     return result
 
@@ -183,31 +189,29 @@ def _clean(ours: Iterable[Cell], orders: Sequence[str]) -> Found:
 
 def _against_iid(average: Means, method: str) -> Found:
     for (network, severity, order, batch, frames), methods in average.items():
-        shuffled = average.get((network, severity, SHUFFLED, batch, frames), {}).get(method)
-        ours = methods.get(method)
-        if order in ("runs", "sorted") and _small(network, severity) and _comparable(ours, shuffled):
-            assert ours is not None and shuffled is not None
-            where = f"{order}, batch {batch}, {network}: {ours.error:.1f}, iid {shuffled.error:.1f}"
-            yield ours.error - shuffled.error, where
+        shuffled = average.get((network, severity, SHUFFLED, batch, frames), {})
+        if order in ("runs", "sorted") and _small(network, severity):
+            for ours, iid in _pairs(methods.get(method), shuffled.get(method)):
+                where = f"{order}, batch {batch}, {network}: {ours.error:.1f}, iid {iid.error:.1f}"
+                yield ours.error - iid.error, where
 
 
 def _against(average: Means, method: str, others: Sequence[str], orders: Sequence[str]) -> Found:
     for (network, severity, order, batch, frames), methods in average.items():
-        if order not in orders or not _small(network, severity):
-            continue
-        ours = methods.get(method)
-        for name in others:
-            other = methods.get(name)
-            if _comparable(ours, other):
-                assert ours is not None and other is not None
-                shown = f"{order}, {frames}" if frames else order
-                where = f"{shown}, batch {batch}, {network}: {ours.error:.1f}, {name} {other.error:.1f}"
-                yield ours.excess - other.excess, where
+        if order in orders and _small(network, severity):
+            for name in others:
+                for ours, other in _pairs(methods.get(method), methods.get(name)):
+                    shown = f"{order}, {frames}" if frames else order
+                    where = f"{shown}, batch {batch}, {network}: {ours.error:.1f}, {name} {other.error:.1f}"
+                    yield ours.excess - other.excess, where
 
 
-def _comparable(one: Mean | None, other: Mean | None) -> bool:
-    """Whether both were measured, and under the same corruptions."""
-    return one is not None and other is not None and one.corruptions == other.corruptions
+def _pairs(one: Mean | None, other: Mean | None) -> Iterator[tuple[Mean, Mean]]:
+    """Both, over the corruptions that both met; nothing where one was not measured."""
+    if one is not None and other is not None:
+        common = one.by_corruption.keys() & other.by_corruption.keys()
+        if common:
+            yield one.of(common), other.of(common)
 
 
 def _after(ours: Iterable[Cell]) -> Found:

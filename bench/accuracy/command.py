@@ -41,6 +41,9 @@ JPEG_MODEL = "akamaster_resnet20"  # of lossless images; meets their JPEG copies
 @click.option("--estimate", is_flag=True, help="How far edgetta's estimate of its error without labels is from it.")
 @click.option("--tuning", type=click.Path(path_type=Path, exists=True), help="What --tune wrote: settings to use.")
 @click.option("--corruptions", default="all", show_default=True, help="Of --stream: by name, comma-separated; or all.")
+@click.option(
+    "--severities", help="Of --stream: comma-separated; default 5 and for some orders 3, photographs 3 and 4."
+)
 @click.option("--again", is_flag=True, help="Of --stream: measure the chosen methods anew where the file has them.")
 @click.option("--cache", type=click.Path(path_type=Path), help="Keeps corrupted images; default: the cache folder.")
 @click.option("--json", "path", type=click.Path(path_type=Path), help="Write the result file here; continues one.")
@@ -67,6 +70,7 @@ def command(
     estimate: bool,
     tuning: Path | None,
     corruptions: str,
+    severities: str | None,
     again: bool,
     cache: Path | None,
     path: Path | None,
@@ -92,7 +96,7 @@ def command(
     store = ImageCache(cache or default_cache())
     end = None if minutes is None else time.monotonic() + 60 * minutes
     if orders is not None:
-        _camera(orders, methods, model, sizes, numbers, images, corruptions, store, path, end, again)
+        _camera(orders, methods, model, sizes, numbers, images, corruptions, severities, store, path, end, again)
         return
     names = _chosen("--methods", methods, tuple(METHODS))
 
@@ -130,6 +134,7 @@ def _camera(
     seeds: list[int],
     images: int,
     corruptions: str,
+    severities: str | None,
     store: Any,
     path: Path | None,
     end: float | None,
@@ -138,11 +143,13 @@ def _camera(
     from edgetta.bench.accuracy.camera_command import run_camera
     from edgetta.bench.accuracy.camera_networks import METHODS
     from edgetta.bench.accuracy.orders import ORDERS
-    from edgetta.bench.corruption import CORRUPTIONS
+    from edgetta.corruption import CORRUPTIONS
 
     chosen = _chosen("--stream", orders, ORDERS), _chosen("--methods", methods, METHODS)
     kinds = _chosen("--corruptions", corruptions, CORRUPTIONS)
-    run_camera(*chosen, model.split(","), sizes, seeds, images, kinds, store, path, end, again)
+    levels = [] if severities is None else _numbers("--severities", severities, 1)
+    models = model.split(",")
+    run_camera(*chosen, models, sizes, seeds, images, kinds, store, path, end, again, severities=levels)
 
 
 def _tune(

@@ -18,7 +18,7 @@ from edgetta.bench.accuracy.images import ImageCache
 from edgetta.bench.accuracy.methods import SourceModel, make
 from edgetta.bench.accuracy.streams import Batch, StreamSpec, batches
 from edgetta.bench.baselines import Method
-from edgetta.bench.corruption import EXTRA_CORRUPTIONS
+from edgetta.corruption import EXTRA_CORRUPTIONS
 
 CALIBRATION_IMAGES = 256
 """Under each corruption, as `edgetta prepare` has it by default."""

@@ -11,8 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from edgetta.bench.corruption import corrupt
-from edgetta.bench.datasets import Images, cifar10_jpeg
+from edgetta.corruption import corrupt
+from edgetta.sources.datasets import Images, cifar10_jpeg
 from edgetta.storage import atomic_write_bytes
 
 Split = Literal["train", "test"]

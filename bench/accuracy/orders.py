@@ -25,7 +25,8 @@ from edgetta.errors import UsageError
 
 SCENES, HELD = 12, 40  # of `still`
 BEFORE = 1500  # degenerate frames
-PLAIN = ("iid", "runs", "sorted", "one-class", "two-classes", "still")
+SHUFFLED = "iid"
+PLAIN = (SHUFFLED, "runs", "sorted", "one-class", "two-classes", "still")
 AFTER = ("after-black", "after-still", "after-one-class", "after-noise")
 ORDERS = (*PLAIN, *AFTER)
 

@@ -20,7 +20,7 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingDependencyError("the plot needs matplotlib; pip install 'edgetta[bench]'") from error
+        raise MissingDependencyError("the plot needs matplotlib; pip install 'edgetta[offline]'") from error
     panels = groups(rows)
     figure = Figure(figsize=(10, 3.4 * max(1, len(panels))), layout="constrained")
     axes = figure.subplots(max(1, len(panels)), 1, squeeze=False)[:, 0]

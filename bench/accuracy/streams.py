@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from edgetta.bench.accuracy.images import CLEAN, COUNTS, ImageCache, Split
-from edgetta.bench.corruption import CORRUPTIONS
-from edgetta.bench.datasets import Images
+from edgetta.corruption import CORRUPTIONS
 from edgetta.errors import UsageError
+from edgetta.sources.datasets import Images
 
 STREAMS = ("continual", "gradual", "mixed", "correlated", "recurring", "alternating", "jpeg-shift")
 SEVERITIES = (1, 2, 3, 4, 5, 4, 3, 2, 1)  # of `gradual`

@@ -12,7 +12,7 @@ from edgetta.bench.accuracy.images import ImageCache
 from edgetta.bench.accuracy.methods import METHODS, VARIANTS, Settings, SourceModel, make
 from edgetta.bench.accuracy.score import score
 from edgetta.bench.accuracy.streams import StreamSpec
-from edgetta.bench.corruption import EXTRA_CORRUPTIONS
+from edgetta.corruption import EXTRA_CORRUPTIONS
 
 SEED = 100
 Rows = list[dict[str, Any]]

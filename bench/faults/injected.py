@@ -72,8 +72,8 @@ def faults(bench: Bench) -> Iterator[dict[str, Any]]:
         ("disk full while it saves", lambda b, p: _disk(b, p, errno.ENOSPC, 3)),
         ("disk read-only while it saves", lambda b, p: _disk(b, p, errno.EROFS, 3)),
         ("foreign error in a step", lambda b, p: _in_a_step(b, p, RuntimeError("foreign"), 70)),
-        ("want of memory in a step", lambda b, p: _in_a_step(b, p, MemoryError(), 1)),
-        ("want of memory in a backward", _in_a_backward),
+        ("want of memory outside of an update", lambda b, p: _in_a_step(b, p, MemoryError(), 1)),
+        ("want of memory in an update", _in_an_update),
         *((f"signal {name}", _signalled(name)) for name in SIGNALS),
         ("standard output closed", _closed),
         ("a second process on the state", _second),
@@ -153,20 +153,21 @@ def _in_a_step(bench: Bench, place: Path, error: BaseException, expected: int) -
     return code == expected and whole and again == 0 and _rows(place) == FRAMES, said.splitlines()[-1]
 
 
-def _in_a_backward(bench: Bench, place: Path) -> tuple[bool, str]:
-    from edgetta.adaptation.network import AdaptiveNetwork
+def _in_an_update(bench: Bench, place: Path) -> tuple[bool, str]:
+    """The step is undone, its images are predicted all the same, and the next ones learn."""
+    from edgetta.adaptation.adapter import Adapter
 
-    backward, calls = AdaptiveNetwork.backward, [0]
+    step, calls = Adapter.step, [0]
 
-    def scarce(*arguments: Any, **options: Any) -> None:
+    def scarce(self: Adapter, *arguments: Any, **options: Any) -> Any:
         calls[0] += 1
-        if calls[0] == 1:
+        if calls[0] == 2:
             raise MemoryError
-        backward(*arguments, **options)
+        return step(self, *arguments, **options)
 
-    with mock.patch.object(AdaptiveNetwork, "backward", scarce):
-        code, said = bench.run(place, "--window", BATCH, "--small-batch", 1, "--when", "always")
-    return code == 0 and _rows(place) == FRAMES and _steps(place) == FRAMES // BATCH and calls[0] > 1, said
+    with mock.patch.object(Adapter, "step", scarce):
+        code, said = bench.run(place)
+    return code == 0 and _rows(place) == FRAMES and calls[0] >= FRAMES // BATCH, said
 
 
 def _signalled(name: str) -> Callable[[Bench, Path], tuple[bool, str]]:

@@ -92,6 +92,7 @@ def kill_runs(
     command = [sys.executable, "-m", "edgetta", "run", str(bundle), str(frames), "-o", str(out), "--state", str(state)]
     command += ["--resume", "--batch", "1", "--save-every", "5", "--engine", "torch", "--quiet"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    behind = 0
     while found.kills < count:
         rows = _rows(out)[0]
         process = subprocess.Popen(command, env=environment)
@@ -104,11 +105,15 @@ def kill_runs(
         if ended:
             _check_rows(out, found, frames)
             out.unlink(missing_ok=True)
+            for path in StateFile(state).generations:
+                path.unlink(missing_ok=True)
+            behind = 0
             continue
         found.kills += 1
         step, (rows, broken) = _known(folder, "steps"), _rows(out)
         found.states_lost += step is None and rows >= 10
-        found.max_steps_lost = max(found.max_steps_lost, rows - (step or 0))
+        found.max_steps_lost = max(found.max_steps_lost, rows - (step or 0) - behind)
+        behind = rows - (step or 0)  # the state knows of so many rows less; the next start adds to that
         found.rows_broken += broken
         progress(found.kills)
     subprocess.run(command, env=environment, check=True)

@@ -9,11 +9,15 @@ import sys
 import tempfile
 import threading
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
+
+EVERY = 500
+"""Inputs after which the result file is written anew: a bench that is ended early has counted what it read."""
 
 SAMPLES = 20
 """Failures that the result file describes."""
@@ -90,10 +94,16 @@ def command(inputs: int, seed: int, bundle: Path | None, path: Path | None) -> N
     with tempfile.TemporaryDirectory(prefix="edgetta-fuzz-") as folder:
         place = bundle or small_bundle(Path(folder) / "small")
         with progress_bar("reading", inputs, unit="inputs") as update:
-            tally = fuzz(place, Path(folder), settings, lambda done: update(done))
+
+            def watch(done: int, tally: Tally) -> None:
+                update(done)
+                if path is not None and (done % EVERY == 0 or done == inputs):
+                    facts = {"kinds": dict(tally.kinds), "samples": tally.samples}
+                    write_results(path, [tally.row()], asdict(settings), facts)
+
+            tally = fuzz(place, Path(folder), settings, watch)
     print_facts([*tally.row().items(), ("by kind", ", ".join(f"{k} {n:,}" for k, n in tally.kinds.items()))])
     if path is not None:
-        write_results(path, [tally.row()], asdict(settings), {"kinds": dict(tally.kinds), "samples": tally.samples})
         click.echo(f"wrote {path}")
     if tally.failures:
         raise EdgettaError(f"{tally.failures} inputs did what none may do: {json.dumps(tally.samples[:2])}")
@@ -103,24 +113,26 @@ def small_bundle(path: Path) -> Path:
     """A bundle of a small network with seeded weights, as the exporter writes it."""
     import torch
 
-    from edgetta.adaptation.adapter import AdaptConfig
-    from edgetta.adaptation.model import build
-    from edgetta.export.bundle_writer import write_bundle
+    from edgetta.adaptation.config import AdaptConfig
+    from edgetta.export.bundle_writer import Shipment, write_bundle
+    from edgetta.export.content import measure_content
     from edgetta.export.derive import derive
     from edgetta.models.resnet8 import ResNet8
-    from edgetta.offline.source_statistics import set_source_statistics
-    from edgetta.segments.torch_engine import TorchSegment
+    from edgetta.offline.network import Network
+    from edgetta.offline.source_statistics import synthetic_images, with_source_statistics
 
     torch.manual_seed(0)
     module = ResNet8(num_classes=5, width=0.5)
     model = derive(module.eval(), (3, 16, 16), ("layer1", "layer2", "layer3"))
-    network = build(model, lambda _, graphs, mode: TorchSegment(graphs, mode))
-    set_source_statistics(network, None, model.input_shape)
-    write_bundle(path, model, network, name="small", config=AdaptConfig(), classes=[f"class {k}" for k in range(5)])
+    programs = with_source_statistics(Network(model.programs), None).programs
+    shipment = Shipment(programs, model.cuts, content=measure_content(programs, synthetic_images(model.input_shape)))
+    write_bundle(path, shipment, name="small", config=AdaptConfig(), classes=[f"class {k}" for k in range(5)])
     return path
 
 
-def fuzz(bundle: Path, folder: Path, settings: Settings, progress: Any = lambda done: None) -> Tally:
+def fuzz(
+    bundle: Path, folder: Path, settings: Settings, progress: Callable[[int, Tally], object] = lambda done, tally: None
+) -> Tally:
     """Read the inputs, in as many processes one after another as it takes."""
     tally, number = Tally(), 0
     (folder / "work").mkdir()
@@ -129,7 +141,9 @@ def fuzz(bundle: Path, folder: Path, settings: Settings, progress: Any = lambda 
     return tally
 
 
-def _one_process(bundle: Path, folder: Path, settings: Settings, first: int, tally: Tally, progress: Any) -> int:
+def _one_process(
+    bundle: Path, folder: Path, settings: Settings, first: int, tally: Tally, progress: Callable[[int, Tally], object]
+) -> int:
     """Read inputs until the end, or until the process fails at one. Returns the number to go on with."""
     arguments = [str(bundle), str(folder), str(settings.seed), str(first), str(settings.inputs), str(settings.bytes)]
     process = subprocess.Popen(
@@ -155,7 +169,7 @@ def _one_process(bundle: Path, folder: Path, settings: Settings, first: int, tal
             if "outcome" in facts:
                 tally.note(number, facts)
                 number += 1
-                progress(number)
+                progress(number, tally)
             begun = begun or "number" in facts
     finally:
         process.kill()

@@ -12,15 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgetta.bench.fuzzing.mutations import mutated, mutated_bytes, mutated_json
-from edgetta.bundle import Bundle, build_network, read_bundle, self_test
+from edgetta.bundle import read_bundle
 from edgetta.bundle.files import BundleFiles, open_bundle
-from edgetta.bundle.graphs import read_segment, read_source, read_tensors
 from edgetta.bundle.malformed import malformed
 from edgetta.bundle.manifest import MANIFEST, FileEntry, parse_manifest, seal
-from edgetta.bundle.program_files import read_programs
-from edgetta.bundle.reading import check_onnx_files
-from edgetta.bundle.reference import read_reference
-from edgetta.segments.contract import SegmentGraphs
+from edgetta.bundle.reading import assembled
+from edgetta.runtime import Runtime
 from edgetta.state_files import Contents, decode, encode
 
 KINDS = {".json": "json", ".safetensors": "tensors", ".onnx": "onnx", ".npz": "bytes"}
@@ -84,27 +81,11 @@ class Targets:
         path.write_bytes(data)
         try:
             with malformed(self.folder):
-                self._readers(files, name)
+                bundle = assembled(files)
+                if name == manifest.reference:
+                    bundle.reference()
         finally:
             path.write_bytes(self.content[name])
-
-    def _readers(self, files: BundleFiles, name: str) -> None:
-        manifest, model = files.manifest, self.bundle.model
-        if name == manifest.reference:
-            read_reference(files, model)
-        elif name == manifest.meta_tensors:
-            read_tensors(files, name)
-        elif name.startswith("programs/"):
-            read_programs(files, manifest.programs, manifest.input_shape, manifest.classes)
-        else:
-            for entry in (*manifest.segments, manifest.source):
-                if name not in (entry.graphs, entry.tensors, *entry.onnx.values()):
-                    continue
-                if entry.name == "source":
-                    graphs = SegmentGraphs(read_source(files, entry), None, None)
-                else:
-                    graphs = read_segment(files, entry)
-                check_onnx_files(files, entry, graphs)
 
     def _manifest(self, rolled: random.Random) -> bytes:
         if rolled.random() < 0.2:
@@ -141,7 +122,9 @@ class Targets:
         (self.folder / name).write_bytes(data)
         (self.folder / MANIFEST).write_bytes(seal(manifest))
         try:
-            _try_out(read_bundle(self.folder))
+            bundle = read_bundle(self.folder)
+            for engine in ("torch", "onnxruntime"):
+                Runtime(bundle, engine)
         finally:
             (self.folder / name).write_bytes(self.content[name])
             (self.folder / MANIFEST).write_bytes(self.files.raw)
@@ -159,11 +142,6 @@ class Noting(BundleFiles):
         noted, targets = self._noted  # type: ignore[attr-defined]
         targets.reached = targets.reached or name == noted
         return data
-
-
-def _try_out(bundle: Bundle) -> None:
-    for engine in ("torch", "onnxruntime"):
-        self_test(bundle, build_network(bundle, engine))
 
 
 def _zip(content: dict[str, bytes], manifest: bytes) -> bytes:

@@ -10,6 +10,7 @@ import json
 import resource
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,11 @@ def main(bundle: str, folder: str, seed: str, first: str, last: str, limit: str)
         _outcome(targets, 1 << 40, number)
     gc.collect()
     resource.setrlimit(resource.RLIMIT_DATA, (int(limit), int(limit)))
-    level = _resident()
-    say({"level": level})
     for number in range(int(first), int(last)):
         say({"number": number})
+        level = _begin()
         found = _outcome(targets, int(seed), number)
-        say({**found, "grown": max(0, _resident() - level)})
+        say({**found, "grown": max(0, _peak() - level)})
 
 
 def say(facts: dict[str, Any]) -> None:
@@ -68,9 +68,24 @@ def _outcome(targets: Targets, seed: int, number: int) -> dict[str, Any]:
     return {**facts, "outcome": outcome, "reached": targets.reached, "line": line}
 
 
-def _resident() -> int:
-    """The most bytes that this process has had in memory so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def _begin() -> int:
+    """Forget the peak so far, where the system can; the bytes that are in memory now."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def _peak() -> int:
+    """The most bytes in memory since `_begin`."""
+    return _status("VmHWM")
+
+
+def _status(what: str) -> int:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:  # no Linux: the peak of the process's life
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{what}:"))
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from edgetta.bench.datasets import cifar10_jpeg
 from edgetta.bench.demo_backbone import TrainingConfig, as_tensor, train_backbone
 from edgetta.models import load_model
 from edgetta.offline.curvature import DataOperator, HessianOperator, LossSurface
+from edgetta.sources.datasets import cifar10_jpeg
 from edgetta.storage import atomic_write_bytes
 
 TRAINING_IMAGES = 10_000

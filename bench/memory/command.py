@@ -1,4 +1,4 @@
-"""The verb: measure what the result file lacks, print the table, draw the plot, write the section of README."""
+"""The verb: measure what the result file lacks, print the table, draw the plot."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from typing import Any
 
 import click
 
-from edgetta.adaptation.step_memory import STORAGES
-from edgetta.bench.memory.cases import ENGINES, METHODS, Case, cases, chosen
+from edgetta.bench.memory.cases import ENGINES, METHODS, OWN, Case, cases, chosen
 from edgetta.bench.work_folder import work_folder
-from edgetta.errors import UsageError
 
 BATCHES = {"resnet50_imagenet": 8, "mobilenet_v2_1.0_224": 16}
 """Images per step of networks for which 64 are many."""
@@ -20,7 +18,6 @@ EXAMPLES = """\b
 Examples:
   edgetta bench memory --model resnet20 --batch 16 --methods inference,tent,edgetta
   edgetta bench memory --work bundles/ --json memory.json      (continues after Ctrl-C)
-  edgetta bench memory --json memory.json --readme README.md   (the section, from what was measured)
 """
 
 
@@ -29,7 +26,6 @@ Examples:
 @click.option("--batch", metavar="N", type=click.IntRange(2), help="Images per step; default 64, and 8 at 224x224.")
 @click.option("--methods", default=",".join(METHODS), show_default=True, help="What is compared; comma-separated.")
 @click.option("--engine", "engines", default=",".join(ENGINES), show_default=True, help="Of inference and edgetta.")
-@click.option("--storage", "storages", default=",".join(STORAGES), show_default=True, help="Of edgetta.")
 @click.option("--threads", default=0, type=click.IntRange(0), help="Threads per engine; 0: as many as torch takes.")
 @click.option(
     "--work",
@@ -44,51 +40,38 @@ Examples:
     type=click.Path(path_type=Path),
     help="Write the result file here, row by row, and a plot beside it; rows that are there are not measured again.",
 )
-@click.option(
-    "--readme",
-    metavar="FILE",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Write table and plot of the result file between the two markers in this Markdown file.",
-)
 def command(
     models: str,
     batch: int | None,
     methods: str,
     engines: str,
-    storages: str,
     threads: int,
     work: Path | None,
     path: Path | None,
-    readme: Path | None,
 ) -> None:
     """Peak memory, kept bytes and time of a step, method by method, a fresh process for every row.
 
-    Peaks are those of the process above its level with the model loaded and warmed up, as the kernel counts them;
-    the C library gives freed memory back at once, for every method. Weights are random: memory does not depend on
-    them. Baselines run on stock torch; edgetta in every storage, whole and in slices. Needs Linux.
+    Peaks are those of the process above its level with the model loaded and warmed up, as the kernel counts them; the
+    C library gives freed memory back at once, for every method. Beside them stands the most that a whole process has
+    resident, from the bare interpreter to 50 steps. Weights are random: memory does not depend on them. Baselines run
+    on stock torch; edgetta in the ways that a plan chooses from. Needs Linux.
     """
-    if readme is not None and path is None:
-        raise UsageError("--readme needs --json: the section names the file that its figures come from")
     names = [name.strip() for name in models.split(",")]
     sizes = {name: batch or BATCHES.get(name, 64) for name in names}
     wanted = cases(
         sizes,
         chosen(methods, METHODS, "--methods"),
         chosen(engines, ENGINES, "--engine"),
-        chosen(storages, STORAGES, "--storage"),
     )
     rows = run(wanted, threads, work, path)
     shown = [row for row in rows if Case.of(row) in wanted]
     _print(shown)
     if path is None:
         return
-    from edgetta.bench.memory.section import write_plot, write_section
+    from edgetta.bench.memory.section import write_plot
 
     plot = write_plot(path.with_suffix(".svg"), rows)
     click.echo(f"wrote {path} and {plot}")
-    if readme is not None:
-        write_section(readme, path, plot)
-        click.echo(f"wrote the section of {readme}")
 
 
 def run(wanted: Sequence[Case], threads: int = 0, work: Path | None = None, path: Path | None = None) -> list[Any]:
@@ -103,7 +86,7 @@ def run(wanted: Sequence[Case], threads: int = 0, work: Path | None = None, path
     rows: dict[Case, dict[str, Any]] = {Case.of(row): row for row in earlier}
     with progress_bar("measuring", total=len(wanted), unit="rows") as update, work_folder(work, "memory") as folder:
         for number, case in enumerate(wanted):
-            update(number, note=f"{case.model}, {case.method} {case.storage.strip('-')}")
+            update(number, note=f"{case.model}, {case.method}")
             if case in rows:
                 continue
             bundle = exported(case.model, folder).path
@@ -119,11 +102,11 @@ def _in_order(rows: Mapping[Case, dict[str, Any]], wanted: Sequence[Case]) -> li
 
 
 def _print(rows: Sequence[Mapping[str, Any]]) -> None:
-    from edgetta.bench.memory.summary import goals, ratio_text, tent_of
+    from edgetta.bench.memory.summary import goals, ratio_text, tent_of, way
     from edgetta.cli.tables import print_line, print_table
 
     columns = (
-        *("model", "batch", "method", "engine", "gradient", "storage", "slice", "kept", "alive", "peak"),
+        *("model", "batch", "method", "engine", "way", "kept", "alive", "peak", "process"),
         *("inference", "TENT", "analytic", "seconds", "inference "),
     )
     cells = []
@@ -131,9 +114,9 @@ def _print(rows: Sequence[Mapping[str, Any]]) -> None:
         tent = tent_of(rows, row)
         cells.append(
             (
-                *(row[name] for name in ("model", "batch", "method", "engine", "gradient", "storage")),
-                row["slice"] or "-",
-                *(_megabytes(row[name]) for name in ("kept_bytes", "alive_bytes", "peak_bytes")),
+                *(row[name] for name in ("model", "batch", "method", "engine")),
+                way(row) if row["method"] == OWN else "-",
+                *(_megabytes(row[name]) for name in ("kept_bytes", "alive_bytes", "peak_bytes", "process_bytes")),
                 ratio_text(row["peak_bytes"], row["inference_peak_bytes"]),
                 ratio_text(row["peak_bytes"], None if tent is None else tent["peak_bytes"]),
                 "-" if row["analytic_bytes"] is None else _megabytes(row["analytic_bytes"]),
@@ -141,7 +124,7 @@ def _print(rows: Sequence[Mapping[str, Any]]) -> None:
                 ratio_text(row["step_seconds"], row["inference_seconds"]),
             )
         )
-    print_table(columns, cells, left=("model", "method", "engine", "gradient", "storage"))
+    print_table(columns, cells, left=("model", "method", "engine", "way"))
     for goal in goals(rows):
         print_line(goal.told(), style="" if goal.held else "yellow")
 

@@ -31,6 +31,8 @@ Reason = Literal["adapted", "off", "waiting", "nothing new", "held back", "non-f
 
 NEW = 0.05
 """Images of less novelty than this are those before them once more: nothing is learnt from them."""
+EVERY = 3
+"""Once the average reaches back as far as it may, every so many batches that are only predicted are measured."""
 COMPARED = 32
 """One image of so many is predicted by the shipped network as well; all are in the first ones after a change."""
 
@@ -252,6 +254,10 @@ class Adapter:
         stream, novelty = self._seen(state.stream, images)
         if self._fresh(stream, len(images)):
             stream, statistics, logits = self._settled(state, stream, images, novelty, plan)
+        elif self.settled and state.steps % EVERY and not stream.comparison.held:
+            statistics = self._statistics(stream)
+            logits = self._run(images, parameters, statistics, plan)
+            stream = self._compared(stream, state.steps, images, logits)
         else:
             statistics = self._statistics(stream)
             count = min(len(images), self.config.measure_images, plan.predict or len(images))
@@ -271,7 +277,7 @@ class Adapter:
         return replace(state, stream=stream), self._with_mirror(images, logits, parameters, statistics, plan)
 
     def _compared(self, stream: StreamState, step: int, images: Array, logits: Array) -> StreamState:
-        """With some images predicted by the shipped network as well: all of the first ones, later one of `COMPARED`."""
+        """With some images predicted by the shipped network, too: all of the first ones, later one of `COMPARED`."""
         if self.config.batch_norm != "stream":
             return stream
         if stream.average.count < FRESH:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from edgetta.adaptation.schedule import ON_DRIFT, schedule
 from edgetta.errors import UsageError
 
-BatchNorm = Literal["stream", "batch", "source"]
+BatchNorm: TypeAlias = Literal["stream", "batch", "source"]
 
 
 def _setting(default: Any, text: str, metavar: str, allowed: str, good: Any) -> Any:
@@ -36,7 +36,7 @@ class AdaptConfig:
 
     learning_rate: float | None = _setting(
         None,
-        "Of SGD; by default from the bundle's rate law, where it has one, else 0.005.",
+        "Of SGD; the bundle's rate law, where it has one, is the default.",
         "RATE",
         "a number of at least 0",
         lambda v: v is None or (_number(v) and 0 <= v < math.inf),
@@ -79,7 +79,7 @@ class AdaptConfig:
     watched: int = _setting(
         4, "First updates whose effect may damp a rate of the law; 0: none.", "UPDATES", *_whole(0)
     )
-    batch_norm: BatchNorm = _setting(
+    batch_norm: Literal["stream", "batch", "source"] = _setting(
         "stream",
         "BatchNorm's statistics: stream (the source's, moved as far as there is evidence of a shift), batch (of each "
         "batch alone), source (as shipped).",

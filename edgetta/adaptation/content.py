@@ -73,7 +73,7 @@ class ContentModel:
         return mean, np.maximum(square - mean * mean, self.floor)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """By name, as they travel: the weights in half precision, relative to each channel's noise-free usual value."""
+        """By name, as they travel: the weights in half precision, relative to each channel's usual value."""
         usual_mean, usual_square = self.usual @ self.mean, self.usual @ self.square
         return {
             "mean": (self.mean - usual_mean).astype(np.float16),
@@ -197,7 +197,7 @@ def fit_content(
 
 
 def group_classes(probabilities: Array, most: int = MAX_CODE) -> NDArray[np.integer[Any]]:
-    """(classes,) group of each class: its own where there are at most `most`, else that of classes it is confused with.
+    """(classes,) group of each class: its own where there are at most `most`, else that of what it is confused with.
 
     Groups are founded by frequent classes that are confused with no founder before them; the others join what they are
     confused with most, while there is room: no group grows beyond classes / most.

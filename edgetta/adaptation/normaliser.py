@@ -10,8 +10,8 @@ evidence   d and r are followed as far as they exceed what chance makes of so ma
 
     mean used = source mean + f_m d          variance used = source variance * exp(f_v r)
 
-Without a shift every f is 0, and the network is exactly the one that was shipped. An average reaches back as far as the
-last change, which is what content does not explain of the latest images, several times more than usual.
+Without a shift every f is 0, and the network is exactly the one that was shipped. An average reaches back as far as
+the last change, which is what content does not explain of the latest images, several times more than usual.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Gathered:
     alone: float  # mean product of an image's code with itself
 
     def joined(self, other: Gathered, limit: float = math.inf) -> Gathered:
-        """With others, this one counting as `limit` images at most. The mixture's own moments, without cancellation."""
+        """With others, this one counting as `limit` images at most; the mixture's moments, without cancellation."""
         before = min(self.count, limit)
         count = before + other.count
         if other.count <= 0:
@@ -227,7 +227,7 @@ class Normaliser:
         average = state.average
         before = min(average.count, self.limit)
         share = weight / (before + weight) if weight > 0 else 0.0
-        for _ in range(1 + ITERATIONS if before == 0 or weight > 1 else 1):
+        for _ in range(1 + ITERATIONS if before == 0 else 1):
             joined = average.joined(self._gathered(weight, own, logits, state.code), self.limit)
             logits, own = measure(self._mixing(average, share, joined))
         joined = average.joined(self._gathered(weight, own, logits, state.code), self.limit)
@@ -314,8 +314,8 @@ class Normaliser:
     def _left(self, average: Gathered, content: Array) -> tuple[Array, Array]:
         """The same, of what this content (D,) explains."""
         mean, variance = self.content.explained(content)
-        ratio = np.maximum(average.variance, SMALLEST_VARIANCE) / variance
-        return average.mean - mean, np.log(np.clip(ratio, *RATIOS))
+        ratio = average.variance / variance + RATIOS[0]
+        return average.mean - mean, np.log(np.minimum(ratio, RATIOS[1]))
 
     def _evidence(self, average: Gathered) -> tuple[Array, Array]:
         """f_m and f_v of every layer, (L,) in [0, 1]."""
@@ -351,6 +351,7 @@ class Normaliser:
             self.source.mean - f_m * mean,
             self.source.variance * variance**-f_v,
             f_v,
+            RATIOS[0] * variance,
         )
 
     def _departure(self, average: Gathered, recent: Gathered) -> float:
@@ -386,7 +387,7 @@ def softmax(logits: Array) -> Array:
 def fixed(used: Statistics) -> Mixing:
     """Statistics as they are, whatever the batch."""
     zero = np.zeros_like(used.mean)
-    return Mixing(Moments(used.mean, used.variance), 0.0, zero, used.mean, used.variance, zero)
+    return Mixing(Moments(used.mean, used.variance), 0.0, zero, used.mean, used.variance, zero, zero)
 
 
 def _without_images(source: Statistics, classes: int, image_channels: int) -> ContentModel:

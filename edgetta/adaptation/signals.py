@@ -16,10 +16,10 @@ USUAL_SPREAD = 0.02
 
 
 def image_signals(images: Array) -> Array:
-    """Signals (N, 2 C + 2) of images (N, C, H, W) in [0, 1]: per channel its mean and the logarithm of its deviation; of
+    """Signals (N, 2 C + 2) of images (N, C, H, W) in [0, 1].
 
-    its middle channel, the logarithms of the steps from pixel to pixel and of what stands out from its neighbours.
-    Noise, blur, light and contrast each move one.
+    Per channel its mean and the logarithm of its deviation; of the middle channel, the logarithms of the steps from
+    pixel to pixel and of what stands out from its neighbours. Noise, blur, light and contrast each move one.
     """
     x = np.asarray(images, np.float32)
     pixels = x.reshape(*x.shape[:2], -1)

@@ -4,8 +4,8 @@
     engine = open_engine(bundle, "onnxruntime")
     self_test(bundle, engine)
 
-Nothing here unpickles, or imports onnx, the exporter, or torch where another engine serves. What is wrong with a bundle
-is a `BundleError`.
+Nothing here unpickles, or imports onnx, the exporter, or torch where another engine serves. What is wrong with a
+bundle is a `BundleError`.
 """
 
 from edgetta.bundle.engines import engine_name, open_engine, processor_engines

@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import stat
+import struct
 import tempfile
 import weakref
 import zipfile
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from edgetta.signature import Verifier
 
 MAX_ENTRIES = 20_000  # files and folders that may lie in a bundle, listed or not
+MAX_DIRECTORY_BYTES = 8 << 20  # table of contents of a zip
 MAX_RATIO = 200  # extracted bytes per byte of zip; above MIN_LIMITED only
 MIN_LIMITED = 64 << 20
 ALIVE = ".alive"
@@ -38,6 +40,7 @@ ALIVE = ".alive"
 
 _PREFIX = "edgetta-bundle-"
 _CHUNK = 1 << 20
+_TAIL = 1 << 17  # bytes at the end of a zip in which its table of contents is announced
 _READ = os.O_RDONLY
 for _flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY", "O_CLOEXEC"):  # each exists on some systems only
     _READ |= getattr(os, _flag, 0)
@@ -133,6 +136,7 @@ def _open_folder(path: Path, signed_by: Verifier | None) -> BundleFiles:
 
 def _open_zip(path: Path, signed_by: Verifier | None) -> BundleFiles:
     try:
+        _check_directory(path)
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise BundleError(f"{path} is neither a folder nor a readable zip ({error}); {_AGAIN}") from error
@@ -176,6 +180,27 @@ def _open_zip(path: Path, signed_by: Verifier | None) -> BundleFiles:
     files = BundleFiles(path, folder, manifest, unlisted, True, raw, signatures)
     weakref.finalize(files, _remove, folder, lock)
     return files
+
+
+def _check_directory(path: Path) -> None:
+    """Refuse a zip whose table of contents is larger than that of any bundle, before it is read: each of its entries
+    takes a kilobyte once it is."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        start = max(0, size - _TAIL)
+        file.seek(start)
+        tail = file.read(_TAIL)
+        at = tail.rfind(b"PK\x05\x06")
+        if at < 0 or at + 22 > len(tail):
+            return  # no zip at all, as will be said
+        entries, length = struct.unpack("<HL", tail[at + 10 : at + 16])
+        if entries == 0xFFFF or length == 0xFFFFFFFF:
+            before = tail.rfind(b"PK\x06\x06", 0, at)
+            if before < 0 or before + 56 > len(tail):
+                raise BundleError(f"zip {path} has no table of contents where one belongs; {_AGAIN}")
+            entries, length = struct.unpack("<QQ", tail[before + 32 : before + 48])
+    if entries > MAX_ENTRIES or length > MAX_DIRECTORY_BYTES:
+        raise BundleError(f"{path} holds {entries} entries, more than the {MAX_ENTRIES} allowed; {_AGAIN}")
 
 
 def _members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:

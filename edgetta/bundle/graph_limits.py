@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from edgetta.segments.graph import BATCH, Graph, Node
+from edgetta.segments.graph import Graph, Node
+from edgetta.segments.shapes import per_image
 
 MAX_NODES = 30_000
 MAX_ELEMENTS = 1 << 26
@@ -40,25 +41,27 @@ def check_limits(graph: Graph) -> None:
     _check_names(graph)
     for node in graph.nodes:
         _check_attributes(node)
-    for value in graph.values.values():
-        sizes = [size for size in value.shape if size != BATCH]  # attention moves the batch behind its heads
-        free = len(value.shape) - len(sizes)
-        large = len(value.shape) > _MAX_RANK or math.prod(sizes) > MAX_ELEMENTS
+    elements: dict[str, int] = {}
+    for name, value in graph.values.items():
+        sizes = per_image(value.shape)  # attention moves the batch behind its heads, or merges both
+        free = sum(size < 0 for size in value.shape)
+        elements[name] = math.prod(sizes)
+        large = len(value.shape) > _MAX_RANK or elements[name] > MAX_ELEMENTS
         if large or free > 1 or any(size < 1 for size in sizes):
             raise ValueError(f"value {value.name!r} has shape {value.shape}")
     last = _last_uses(graph)
     idle = next((node.output for node in graph.nodes if node.output not in last), None)
     if idle is not None:
         raise ValueError(f"nothing needs {idle!r}, which it computes")
-    live = sum(graph.values[name].elements(1) for name in graph.inputs)
+    live = sum(elements[name] for name in graph.inputs)
     operations = 0
     freed: dict[int, int] = {}
     for name, at in last.items():
-        if name in graph.values:
-            freed[at] = freed.get(at, 0) + graph.values[name].elements(1)
+        if name in elements:
+            freed[at] = freed.get(at, 0) + elements[name]
     for at, node in enumerate(graph.nodes):
-        live += graph.values[node.output].elements(1)
-        operations += _operations(node, graph)
+        live += elements[node.output]
+        operations += _operations(node, graph, elements)
         if live > MAX_LIVE_ELEMENTS:
             raise ValueError(f"it needs more than {MAX_LIVE_ELEMENTS} numbers per image at {node.output!r}")
         live -= freed.get(at, 0)
@@ -78,29 +81,25 @@ def _last_uses(graph: Graph) -> dict[str, int]:
     return last
 
 
-def _operations(node: Node, graph: Graph) -> int:
-    made = graph.values[node.output].elements(1)
+def _operations(node: Node, graph: Graph, elements: Mapping[str, int]) -> int:
+    made = elements[node.output]
     if node.op in ("Conv", "ConvTranspose"):
         per_channel = math.prod(_shape(graph, node.inputs[1])[1:])
         source = node.inputs[0] if node.op == "ConvTranspose" else node.output
-        return _elements(_shape(graph, source)) * per_channel
+        return elements.get(source, 0) * per_channel
     if node.op == "ConvWeightGradient":
         return made * math.prod(_shape(graph, node.inputs[1])[2:])
     if node.op == "MatMul":
         return made * _shape(graph, node.inputs[0])[-1]
     if node.op in ("MaxPool", "AveragePool"):
         return made * math.prod(node.attributes["kernel_shape"])
-    return max([made, *(_elements(_shape(graph, name)) for name in node.inputs if name)])
+    return max(made, *(elements.get(name, 0) for name in node.inputs))
 
 
 def _shape(graph: Graph, name: str) -> tuple[int, ...]:
     if name in graph.values:
         return graph.values[name].shape
     return tuple(graph.constants[name].shape)
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    return math.prod(size for size in shape if size != BATCH)
 
 
 def _check_names(graph: Graph) -> None:

@@ -23,6 +23,7 @@ from edgetta.memory.accuracy_costs import AccuracyCosts
 from edgetta.memory.cost_model import CostModel
 from edgetta.rate_law import RateLaw
 from edgetta.signature import SIGNATURE
+from edgetta.sources.resize import Resize
 from edgetta.storage import StorageError, safe_name
 
 FORMAT = "edgetta.bundle"
@@ -34,6 +35,7 @@ PROGRAMS = ("predict", "measure", "forward", "backward", "recompute")
 MAX_MANIFEST_BYTES = 8 << 20
 MAX_FILES = 4096
 MAX_TOTAL_BYTES = 16 << 30
+MAX_TEXT_BYTES = 32 << 20  # of all JSON, which takes seconds to read by the ten million bytes
 MAX_SIDE = 1 << 16
 MAX_SETTING = 1 << 16  # a number among the settings of adaptation; images in a window above all
 
@@ -152,6 +154,7 @@ def _typed(data: dict[str, Any], identity: str) -> Manifest:
         names = _texts(names, "classes.names")
         if len(names) != count:
             raise ValueError(f"classes.names has {len(names)} names for {count} classes")
+    Resize.from_json(_get(data, "preprocessing", dict), (shape[1], shape[2]))  # read again by who resizes
     files = _files(_get(data, "files", dict))
     rate_law = None if data["rate_law"] is None else RateLaw.from_json(data["rate_law"])
     versions = _get(data, "versions", dict)
@@ -203,6 +206,9 @@ def _files(table: dict[str, Any]) -> dict[str, FileEntry]:
     folders = {parent.as_posix() for name in entries for parent in PurePosixPath(name).parents}
     if folders.intersection(entries):
         raise ValueError(f"files: {sorted(folders.intersection(entries))[0]!r} is both a file and a folder")
+    texts = sum(entry.size for name, entry in entries.items() if name.endswith(".json"))
+    if texts > MAX_TEXT_BYTES:
+        raise ValueError(f"its graphs add up to {texts} bytes of JSON, more than the {MAX_TEXT_BYTES} allowed")
     total = sum(entry.size for entry in entries.values())
     if total > MAX_TOTAL_BYTES:
         raise ValueError(f"its files add up to {total} bytes, more than the {MAX_TOTAL_BYTES} allowed")

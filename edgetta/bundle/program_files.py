@@ -63,7 +63,7 @@ def check_programs(programs: ProgramSet) -> None:
     image, logits = (BATCH, *programs.input_shape), (BATCH, programs.classes)
     shapes: dict[str, tuple[int, ...]] = {"x": image, **parameters.shapes}
     given = {f"{kind}.{n}": s for kind in ("mean", "variance") for n, s in layers.shapes.items()}
-    maps = ("before.mean", "before.variance", "gain", "offset", "factor", "power")
+    maps = ("before.mean", "before.variance", "gain", "offset", "factor", "power", "floor")
     mixed = {"share": (1,), **{f"{kind}.{n}": s for kind in maps for n, s in layers.shapes.items()}}
     cotangents = {"grad_logits": logits, "regulariser": (1,)}
     residuals = {residual.value.name: residual.value.shape for residual in programs.residuals}

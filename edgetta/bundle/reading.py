@@ -19,6 +19,7 @@ from edgetta.errors import BundleError, one_line
 from edgetta.memory.accuracy_costs import AccuracyCosts
 from edgetta.memory.cost_model import CostModel
 from edgetta.rate_law import RateLaw
+from edgetta.sources.resize import Resize
 from edgetta.tensor_file import parse_tensors
 
 MAX_CONTENT_BYTES = 1 << 30
@@ -77,6 +78,17 @@ class Bundle:
         return self.programs.classes
 
     @property
+    def has_batch_norm(self) -> bool:
+        """Whether the backbone has BatchNorms, so that statistics are something to speak of."""
+        layers = self.programs.statistics.shapes
+        return any(not name.startswith("metas.") or name.endswith(".norm") for name in layers)
+
+    @property
+    def resize(self) -> Resize:
+        """How pictures of any size become the model's input."""
+        return Resize.from_json(self.preprocessing, self.input_shape[1:])
+
+    @property
     def precision(self) -> Literal["fp32", "int8"]:
         """What the backbone's convolutions and linear layers compute in."""
         return "int8" if self.programs.predict.quantised else "fp32"
@@ -99,13 +111,13 @@ def read_bundle(path: str | os.PathLike[str], signed_by: Verifier | None = None)
     files = open_bundle(Path(path), signed_by)
     try:
         with malformed(Path(path)):
-            return _assembled(files)
+            return assembled(files)
     except BaseException:
         files.discard()
         raise
 
 
-def _assembled(files: BundleFiles) -> Bundle:
+def assembled(files: BundleFiles) -> Bundle:
     """Rebuild the programs from verified files, and check that everything fits together."""
     manifest = files.manifest
     programs = read_programs(files, manifest.programs, manifest.input_shape, manifest.classes)

@@ -14,6 +14,7 @@ from edgetta.bundle.reading import Bundle
 from edgetta.bundle.reference import golden_run
 from edgetta.engines.contract import Array, Engine
 from edgetta.errors import BundleError, EdgettaError, one_line
+from edgetta.memory.allocation_failure import is_allocation_failure
 
 LOGITS_TOLERANCE = {"fp32": 2e-3, "tf32": 1e-2, "fp16": 3e-2, "int8": 2e-1}
 """Relative L2 error of logits, by what the engine computes in. Engines in float32 differ by about 1e-5; a wrong
@@ -58,6 +59,8 @@ def self_test(bundle: Bundle, engine: Engine, gradients: bool = True) -> SelfTes
     except EdgettaError:
         raise
     except Exception as error:  # each engine has its own kinds
+        if is_allocation_failure(error):  # of this machine, not of the bundle
+            raise
         raise BundleError(
             f"bundle {bundle.path} fails its self-test: {one_line(error)}; export the bundle again"
         ) from error

@@ -16,6 +16,7 @@ import click
 
 from edgetta import __version__
 from edgetta.errors import EdgettaError, MissingDependencyError
+from edgetta.extras import installation
 from edgetta.interruption import Terminated, termination_raises
 from edgetta.memory.allocation_failure import is_allocation_failure
 from edgetta.printable import printable
@@ -26,7 +27,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 # name: (module whose `command` is the verb, help). Static, so that `edgetta --help` imports neither torch nor a verb.
 VERBS: dict[str, tuple[str, str]] = {
-    "demo": ("edgetta.cli.demo", "Show all of it on real digits: train, export, adapt."),
+    "demo": ("edgetta.bench.demo_command", "Show all of it on real digits: train, export, adapt."),
     "prepare": ("edgetta.cli.prepare", "Get a trained model ready for the device."),
     "export": ("edgetta.cli.export", "Write a model as a bundle of frozen segments."),
     "build": ("edgetta.cli.build", "Make a bundle's TensorRT engines on this device."),
@@ -45,27 +46,11 @@ VERBS: dict[str, tuple[str, str]] = {
     "learning-rate": ("edgetta.cli.learning_rate", "Find the learning rate that each batch size bears."),
 }
 
-# import name: the extra of edgetta that brings it.
-EXTRAS = {
-    "cryptography": "sign",
-    "cv2": "serve",
-    "matplotlib": "bench",
-    "onnx": "export",
-    "onnxruntime": "onnxruntime",
-    "pyautoattack": "attack",
-    "scipy": "bench",
-    "sklearn": "bench",
-    "timm": "models",
-}
-
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 and the number of the signal, as shells have it."""
 
 SIGNALLED = 128
 """And the number of a signal: the exit code after it. 143 after SIGTERM."""
-
-BROKEN_PIPE = 141
-"""Exit code when the reader of the output has gone, as for a program that the signal ends."""
 
 INTERNAL_ERROR = 70
 """Exit code for a mistake of edgetta's own (EX_SOFTWARE of sysexits)."""
@@ -178,9 +163,9 @@ def group(ctx: click.Context, debug: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    0: done. 1: bad input. 2: wrong usage. 3: a missing dependency. 4: a bundle or state that failed its checks.
-    70: a mistake of edgetta's own. 75: a live source stayed away. 130: interrupted. 141: the reader of the output has
-    gone. 143: terminated; 128 and its number for another signal.
+    0: done, or the reader of the output has gone. 1: bad input. 2: wrong usage. 3: a missing dependency. 4: a bundle
+    or state that failed its checks. 70: a mistake of edgetta's own. 75: a live source stayed away. 130: interrupted.
+    143: terminated; 128 and its number for another signal.
 
     Args:
         arguments: without the program's name; by default those of the process.
@@ -201,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # What is still in the buffer must not fail again when the interpreter closes standard output.
         with suppress(OSError, ValueError, AttributeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+        return 0  # the reader has what it wanted: `edgetta doctor | head` is no failure
     except EdgettaError as error:
         return _fail(f"error: {error}", error.exit_code, invocation)
     except click.UsageError as error:
@@ -231,8 +216,7 @@ def _fail(message: str, code: int, invocation: Invocation | None = None) -> int:
 
 def _missing(error: ModuleNotFoundError) -> str:
     package = (error.name or "").split(".")[0]
-    install = f"'edgetta[{EXTRAS[package]}]'" if package in EXTRAS else package
-    return f"this needs {package}, which is not installed: pip install {install}"
+    return f"this needs {package}, which is not installed: pip install {installation(package)}"
 
 
 def _sentence(error: click.ClickException) -> str:

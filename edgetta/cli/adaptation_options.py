@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field, fields, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import click
 
 from edgetta.adaptation.config import AdaptConfig
+from edgetta.cli.help_tiers import SettingOption
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _SPELLED = {"batch_norm": "--bn"}
@@ -17,11 +19,19 @@ OPTIONS: dict[str, Field[Any]] = {setting.name: setting for setting in fields(Ad
 
 
 def adaptation_options(function: _Function, but: Collection[str] = ()) -> _Function:
-    """Add the options to a click command, but those that it has itself. Each is None where the user said nothing."""
+    """Add the options to a click command, but for some settings. Each is None where the user said nothing."""
     for name, setting in reversed(OPTIONS.items()):
         if name not in but:
             function = _option(name, setting)(function)
     return function
+
+
+def _default(name: str) -> Any:
+    """What holds where nobody says anything: the setting's own default; a bundle may say otherwise."""
+    from edgetta.adaptation.adapter import AdaptConfig
+    from edgetta.adaptation.step_rate import DEFAULT_RATE
+
+    return DEFAULT_RATE if name == "learning_rate" else getattr(AdaptConfig(), name)
 
 
 def adapt_config(base: AdaptConfig, values: Mapping[str, Any]) -> AdaptConfig:
@@ -35,11 +45,22 @@ def adapt_config(base: AdaptConfig, values: Mapping[str, Any]) -> AdaptConfig:
 
 def _option(name: str, setting: Field[Any]) -> Callable[[_Function], _Function]:
     metavar, default = setting.metadata["metavar"], setting.default
-    spelled = _SPELLED.get(name, f"--{name.replace('_', '-')}")
-    text = (
-        f"{setting.metadata['help']} Default: {_plain(default)}." if default is not None else setting.metadata["help"]
+    return click.option(
+        _SPELLED.get(name, f"--{name.replace('_', '-')}"),
+        name,
+        cls=SettingOption,
+        setting=partial(_default, name),
+        type=_kind(metavar, default),
+        metavar=metavar,
+        help=setting.metadata["help"],
     )
-    return click.option(spelled, name, type=_kind(metavar, default), metavar=metavar, help=text)
+
+
+def _default(name: str) -> Any:
+    """What holds where nobody says anything: the setting's own default; a bundle may say otherwise."""
+    from edgetta.adaptation.step_rate import DEFAULT_RATE
+
+    return DEFAULT_RATE if name == "learning_rate" else OPTIONS[name].default
 
 
 def _kind(metavar: str, default: Any) -> Any:
@@ -48,13 +69,3 @@ def _kind(metavar: str, default: Any) -> Any:
     if "|" in metavar:
         return click.Choice(metavar.split("|"))
     return float if default is None else type(default)
-
-
-def _plain(default: Any) -> str:
-    return (
-        str(default).lower()
-        if isinstance(default, bool)
-        else f"{default:g}"
-        if isinstance(default, float)
-        else str(default)
-    )

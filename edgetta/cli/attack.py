@@ -81,7 +81,7 @@ def command(**values: Any) -> None:
 
     from edgetta.cli.device import torch_device
     from edgetta.cli.progress import progress_bar
-    from edgetta.export.recipe import has_given_weights, load
+    from edgetta.export.recipe import load_trained
     from edgetta.storage import atomic_write_text
 
     out: Path | None = values["out"]
@@ -90,15 +90,11 @@ def command(**values: Any) -> None:
     device = torch_device(values["device"])
     attack = attack_from(values)
     recipe = recipe_from(values["model"], values, values["seed"])
-    model = load(recipe)
+    model = load_trained(recipe)
     other = _other(values, recipe)
     show = not values["quiet"]
-    if show and not has_given_weights(recipe):
-        from edgetta.cli.tables import print_line
-
-        print_line(f"{recipe.model} has random weights: give trained ones with --weights", style="yellow", stderr=True)
-    data = _data(values, model.input_shape, show)
-    corrupted = _corrupted(values, data, model.input_shape, show)
+    data = _data(values, model, show)
+    corrupted = _corrupted(values, data, model, show)
     model.module.to(device)
     with progress_bar("attacking", unit="images", show=show) as update:
         if other is None:
@@ -160,26 +156,28 @@ def _other(values: dict[str, Any], recipe: Recipe) -> Model | None:
     return None if values["against"] is None else load(replace(recipe, weights=str(values["against"])))
 
 
-def _data(values: dict[str, Any], input_shape: tuple[int, int, int], show: bool) -> Labelled:
+def _data(values: dict[str, Any], model: Model, show: bool) -> Labelled:
     from edgetta.cli.data import BUILT_IN, labelled_data
     from edgetta.cli.progress import progress_bar
-    from edgetta.sources.labelled import read_labelled
+    from edgetta.sources.labelled import check_classes, read_labelled
 
-    spec, limit = values["data"], values["images"]
+    spec, limit, shape, resize = values["data"], values["images"], model.input_shape, model.resize
     with progress_bar("reading", unit="images", show=show) as update:
         if spec in BUILT_IN and not Path(spec).exists():
-            return labelled_data(spec, input_shape, held_out=0.5, seed=0, limit=limit)[1]
-        return read_labelled(spec, input_shape, None, limit, update)
+            data = labelled_data(spec, shape, held_out=0.5, seed=0, limit=limit, resize=resize)[1]
+        else:
+            data = read_labelled(spec, shape, None, limit, update, resize)
+    return check_classes(data, model.num_classes)
 
 
-def _corrupted(values: dict[str, Any], data: Labelled, input_shape: tuple[int, int, int], show: bool) -> Any:
+def _corrupted(values: dict[str, Any], data: Labelled, model: Model, show: bool) -> Any:
     from edgetta.cli.corrupted import corrupted_images
     from edgetta.cli.progress import progress_bar
 
     if values["corrupted"] is None:
         return None
     with progress_bar("corrupting", unit="corruptions", show=show) as update:
-        return corrupted_images(values["corrupted"], data, input_shape, values["images"], update)
+        return corrupted_images(values["corrupted"], data, model.input_shape, values["images"], update, model.resize)
 
 
 def _show(values: dict[str, Any], data: Labelled, attack: Attack, found: Evaluation | Comparison) -> None:

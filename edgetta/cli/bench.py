@@ -16,6 +16,7 @@ BENCHES: dict[str, tuple[str, str]] = {
     "rift": ("edgetta.bench.rift", "Measure what RiFT gains on real images, beside its controls."),
     "rift-tta": ("edgetta.bench.rift_tta", "Attack robust networks before and through adaptation."),
     "exactness": ("edgetta.bench.exactness.command", "Compare derived gradients with autograd, network by network."),
+    "export": ("edgetta.bench.export", "Every family of timm and torchvision: which become bundles, and exact ones?"),
     "memory": ("edgetta.bench.memory.command", "What each method takes, a fresh process for every row."),
     "plan": ("edgetta.bench.plan", "Compare planned with measured memory, budget by budget."),
     "learning-rate": ("edgetta.bench.learning_rate.command", "Is the law of learning rates right, and does it pay?"),

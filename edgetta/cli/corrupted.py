@@ -13,12 +13,18 @@ SEVERITIES = ("1", "2", "3", "4", "5")
 if TYPE_CHECKING:
     from edgetta.offline.attack.evaluation import Images
     from edgetta.sources.labelled import Labelled
+    from edgetta.sources.resize import Resize
 
 Progress = Callable[[int, int], None]  # corruptions done, corruptions in all
 
 
 def corrupted_images(
-    spec: str, data: Labelled, input_shape: tuple[int, int, int], limit: int | None, progress: Progress | None = None
+    spec: str,
+    data: Labelled,
+    input_shape: tuple[int, int, int],
+    limit: int | None,
+    progress: Progress | None = None,
+    resize: Resize | None = None,
 ) -> dict[str, Images]:
     """Images under corruptions, with labels, by name.
 
@@ -29,6 +35,8 @@ def corrupted_images(
         data: the clean images.
         input_shape: (C, H, W) that the model takes.
         limit: at most so many images per corruption and severity.
+        progress: told how many corruptions are done.
+        resize: how images of a folder are brought to the size; None stretches them.
 
     Raises:
         EdgettaError: a severity or folder that is none.
@@ -42,7 +50,7 @@ def corrupted_images(
         raise UsageError(f"--corrupted {spec}: write a severity from 1 to 5, or the folder of a published -C set")
     if (folder / "labels.npy").is_file():
         return _published(folder, limit, progress)
-    return _folders(folder, input_shape, limit, progress)
+    return _folders(folder, input_shape, limit, progress, resize)
 
 
 def kept_apart(data: Labelled, severity: int = 5, progress: Progress | None = None) -> dict[str, Images]:
@@ -53,7 +61,7 @@ def kept_apart(data: Labelled, severity: int = 5, progress: Progress | None = No
     """
     import torch
 
-    from edgetta.bench.corruption import EXTRA_CORRUPTIONS
+    from edgetta.corruption import EXTRA_CORRUPTIONS
 
     if data.images.dtype != torch.uint8 or data.images.shape[1] != 3:
         raise UsageError(f"{data.name}: corruptions are made of images of 3 channels as bytes; leave --curvature out")
@@ -63,7 +71,7 @@ def kept_apart(data: Labelled, severity: int = 5, progress: Progress | None = No
 def _made(severity: int, data: Labelled, progress: Progress | None) -> dict[str, Images]:
     import torch
 
-    from edgetta.bench.corruption import CORRUPTIONS
+    from edgetta.corruption import CORRUPTIONS
 
     if data.images.dtype != torch.uint8 or data.images.shape[1] != 3:
         raise UsageError("--corrupted with a severity needs images of 3 channels as bytes; name a folder instead")
@@ -73,7 +81,7 @@ def _made(severity: int, data: Labelled, progress: Progress | None) -> dict[str,
 def _corrupted(data: Labelled, names: Sequence[str], severity: int, progress: Progress | None) -> dict[str, Images]:
     import torch
 
-    from edgetta.bench.corruption import corrupt
+    from edgetta.corruption import corrupt
 
     pixels = data.images.permute(0, 2, 3, 1).contiguous().numpy()
     found = {}
@@ -89,7 +97,7 @@ def _published(folder: Path, limit: int | None, progress: Progress | None) -> di
     import numpy as np
     import torch
 
-    from edgetta.bench.datasets import cifar10_c
+    from edgetta.sources.datasets import cifar10_c
 
     names = sorted(path.stem for path in folder.glob("*.npy") if path.stem != "labels")
     if not names:
@@ -109,7 +117,11 @@ def _published(folder: Path, limit: int | None, progress: Progress | None) -> di
 
 
 def _folders(
-    folder: Path, input_shape: tuple[int, int, int], limit: int | None, progress: Progress | None
+    folder: Path,
+    input_shape: tuple[int, int, int],
+    limit: int | None,
+    progress: Progress | None,
+    resize: Resize | None,
 ) -> dict[str, Images]:
     import torch
 
@@ -123,7 +135,7 @@ def _folders(
         )
         if not severities:
             raise UsageError(f"{corruption} has no sub-folders 1 to 5; --corrupted wants CORRUPTION/SEVERITY/CLASS")
-        parts = [read_labelled(str(entry), input_shape, None, limit) for entry in severities]
+        parts = [read_labelled(str(entry), input_shape, None, limit, None, resize) for entry in severities]
         found[corruption.name] = (torch.cat([p.images for p in parts]), torch.cat([p.labels for p in parts]))
         if progress is not None:
             progress(number + 1, len(corruptions))

@@ -42,13 +42,25 @@ def cost_options(function: _Function) -> _Function:
     return function
 
 
+def check_cost_packages(values: Mapping[str, Any], input_shape: tuple[int, int, int]) -> None:
+    """Before anything long begins: is there what corruptions are made with, where costs will be measured?
+
+    Raises:
+        MissingDependencyError: no.
+    """
+    from edgetta.extras import require
+
+    if values["costs"] or (values["costs"] is None and input_shape[1] * input_shape[2] <= SMALL_IMAGE):
+        require("scipy", "measuring what a plan's choices cost in accuracy (--no-costs leaves it out)")
+
+
 def cost_images(values: Mapping[str, Any], held_out: Labelled) -> int:
     """How many held-out images costs are measured with; 0 where they are not.
 
     Raises:
         UsageError: they were asked for, and the images are too few or cannot be corrupted.
     """
-    from edgetta.bench.corruption.generate import SMALLEST
+    from edgetta.corruption.generate import SMALLEST
     from edgetta.errors import UsageError
     from edgetta.offline.accuracy_costs import BATCH
 

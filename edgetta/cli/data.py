@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from edgetta.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgetta.bench.datasets import Images
+    from torch import Tensor
+
+    from edgetta.sources.datasets import Images
     from edgetta.sources.labelled import Labelled, Pictures
     from edgetta.sources.resize import Resize
 
@@ -71,7 +73,41 @@ def source_images(
         return read_pictures(spec, input_shape, limit, progress, resize)
     data = built_in_data(spec, "train", input_shape, limit, resize)
     rows = range(len(data))
-    return Pictures(data.images, tuple(f"{spec}[{row}]" for row in rows), tuple(rows), (), 0)
+    names = tuple(f"{spec}[{row}]" for row in rows)
+    return Pictures(data.images, names, tuple(rows), (), 0, labels=data.labels)
+
+
+def class_labels(
+    spec: str, pictures: Pictures, classes: int, names: Sequence[str] | None
+) -> tuple[Tensor | None, tuple[str, ...] | None]:
+    """Classes of source images, and the names of the classes, where they can be told.
+
+    Args:
+        spec: DATA as the user wrote it.
+        pictures: what was read of it.
+        classes: of the model.
+        names: of the classes as the user gave them; by default the sub-folders in alphabetical order, where they are
+            as many.
+
+    Returns:
+        (N,) labels, -1 where an image has none, or None; and the names.
+    """
+    import torch
+
+    folder = Path(spec).expanduser()
+    if pictures.labels is not None or not folder.is_dir():
+        return pictures.labels, None if names is None else tuple(names)
+    held = tuple(names or sorted(entry.name for entry in folder.iterdir() if _is_class(entry)))
+    if len(held) != classes:
+        return None, None
+    numbers = {name: number for number, name in enumerate(held)}
+    places = (name.partition("/")[0] if "/" in name else "" for name in pictures.names)
+    labels = torch.tensor([numbers.get(place, -1) for place in places], dtype=torch.int64)
+    return (labels, held) if bool((labels >= 0).any()) else (None, None)
+
+
+def _is_class(entry: Path) -> bool:
+    return entry.is_dir() and not entry.name.startswith(".")
 
 
 def _built_in(spec: str) -> str | None:
@@ -115,7 +151,7 @@ def built_in_data(
 def _images(spec: str, part: str, size: Sequence[int], limit: int | None) -> Images:
     import numpy as np
 
-    from edgetta.bench import datasets
+    from edgetta.sources import datasets
 
     if spec == "digits":
         data = datasets.digits(part, max(8, size[0]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -11,7 +10,7 @@ import click
 if TYPE_CHECKING:
     from edgetta.devices.report import Report
 
-_STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
+_STYLES = {"ok": "green", "absent": "dim", "warning": "yellow", "problem": "bold red"}
 
 
 @click.command()
@@ -34,20 +33,25 @@ def command(context: click.Context, as_json: bool) -> None:
 
 def show(report: Report) -> None:
     """Print the report as a table, and a sentence that sums it up."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from edgetta.cli.tables import console as stdout_console
     from edgetta.devices.report import problems
 
-    # Lines in a file or a pipe are not folded at the 80 columns that rich assumes there.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    console = stdout_console()
     table = Table.grid(padding=(0, 2))
     for check in report.checks:
         found = Text(check.value)
         if check.remedy:
-            found.append(f"\n-> {check.remedy}", style="dim" if check.status == "ok" else _STYLES[check.status])
-        table.add_row(Text(check.status, style=_STYLES[check.status]), Text(check.name), found)
+            found.append(
+                f"\n-> {check.remedy}", style="dim" if check.status in ("ok", "absent") else _STYLES[check.status]
+            )
+        table.add_row(
+            Text("-" if check.status == "absent" else check.status, style=_STYLES[check.status]),
+            Text(check.name),
+            found,
+        )
     console.print(table)
     console.print()
     traps: list[str] = next((check.facts.get("traps", []) for check in report.checks if check.name == "profile"), [])

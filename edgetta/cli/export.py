@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,15 +11,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgetta.cli.adaptation_options import adapt_config, adaptation_options
+from edgetta.cli.help_tiers import two_tiers
+from edgetta.cli.input_told import preprocessing_of, tell
 from edgetta.cli.model_options import class_names, given_names, model_options, recipe_from
 from edgetta.cli.settings import config_option
 from edgetta.errors import BundleError, UsageError
+from edgetta.extras import require
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from edgetta.adaptation.config import AdaptConfig
-    from edgetta.bundle import SelfTest
+    from edgetta.export.input_check import InputCheck
     from edgetta.export.prepared import Prepared
     from edgetta.export.recipe import Derived, Recipe
     from edgetta.memory.cost_model import CostModel
@@ -30,16 +31,8 @@ if TYPE_CHECKING:
     from edgetta.rate_law import RateLaw
     from edgetta.sources.labelled import Pictures
 
-CALIBRATION_IMAGES = 1024
-"""So many images, spread over the calibration data, are enough for statistics per channel."""
-
-ORIGINS = {
-    "given": "as given",
-    "published": "as published",
-    "inferred": "inferred from the published memory figures",
-    "by stages": "by stages, shallow ones finer, as published networks are cut",
-    "automatic": "automatic, shallow layers finer",
-}
+CALIBRATION_IMAGES = 2000
+"""So many images, spread over the calibration data, are enough: for what content explains of the statistics."""
 
 EXAMPLES = """\b
 Examples:
@@ -51,7 +44,24 @@ Examples:
 """
 
 
-@click.command(epilog=EXAMPLES)
+@click.command(
+    cls=two_tiers(
+        *(
+            "output",
+            "weights",
+            "num_classes",
+            "input_size",
+            "mean",
+            "std",
+            "resize",
+            "option",
+            "calibration",
+            "classes",
+        ),
+        *("name", "parts", "precision", "measure", "overwrite", "quiet"),
+    ),
+    epilog=EXAMPLES,
+)
 @click.argument("model")
 @click.option(
     "-o",
@@ -75,7 +85,7 @@ Examples:
 )
 @click.option("--classes", metavar="NAMES", help="Class names in the order of the outputs: a,b,c or a text file.")
 @click.option("--name", help="Of the bundle, for people; default the model's.")
-@partial(adaptation_options, but=("adapt_affine", "batch_norm"))
+@partial(adaptation_options, but=("adapt_affine", "batch_norm"))  # --bn is the form that the graphs take
 @click.option(
     "--seed", metavar="N", type=click.IntRange(0), default=0, show_default=True, help="Of weights that nobody gave."
 )
@@ -102,10 +112,12 @@ def command(**values: Any) -> None:
     Next: `edgetta inspect BUNDLE`, or `edgetta run BUNDLE SOURCE`.
     """
     # What can fail cheaply comes before the derivation, which takes seconds to minutes.
+    require("onnx", "`edgetta export`")
     from edgetta.adaptation.config import AdaptConfig
+    from edgetta.cli.export_report import show_export
     from edgetta.cli.tables import print_line
     from edgetta.export.bundle_writer import Shipment, write_bundle
-    from edgetta.export.recipe import derive_recipe, has_given_weights, load
+    from edgetta.export.recipe import derive_recipe, load_trained
 
     show, output = not values["quiet"], values["output"]
     _check_output(output, values["overwrite"])
@@ -113,23 +125,26 @@ def command(**values: Any) -> None:
     names = None if values["classes"] is None else class_names(values["classes"])
     prepared = _prepared(values)
     recipe = recipe_from(values["model"], values, values["seed"]) if prepared is None else prepared.recipe
-    if recipe.batch_norm == "source":
-        config = replace(config, batch_norm="source")
-    if show and not has_given_weights(recipe):
-        print_line(f"{recipe.model} has random weights: give trained ones with --weights", style="yellow", stderr=True)
-    model = load(recipe)
+    model = load_trained(recipe)
+    for note in model.notes if show else ():
+        print_line(note, style="yellow", stderr=True)
+    if prepared is None:
+        recipe = replace(recipe, random_weights=model.origin is None)
     if names is not None and len(names) != model.num_classes:
         raise UsageError(f"--classes names {len(names)} classes, and the model has {model.num_classes}")
-    material = _material(recipe, model, prepared, values)
+    material = _material(recipe, model, prepared, values, names)
+    if material.check is not None:
+        tell(material.check, show)
     derived = derive_recipe(recipe, model, material.batches())
     network = _at_start(derived, material)
     adaptable = derived.adaptable
     tested = write_bundle(
         output,
         Shipment(network.programs, adaptable.cuts, adaptable.batch_norm, network.content),
-        name=values["name"] or _name_of(values["model"]),
+        name=values["name"] or _name_of(recipe.model),
         config=config,
-        classes=names or (None if prepared is None else prepared.classes),
+        classes=names or material.classes or (None if prepared is None else prepared.classes),
+        preprocessing=preprocessing_of(model),
         provenance=_provenance(derived, material, prepared),
         rate_law=_rate_law(prepared, config),
         accuracy_costs=None if prepared is None else prepared.costs,
@@ -138,7 +153,7 @@ def command(**values: Any) -> None:
         measure=partial(_measured, show=show) if values["measure"] else None,
     )
     if show:
-        _show(output, derived, material, tested)
+        show_export(output, derived, material.facts(), tested)
 
 
 @dataclass(frozen=True)
@@ -148,6 +163,8 @@ class _Material:
     meta: tuple[Path, dict[str, Tensor]] | None
     pictures: Pictures | None
     calibration: str | None
+    check: InputCheck | None = None  # of the source images
+    classes: tuple[str, ...] | None = None  # as the folders of the source images are called, where they fit
 
     def batches(self) -> Iterator[Tensor] | None:
         """The source images in batches, where there are any."""
@@ -167,6 +184,11 @@ class _Material:
             return "of synthetic images, an approximation; better: --calibration DATA with source images"
         skipped = f", {self.pictures.skipped_count:,} skipped" if self.pictures.skipped_count else ""
         return f"of {len(self.pictures):,} images from {self.calibration}{skipped}"
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Lines for people."""
+        named = f"{', '.join(self.classes)} (the folders of {self.calibration})" if self.classes else ""
+        return [("classes", named)] * bool(named) + [("statistics", self.told())]
 
     def golden(self) -> Tensor | None:
         """Images for the self-test, spread over the source images; None takes synthetic ones."""
@@ -220,15 +242,22 @@ def _prepared(values: dict[str, Any]) -> Prepared | None:
     return read_prepared(folder)
 
 
-def _material(recipe: Recipe, model: Model, prepared: Prepared | None, values: dict[str, Any]) -> _Material:
-    """Read warmed-up tensors and source images.
+def _material(
+    recipe: Recipe,
+    model: Model,
+    prepared: Prepared | None,
+    values: dict[str, Any],
+    names: tuple[str, ...] | None,
+) -> _Material:
+    """Read warmed-up tensors and source images, and look at the images through the network's eyes.
 
     Raises:
         BundleError: warmed-up tensors that cannot be read.
         UsageError: meta-networks drawn at random that nobody warmed up, or no source images there.
     """
-    from edgetta.cli.data import source_images
+    from edgetta.cli.data import class_labels, source_images
     from edgetta.cli.progress import progress_bar
+    from edgetta.export.input_check import check_input
     from edgetta.export.prepared import read_meta
 
     path: Path | None = values["meta"] if prepared is None else prepared.meta
@@ -237,11 +266,14 @@ def _material(recipe: Recipe, model: Model, prepared: Prepared | None, values: d
             "meta-networks with the published initialisation start at random and need the warm-up of `edgetta prepare`"
         )
     meta = None if path is None else (path, read_meta(path))
-    pictures = None
-    if values["calibration"] is not None:
-        with progress_bar("reading", unit="images", show=not values["quiet"]) as update:
-            pictures = source_images(values["calibration"], model.input_shape, CALIBRATION_IMAGES, update)
-    return _Material(meta, pictures, values["calibration"])
+    if values["calibration"] is None:
+        return _Material(meta, None, None)
+    with progress_bar("reading", unit="images", show=not values["quiet"]) as update:
+        pictures = source_images(values["calibration"], model.input_shape, CALIBRATION_IMAGES, update, model.resize)
+    labels, classes = class_labels(values["calibration"], pictures, model.num_classes, names)
+    check = check_input(model, pictures.images, labels, classes, pictures.original)
+    found = classes if names is None and check.sound else None
+    return _Material(meta, pictures, values["calibration"], check, found)
 
 
 def _at_start(derived: Derived, material: _Material) -> Network:
@@ -276,7 +308,15 @@ def _provenance(derived: Derived, material: _Material, prepared: Prepared | None
     weights = None if derived.model.weights is None else Path(derived.model.weights).name
     told = replace(recipe, model=_name_of(recipe.model), weights=weights, ranges=None)
     report = {} if prepared is None else {"preparation": prepared.accuracies()}
-    return {"recipe": told.to_json(), "cuts": derived.origin, "statistics": material.kind(), **report}
+    if material.check is not None and material.check.accuracy is not None:
+        report["source_accuracy"] = {"accuracy": material.check.accuracy, "images": material.check.images}
+    return {
+        "recipe": told.to_json(),
+        "weights": "random" if recipe.random_weights else weights or derived.model.origin,
+        "cuts": derived.origin,
+        "statistics": material.kind(),
+        **report,
+    }
 
 
 def _rate_law(prepared: Prepared | None, config: AdaptConfig) -> RateLaw | None:
@@ -315,51 +355,3 @@ def _check_output(output: Path, overwrite: bool) -> None:
         raise UsageError(f"--output {output}: there is no folder {parent}; create it or choose another one")
     if output.exists() and not overwrite and (output.is_file() or any(output.iterdir())):
         raise UsageError(f"{output} exists already; choose another path, or replace it with --overwrite")
-
-
-def _show(output: Path, derived: Derived, material: _Material, tested: dict[str, SelfTest]) -> None:
-    from edgetta.cli.tables import bytes_text, print_facts, print_line, print_table
-
-    model, adaptable = derived.model, derived.adaptable
-    size = " x ".join(map(str, adaptable.input_shape))
-    print_facts(
-        [
-            ("model", f"{derived.recipe.model}: images {size}, {adaptable.classes} classes"),
-            ("precision", f"{adaptable.precision} backbone, fp32 meta-networks"),
-            ("weights", model.weights or ("random" if model.parts is not None else "the source's own")),
-            ("cuts", f"{', '.join(adaptable.cuts)} ({ORIGINS[derived.origin]})"),
-            ("statistics", material.told()),
-        ]
-    )
-    print_table(
-        ("part", "input", "output", "meta-network", "adapts inside"), _rows(derived), left=("part", "meta-network")
-    )
-    files = [output] if output.is_file() else [path for path in output.rglob("*") if path.is_file()]
-    count = "" if output.is_file() else f" in {len(files)} files"
-    residuals = adaptable.programs.residuals
-    kept = sum(residual.kept_bytes(16) - residual.kept_bytes(8) for residual in residuals) // 8
-    facts = [
-        ("adapts", f"{adaptable.programs.parameters.size:,} numbers"),
-        ("kept for a backward", f"{bytes_text(kept)} per image, {len(residuals)} tensors"),
-        ("bundle", f"{output}, {bytes_text(sum(path.stat().st_size for path in files))}{count}"),
-    ]
-    for engine, found in tested.items():
-        errors = f"logits within {found.logits_error:.1e}, gradients within {found.gradient_error:.1e}"
-        facts.append((f"self-test on {engine}", errors))
-    print_facts(facts)
-    place = shlex.quote(str(output))
-    print_line(f"next: edgetta inspect {place}, or edgetta run {place} SOURCE", style="green")
-
-
-def _rows(derived: Derived) -> Iterator[tuple[str, ...]]:
-    """One row per part: shapes, its meta-network, and how many numbers adapt inside the part."""
-    adaptable = derived.adaptable
-    shapes = adaptable.programs.parameters.shapes
-    parts = [(name, piece.graph) for name, piece in adaptable.pieces.items() if name.startswith("part")]
-    for k, (name, graph) in enumerate(parts):
-        source, target = graph.values["x"].shape[1:], graph.values[graph.outputs[0]].shape[1:]
-        outputs, inputs, kernel, _ = shapes[f"metas.{k}.conv"]
-        what = "per token" if len(source) == 2 else f"{kernel}x{kernel}, stride {-(-source[1] // target[1])}"
-        inside = sum(math.prod(shape) for own, shape in shapes.items() if own.startswith(f"{name}."))
-        sizes = (" x ".join(map(str, shape)) for shape in (source, target))
-        yield name, *sizes, f"{inputs} -> {outputs}, {what}", f"{inside:,}"

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgetta.cli.input_told import input_facts
+
 if TYPE_CHECKING:
     from edgetta.bundle import Bundle, SelfTest
     from edgetta.segments.graph import Graph
@@ -98,17 +100,17 @@ def _facts(bundle: Bundle) -> Iterator[tuple[str, str]]:
     from edgetta.cli.tables import bytes_text
 
     manifest = bundle.files.manifest
-    channels, height, width = bundle.input_shape
     yield "bundle", str(bundle.path)
     yield "model", bundle.name
-    yield "input", f"images of {channels} x {height} x {width}; {_pairs(bundle.preprocessing)}"
+    yield from input_facts(bundle.preprocessing, bundle.input_shape)
     yield "classes", _classes(bundle.class_count, bundle.classes)
     yield "precision", f"{bundle.precision} backbone, fp32 meta-networks"
     yield "cuts", ", ".join(bundle.cuts)
     yield "adapting", f"{bundle.programs.parameters.size:,} numbers: {_adapting(bundle)}"
-    form = "follow the stream" if bundle.batch_norm == "adaptive" else "are folded into the convolutions"
-    yield "BatchNorm", f"{len(bundle.programs.statistics.shapes)} layers; those of the backbone {form}"
-    yield "content", _content(bundle)
+    if bundle.has_batch_norm:
+        form = "follow the stream" if bundle.batch_norm == "adaptive" else "are folded into the convolutions"
+        yield "BatchNorm", f"{len(bundle.programs.statistics.shapes)} layers; those of the backbone {form}"
+        yield "content", _content(bundle)
     yield "kept", f"{bytes_text(bundle.kept_bytes(64) // 64)} per image between forward and backward"
     yield "adaptation", _pairs(manifest.data["adaptation"])
     yield "learning rate", _learning_rate(bundle)

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edgetta.errors import UsageError
+from edgetta.errors import EdgettaError, UsageError
 
 if TYPE_CHECKING:
     from edgetta.export.recipe import Recipe
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
+# Those of `edgetta.sources.resize`, spelled out so that `--help` imports no numpy.
+POLICIES = ("crop", "pad", "stretch")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+
 # Parameter name of the command line -> field of `Recipe`, where they differ.
 _FIELDS = {"input_size": "input_shape", "bn": "batch_norm", "option": "options"}
 NAMES = (
     *("weights", "num_classes", "width", "input_size", "mean", "std", "option", "parts", "cuts", "bn", "adapt"),
     *("initialisation", "kernel", "precision"),
+    *("random_weights", "resize", "short_side", "interpolation", "fill"),
 )
 
 
@@ -29,7 +35,14 @@ def model_options(function: _Function) -> _Function:
             "--weights",
             metavar="FILE",
             type=click.Path(),
+            callback=_existing_weights,
             help="Trained weights: .safetensors, .npz or a checkpoint (never unpickled beyond plain tensors).",
+        ),
+        click.option(
+            "--random-weights",
+            is_flag=True,
+            default=None,
+            help="Go on with random weights, where nobody gave trained ones.",
         ),
         click.option(
             "--num-classes", metavar="N", type=click.IntRange(2), help="Classes; default what the weights say."
@@ -40,6 +53,25 @@ def model_options(function: _Function) -> _Function:
             metavar="SIZE",
             help="Images that the model takes: 32, or 3x224x224 (channels, height, width); default the model's own.",
         ),
+        click.option(
+            "--resize",
+            type=click.Choice(POLICIES),
+            help="How pictures become the input: crop (short side to --short-side, then the centre; the default for "
+            "timm, torchvision and ImageNet's networks), pad (all of the picture, borders filled), or stretch (the "
+            "default for others). Part of the bundle.",
+        ),
+        click.option(
+            "--short-side",
+            metavar="PIXELS",
+            type=click.IntRange(1),
+            help="Of a picture before its centre is cut out, as 256 for 224; default as published, else the input's.",
+        ),
+        click.option(
+            "--interpolation",
+            type=click.Choice(INTERPOLATIONS),
+            help="Of the resizing; default as published, else bilinear.",
+        ),
+        click.option("--fill", metavar="R,G,B", help="Colour of pad's borders, 0 to 255 each; default black."),
         click.option("--mean", metavar="R,G,B", help="Mean for normalising images in [0, 1], where it is not known."),
         click.option("--std", metavar="R,G,B", help="Standard deviation for the same."),
         click.option(
@@ -103,6 +135,7 @@ def recipe_from(model: str, values: Mapping[str, Any], seed: int = 0) -> Recipe:
 
     read: dict[str, Callable[[Any], Any]] = {
         "input_size": input_shape,
+        "fill": _colour,
         "mean": lambda text: _numbers("--mean", text),
         "std": lambda text: _numbers("--std", text),
         "option": _pairs,
@@ -140,8 +173,6 @@ def class_names(text: str) -> tuple[str, ...]:
     Raises:
         UsageError: a file that cannot be read, no names, or a name that occurs twice.
     """
-    from pathlib import Path
-
     names = text.split(",")
     if len(names) == 1 or Path(text).is_file():
         try:
@@ -164,6 +195,22 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
         return tuple(float(number) for number in text.split(","))
     except ValueError as error:
         raise UsageError(f"{option} {text}: write numbers separated by commas, one per channel") from error
+
+
+def _colour(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"--fill {text}: write a colour as three numbers from 0 to 255, e.g. 114,114,114") from error
+
+
+def _existing_weights(ctx: click.Context, option: click.Parameter, path: str | None) -> str | None:
+    """A file that is missing is told at once, not when the network is built."""
+    if path is not None and not Path(path).is_file():
+        from edgetta.sources.opening import nearest
+
+        raise EdgettaError(f"weights {path}: no such file{nearest(Path(path))}")
+    return path
 
 
 def _pairs(entries: tuple[str, ...]) -> dict[str, Any]:

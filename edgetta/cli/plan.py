@@ -86,18 +86,24 @@ def command(**values: Any) -> None:
     if not as_json:
         from edgetta.cli.tables import print_facts
 
-        print_facts([("bundle", f"{bundle.name}, {values['batch']} frames per step"), *facts(plan, origin)])
+        print_facts(
+            [
+                ("bundle", f"{bundle.name}, {values['batch']} frames per step"),
+                *facts(plan, origin, bundle.has_batch_norm),
+            ]
+        )
 
 
-def facts(plan: Plan, origin: str = "") -> Iterator[tuple[str, str]]:
-    """A plan as lines for people."""
+def facts(plan: Plan, origin: str = "", batch_norm: bool = True) -> Iterator[tuple[str, str]]:
+    """A plan as lines for people; of BatchNorm nothing where the backbone has none."""
     from edgetta.memory.sizes import size_text
 
     choice, cost = plan.choice, plan.cost
     yield "budget", f"{size_text(plan.budget)} above the loaded model{origin}"
     yield "choice", choice.told()
     yield "engine", f"{choice.engine}, freed memory returned at once"
-    yield "BatchNorm", _STATISTICS[plan.batch_norm]
+    if batch_norm:
+        yield "BatchNorm", _STATISTICS[plan.batch_norm]
     parts = [f"{size_text(count)} {name}" for name, count in cost.components().items() if count]
     yield "predicted peak", f"{size_text(cost.peak)}: {', '.join(parts)}"
     times = "not measured" if cost.slowdown is None else f"{cost.slowdown:.2f} times plain inference on this engine"

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgetta.cli.cost_options import cost_images, cost_options, measured_costs
+from edgetta.cli.cost_options import check_cost_packages, cost_images, cost_options, measured_costs
 from edgetta.cli.curvature_options import check_curvature, curvature_options, curvature_sizes, measured_rates
+from edgetta.cli.help_tiers import SettingOption, two_tiers
+from edgetta.cli.input_told import tell
 from edgetta.cli.model_options import class_names, model_options, recipe_from
 from edgetta.cli.robust_options import robust_config, robust_options
 from edgetta.cli.settings import config_option
@@ -38,9 +41,23 @@ AUGMENTATION = {
 }
 
 
+def _augmentation(name: str) -> Any:
+    from edgetta.offline.augment import Augmentation
+
+    return getattr(Augmentation(), name)
+
+
 def _augmentation_options(function: Any) -> Any:
     for name, text in reversed(AUGMENTATION.items()):
-        function = click.option(f"--{name}", metavar="X", type=click.FloatRange(0), help=text)(function)
+        option = click.option(
+            f"--{name}",
+            cls=SettingOption,
+            setting=partial(_augmentation, name),
+            metavar="X",
+            type=click.FloatRange(0),
+            help=text,
+        )
+        function = option(function)
     return function
 
 
@@ -58,7 +75,25 @@ Examples:
 """
 
 
-@click.command(epilog=EXAMPLES)
+@click.command(
+    cls=two_tiers(
+        *(
+            "data",
+            "output",
+            "epochs",
+            "held_out",
+            "limit",
+            "classes",
+            "weights",
+            "input_size",
+            "mean",
+            "std",
+            "resize",
+        ),
+        *("option", "adversarial_training", "rift", "curvature", "costs", "overwrite", "quiet"),
+    ),
+    epilog=EXAMPLES,
+)
 @click.argument("model")
 @click.option("--data", metavar="DATA", required=True, help="Labelled source images; see above.")
 @click.option(
@@ -88,7 +123,13 @@ Examples:
 )
 @click.option("--decay", metavar="X", type=float, default=0.2, show_default=True, help="The rate's factor there.")
 @_augmentation_options
-@click.option("--blur-sigma", metavar="LOW,HIGH", help="Range of the blur's sigma in pixels.")
+@click.option(
+    "--blur-sigma",
+    cls=SettingOption,
+    setting=partial(_augmentation, "blur_sigma"),
+    metavar="LOW,HIGH",
+    help="Range of the blur's sigma in pixels.",
+)
 @click.option(
     "--seed", metavar="N", type=click.IntRange(0), default=0, show_default=True, help="Of everything that is drawn."
 )
@@ -152,8 +193,9 @@ def _prepare(values: dict[str, Any], first: bool) -> None:
     from edgetta.cli.progress import progress_bar
     from edgetta.cli.tables import print_line
     from edgetta.export import prepared
+    from edgetta.export.input_check import check_input
     from edgetta.export.preparation import calibration, check, prepare
-    from edgetta.export.recipe import derive_recipe, has_given_weights, load
+    from edgetta.export.recipe import derive_recipe, load, load_trained
     from edgetta.offline.stage import Stage
 
     config = _warm_up_config(values) if values["warm_up"] else None
@@ -163,12 +205,13 @@ def _prepare(values: dict[str, Any], first: bool) -> None:
     if not folder.absolute().parent.is_dir():
         raise UsageError(f"--output {folder}: there is no folder {folder.absolute().parent}; create it first")
     recipe = recipe_from(values["model"], values, values["seed"])
-    model = load(recipe)
+    # What is trained first may start at random.
+    model = load_trained(recipe) if robust is None or robust.training is None else load(recipe)
     loud = first and not values["quiet"]
-    if loud and not has_given_weights(recipe) and (robust is None or robust.training is None):
-        print_line(f"{recipe.model} has random weights: give trained ones with --weights", style="yellow", stderr=True)
+    recipe = replace(recipe, random_weights=model.origin is None and (robust is None or robust.training is None))
+    check_cost_packages(values, model.input_shape)
     names = None if values["classes"] is None else class_names(values["classes"])
-    train, held_out = _data(values, model.input_shape, names, loud)
+    train, held_out = _data(values, model, names, loud)
     classes = names or train.classes
     if classes is not None and len(classes) != model.num_classes:
         raise UsageError(
@@ -176,6 +219,8 @@ def _prepare(values: dict[str, Any], first: bool) -> None:
             "for these classes, or all names in the order of the outputs with --classes"
         )
     check(recipe, model.num_classes, train, held_out, config)
+    if first and model.origin is not None:
+        tell(check_input(model, held_out.images, held_out.labels, classes), loud)
     check_curvature(held_out, sizes)
     parts = None if robust is None else _robust_parts(values, robust, train)
     derived = derive_recipe(recipe, model, calibration(train))
@@ -267,7 +312,7 @@ def _robust_stages(
 
 
 def _data(
-    values: dict[str, Any], input_shape: tuple[int, int, int], names: tuple[str, ...] | None, loud: bool
+    values: dict[str, Any], model: Model, names: tuple[str, ...] | None, loud: bool
 ) -> tuple[Labelled, Labelled]:
     from edgetta.cli.progress import progress_bar
     from edgetta.cli.training_data import training_data
@@ -275,12 +320,13 @@ def _data(
     with progress_bar("reading", unit="images", show=loud) as update:
         return training_data(
             values["data"],
-            input_shape,
+            model.input_shape,
             held_out=values["held_out"],
             seed=values["seed"],
             classes=names,
             limit=values["limit"],
             progress=update,
+            resize=model.resize,
         )
 
 

@@ -12,12 +12,12 @@ from edgetta.cli.cost_options import cost_columns, cost_rows
 from edgetta.cli.curvature_options import RATE_COLUMNS, rate_rows, show_rates, tuning_words
 
 if TYPE_CHECKING:
-    from edgetta.bench.report import Block, Picture
     from edgetta.export.preparation import PreparationReport
     from edgetta.export.recipe import Derived
     from edgetta.memory.accuracy_costs import AccuracyCosts
     from edgetta.offline.rift import RiftReport
     from edgetta.offline.stage import Accuracies, Stage
+    from edgetta.report import Block, Picture
     from edgetta.sources.labelled import Labelled
 
 TITLES = {
@@ -83,8 +83,8 @@ def page(
     costs: AccuracyCosts | None,
 ) -> str:
     """`report.html`; without plots where matplotlib is not installed."""
-    from edgetta.bench.report import Facts, Heading, Paragraph, Table, render
-    from edgetta.bench.result_file import environment
+    from edgetta.environment import environment
+    from edgetta.report import Facts, Heading, Paragraph, Table, render
 
     first, last = report.stages[0], report.stages[-1]
     blocks: list[Block] = [
@@ -159,8 +159,8 @@ def _robust_fact(stages: Sequence[Stage]) -> list[tuple[str, str]]:
 
 def _bars(stages: Sequence[Stage]) -> Picture:
     """Clean and robust accuracy as given and after every stage."""
-    from edgetta.bench.report import PALETTE, plot
     from edgetta.offline.curvature.plot import figure
+    from edgetta.report import PALETTE, plot
 
     points: list[tuple[str, Accuracies]] = [("as given", stages[0].before)]
     points += [(TITLES[stage.name], stage.after) for stage in stages]
@@ -181,8 +181,8 @@ def _bars(stages: Sequence[Stage]) -> Picture:
 
 
 def _criticality(rift: RiftReport) -> Picture:
-    from edgetta.bench.report import plot
     from edgetta.offline.rift.plot import draw_criticality
+    from edgetta.report import plot
 
     return plot(
         draw_criticality(rift.criticality),
@@ -192,8 +192,8 @@ def _criticality(rift: RiftReport) -> Picture:
 
 
 def _interpolation(rift: RiftReport) -> Picture:
-    from edgetta.bench.report import plot
     from edgetta.offline.rift.plot import draw_interpolation
+    from edgetta.report import plot
 
     return plot(
         draw_interpolation(rift.interpolations["rift"]),
@@ -203,9 +203,9 @@ def _interpolation(rift: RiftReport) -> Picture:
 
 def _law(rates: Mapping[str, Any]) -> Picture:
     """The law with its intervals."""
-    from edgetta.bench.report import PALETTE, plot
     from edgetta.offline.curvature.plot import figure
     from edgetta.rate_law import RateLaw
+    from edgetta.report import PALETTE, plot
 
     law = RateLaw.from_json(rates["law"])
     sizes = list(law.batch_sizes)

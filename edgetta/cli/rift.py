@@ -13,7 +13,6 @@ from edgetta.cli.attack_options import number, threat_from, threat_options
 from edgetta.cli.model_options import model_options, recipe_from
 from edgetta.cli.robust_options import adversarial_training_from, constraint_options, training_options
 from edgetta.cli.settings import config_option
-from edgetta.errors import UsageError
 
 if TYPE_CHECKING:
     from edgetta.models import Model
@@ -110,7 +109,7 @@ def command(**values: Any) -> None:
     same command again continues after Ctrl-C. Under `torchrun` the processes share the work.
     """
     from edgetta.cli.device import torch_device
-    from edgetta.export.recipe import has_given_weights, load
+    from edgetta.export.recipe import load, load_trained
     from edgetta.offline.curvature import launched_processes
 
     with launched_processes() as processes:
@@ -119,12 +118,8 @@ def command(**values: Any) -> None:
         config = _config(values)
         training = adversarial_training_from(values, config.attack.threat, values["batch"], values["flip"])
         recipe = recipe_from(values["model"], values, values["seed"])
-        model = load(recipe)
-        if training is None and not has_given_weights(recipe):
-            raise UsageError(
-                f"{recipe.model} has random weights: give adversarially trained ones with --weights, or train it "
-                "first with --adversarial-training"
-            )
+        # What is trained first may start at random.
+        model = load_trained(recipe) if training is None else load(recipe)
         train, validation, test, corrupted = _data(values, model, show)
         model.module.to(device)
         try:
@@ -179,7 +174,7 @@ def _data(values: dict[str, Any], model: Model, show: bool) -> tuple[Images, Ima
     from edgetta.cli.corrupted import corrupted_images
     from edgetta.cli.progress import progress_bar
     from edgetta.cli.training_data import training_data
-    from edgetta.sources.labelled import split
+    from edgetta.sources.labelled import check_classes, split
 
     shape = model.input_shape
     with progress_bar("reading", unit="images", show=show) as update:
@@ -190,14 +185,16 @@ def _data(values: dict[str, Any], model: Model, show: bool) -> tuple[Images, Ima
             seed=values["seed"],
             limit=values["limit"],
             progress=update,
+            resize=model.resize,
         )
+    everything, test = (check_classes(data, model.num_classes) for data in (everything, test))
     train, validation = split(everything, values["validation"], values["seed"])
     if values["test_images"] is not None:
         test = test.shuffled(values["seed"], values["test_images"])
     corrupted: dict[str, Images] = {}
     if values["corrupted"] is not None:
         with progress_bar("corrupting", unit="corruptions", show=show) as update:
-            corrupted = corrupted_images(values["corrupted"], test, shape, values["test_images"], update)
+            corrupted = corrupted_images(values["corrupted"], test, shape, values["test_images"], update, model.resize)
     return (
         (train.images, train.labels),
         (validation.images, validation.labels),

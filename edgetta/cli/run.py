@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgetta.cli.adaptation_options import adapt_config, adaptation_options
+from edgetta.cli.help_tiers import two_tiers
 from edgetta.cli.settings import config_option
 from edgetta.errors import EdgettaError, UsageError
 from edgetta.printable import printable
@@ -18,6 +19,7 @@ from edgetta.segments.engine_names import ENGINES
 if TYPE_CHECKING:
     from edgetta.adaptation.step_plan import StepPlan
     from edgetta.cli.run_report import RunReport
+    from edgetta.patient_rows import PatientWriter
     from edgetta.predictions import PredictionWriter
     from edgetta.runtime import Runtime
     from edgetta.sources import Frame, Source
@@ -39,7 +41,24 @@ Examples:
 """
 
 
-@click.command(epilog=EXAMPLES)
+@click.command(
+    cls=two_tiers(
+        *(
+            "output",
+            "batch",
+            "engine",
+            "budget",
+            "when",
+            "state",
+            "limit",
+            "threads",
+            "json_file",
+            "overwrite",
+            "quiet",
+        )
+    ),
+    epilog=EXAMPLES,
+)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("source")
 @click.option(
@@ -109,7 +128,9 @@ Examples:
 )
 @click.option("--limit", metavar="N", type=click.IntRange(1), help="End after N frames.")
 @click.option(
-    "--resize/--no-resize", default=True, help="Resize frames of another size (the default), or refuse them."
+    "--resize/--no-resize",
+    default=True,
+    help="Resize frames as the bundle says (the default), or refuse those of another size.",
 )
 @click.option(
     "--threads", metavar="N", type=click.IntRange(0), default=0, help="Processor threads; 0 leaves it as is."
@@ -150,25 +171,31 @@ def command(**values: Any) -> None:
     from edgetta.cli.tables import print_facts, print_line
     from edgetta.cli.verify import verifier
     from edgetta.memory.allocator import keep_freed_memory
+    from edgetta.patient_rows import PatientWriter
     from edgetta.predictions import open_writer
     from edgetta.process_lock import process_lock
     from edgetta.runtime import Runtime
     from edgetta.sources import open_source
-    from edgetta.sources.secret import read_source
+    from edgetta.sources.secret import public_name, read_source
     from edgetta.state_files import StateFile
 
     _check_paths(values)
     bundle = read_bundle(values["bundle"], verifier(values["require_signature"]))
     config = adapt_config(bundle.config, values)
-    size = bundle.input_shape[1:]
+    size = bundle.resize
     state = None if values["state"] is None else StateFile(values["state"])
     with ExitStack() as stack:
         if state is not None:
             stack.enter_context(state.lock())
             state.tidy()
         if values["output"] not in (None, "-"):
-            stack.enter_context(process_lock(Path(values["output"]).absolute(), "the file of predictions"))
-        source = stack.enter_context(open_source(read_source(values["source"]), size=size, resize=values["resize"]))
+            output = Path(values["output"]).absolute()
+            if output.is_file() or not output.exists():  # a device or a pipe has no place for a lock beside it
+                stack.enter_context(process_lock(output, "the file of predictions"))
+        spec = read_source(values["source"])
+        if "://" in spec and " ! " not in spec and not values["quiet"]:
+            print_line(f"connecting to {public_name(spec)}", stderr=True)
+        source = stack.enter_context(open_source(spec, size=size, resize=values["resize"]))
         batch = values["batch"] or (1 if source.length is None else STORED_BATCH)
         if values["budget"] is None:
             keep_freed_memory()
@@ -190,10 +217,12 @@ def command(**values: Any) -> None:
                 _say(line)
             if found.path is not None and not values["quiet"]:
                 print_line(f"continuing from {found.path}, after {runtime.adapter.state.steps:,} batches", stderr=True)
-        writer = None
+        writer: PredictionWriter | PatientWriter | None = None
         if values["output"] is not None:
             going_on = values["append"] or values["resume"]
             writer = open_writer(values["output"], overwrite=values["overwrite"], append=going_on)
+            if source.length is None and values["output"] != "-":
+                writer = PatientWriter(writer, _say)
             stack.enter_context(writer)
         if not values["quiet"]:
             print_line(f"{bundle.name} <- {source.description}", stderr=True)
@@ -212,7 +241,7 @@ def _memory(values: dict[str, Any]) -> StepPlan | None:
 def _stream(
     runtime: Runtime,
     source: Source,
-    writer: PredictionWriter | None,
+    writer: PredictionWriter | PatientWriter | None,
     batch: int,
     state: StateFile | None,
     values: dict[str, Any],
@@ -250,6 +279,7 @@ def _stream(
                     every = values["save_every"]
                     saver.when_due(early=bool(every) and report.summary.steps % every == 0)
 
+            check_labels(source.labels, runtime.bundle.class_count, values["source"])
             run_stream(
                 runtime,
                 source,
@@ -271,7 +301,8 @@ def _stream(
     if ended is not None:
         raise ended
     if summary.frames == 0 and not summary.resumed:
-        raise _nothing_usable(values["source"], summary)
+        # Its name, not what was typed: that may hold a password.
+        raise _nothing_usable(getattr(source, "name", source.description), summary)
 
 
 def _after(ended: BaseException | None, finish: Callable[[], None]) -> BaseException | None:
@@ -320,6 +351,24 @@ def _show(report: RunReport, values: dict[str, Any]) -> None:
         print_facts([*report.facts(), *places], stderr=values["output"] == "-")
     if values["json_file"] is not None:
         atomic_write_json(values["json_file"], report.as_json())
+
+
+def check_labels(labels: Any, classes: int, source: str) -> None:
+    """Refuse labels of an array that the bundle has no class for: each would count as an error.
+
+    Raises:
+        UsageError: there are such.
+    """
+    import numpy as np
+
+    if labels is None or not len(labels):
+        return
+    values = np.asarray(labels)
+    if int(values.min()) < 0 or int(values.max()) >= classes:
+        raise UsageError(
+            f"{source} has labels from {int(values.min())} to {int(values.max())}, and the bundle {classes} classes, "
+            "numbered from 0; correct the labels, or leave them out of the file"
+        )
 
 
 def folder_labels(source: str, classes: tuple[str, ...] | None) -> Callable[[Frame], int | None] | None:

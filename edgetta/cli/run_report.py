@@ -49,7 +49,7 @@ class RunReport:
             ("time", f"{per_frame} per frame for prediction and adaptation; {speed} with reading and writing"),
             ("engine", self._engine()),
             ("batch", f"{self.batch}{self._batch_reason()}"),
-            ("BatchNorm", self.batch_norm_reason()),
+            ("BatchNorm", self.batch_norm_reason() if self.runtime.bundle.has_batch_norm else ""),
             ("kept bytes", self._kept()),
             ("memory", self._memory()),
             ("saves", self._saves()),
@@ -124,6 +124,7 @@ class RunReport:
         return {
             "plan": None if plan is None else plan.to_json(),
             "measured_peak_bytes": record.peak or None,
+            "doubts": list(record.doubts),
             "over_budget": record.over,
             "failures": record.failures,
             "only_predicted": record.predicted,
@@ -193,7 +194,9 @@ class RunReport:
 
     def _classes(self) -> str:
         counts = sorted(self.summary.classes.items(), key=lambda item: (-item[1], item[0]))
-        named = ", ".join(f"{self._name(k)} {count:,}" for k, count in counts[:NAMED])
+        # "7 20" would be two numbers: a class without a name is told to be one.
+        mark = "class {}: {:,}" if self.runtime.bundle.classes is None else "{} {:,}"
+        named = ", ".join(mark.format(self._name(k), count) for k, count in counts[:NAMED])
         return named + (f", and {len(counts) - NAMED} more classes" if len(counts) > NAMED else "")
 
     def _estimate(self) -> str:
@@ -243,7 +246,7 @@ class RunReport:
         from edgetta.memory.sizes import size_text
 
         plan, record = self.runtime.plan, self.runtime.keeper.record
-        lines = []
+        lines = [f"the budget may not be kept: {doubt}" for doubt in record.doubts]
         if plan is not None:
             measured = f"{size_text(record.peak)} measured at most" if record.peak else "not measured"
             lines.append(f"{size_text(plan.cost.peak)} planned, {measured}, budget {size_text(plan.budget)}")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edgetta.export.recipe import Recipe
     from edgetta.offline.curvature import DataOperator, LossSurface
     from edgetta.offline.network import Network
+    from edgetta.sources.resize import Resize
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -124,8 +125,8 @@ def measured_operator(values: Mapping[str, Any], batch_size: int, *, show: bool)
     from edgetta.offline.curvature import OPERATORS
 
     device = _device(values["device"])
-    make, input_shape, classes = _model(values, show)
-    samples = _samples(values, input_shape, classes, show)
+    make, input_shape, classes, resize = _model(values)
+    samples = _samples(values, input_shape, classes, resize, show)
     surface = make(samples, device)
     limit = values["memory_limit"]
     return OPERATORS[values["operator"]](
@@ -150,8 +151,11 @@ def make_folder(folder: Path) -> None:
 _Make = Callable[[PictureSamples, Any], "LossSurface"]
 
 
-def _model(values: Mapping[str, Any], show: bool) -> tuple[_Make, tuple[int, int, int], int]:
-    """How to make the surface once the data are there; the model's input shape and number of classes."""
+_Surface = tuple[_Make, tuple[int, int, int], int, "Resize"]
+
+
+def _model(values: Mapping[str, Any]) -> _Surface:
+    """How to make the surface once the data are there; the model's input shape, number of classes, and resizing."""
     meta = values["parameters"] in ("adapted", "meta")
     if values["regulariser"] and not meta:
         raise UsageError("--regulariser weighs the distances of meta-networks; it needs --parameters adapted or meta")
@@ -162,22 +166,17 @@ def _model(values: Mapping[str, Any], show: bool) -> tuple[_Make, tuple[int, int
         raise UsageError(f"MODEL {folder} is a folder: measure what adapts in it with --parameters adapted")
     if folder.is_dir():
         return _meta(values, _prepared(values, folder))
-    from edgetta.cli.tables import print_line
-    from edgetta.export.recipe import has_given_weights
-
     recipe = recipe_from(values["model"], values, values["seed"])
-    if show and not has_given_weights(recipe):
-        print_line(f"{recipe.model} has random weights: give trained ones with --weights", style="yellow", stderr=True)
     return _meta(values, recipe) if meta else _plain(values, recipe)
 
 
-def _plain(values: Mapping[str, Any], recipe: Recipe) -> tuple[_Make, tuple[int, int, int], int]:
-    from edgetta.export.recipe import load
+def _plain(values: Mapping[str, Any], recipe: Recipe) -> _Surface:
+    from edgetta.export.recipe import load_trained
     from edgetta.offline.curvature import LossSurface
 
     if values["statistics"] == "stream":
         raise UsageError("--statistics stream belongs to --parameters adapted; stored ones are --statistics source")
-    model = load(recipe)
+    model = load_trained(recipe)
 
     def make(samples: PictureSamples, device: Any) -> LossSurface:
         import torch
@@ -193,7 +192,7 @@ def _plain(values: Mapping[str, Any], recipe: Recipe) -> tuple[_Make, tuple[int,
             batch_norm="batch" if values["statistics"] == "batch" else "source",
         )
 
-    return make, model.input_shape, model.num_classes
+    return make, model.input_shape, model.num_classes, model.resize
 
 
 def _prepared(values: Mapping[str, Any], folder: Path) -> Prepared:
@@ -204,14 +203,16 @@ def _prepared(values: Mapping[str, Any], folder: Path) -> Prepared:
     return read_prepared(folder)
 
 
-def _meta(values: Mapping[str, Any], origin: Prepared | Recipe) -> tuple[_Make, tuple[int, int, int], int]:
+def _meta(values: Mapping[str, Any], origin: Prepared | Recipe) -> _Surface:
     """What adapts of a preparation, or beside the parts of a model with fresh meta-networks."""
     from edgetta.export.prepared import Prepared, read_meta
-    from edgetta.export.recipe import derive_recipe
+    from edgetta.export.recipe import derive_recipe, load_trained
     from edgetta.offline.source_statistics import batches_of, with_source_statistics
 
     prepared = origin if isinstance(origin, Prepared) else None
-    derived = derive_recipe(origin.recipe if isinstance(origin, Prepared) else origin)
+    recipe = origin.recipe if isinstance(origin, Prepared) else origin
+    model = load_trained(recipe)
+    derived = derive_recipe(recipe, model)
 
     def make(samples: PictureSamples, device: Any) -> LossSurface:
         if prepared is not None:
@@ -220,10 +221,10 @@ def _meta(values: Mapping[str, Any], origin: Prepared | Recipe) -> tuple[_Make, 
         network = with_source_statistics(derived.network(), batches_of(images, 64))
         return _adaptation(values, network, samples, device)
 
-    return make, derived.adaptable.input_shape, derived.adaptable.classes
+    return make, derived.adaptable.input_shape, derived.adaptable.classes, model.resize
 
 
-def _bundle(values: Mapping[str, Any], path: Path, meta: bool) -> tuple[_Make, tuple[int, int, int], int]:
+def _bundle(values: Mapping[str, Any], path: Path, meta: bool) -> _Surface:
     from edgetta.bundle import read_bundle
     from edgetta.offline.network import Network
 
@@ -237,6 +238,7 @@ def _bundle(values: Mapping[str, Any], path: Path, meta: bool) -> tuple[_Make, t
         lambda samples, device: _adaptation(values, network, samples, device),
         bundle.input_shape,
         bundle.class_count,
+        bundle.resize,
     )
 
 
@@ -262,24 +264,23 @@ def _adaptation(values: Mapping[str, Any], network: Network, samples: PictureSam
     )
 
 
-def _samples(values: Mapping[str, Any], input_shape: tuple[int, int, int], classes: int, show: bool) -> PictureSamples:
+def _samples(
+    values: Mapping[str, Any], input_shape: tuple[int, int, int], classes: int, resize: Resize, show: bool
+) -> PictureSamples:
     from edgetta.cli.data import BUILT_IN, labelled_data, source_images
     from edgetta.cli.progress import progress_bar
-    from edgetta.sources.labelled import read_labelled
+    from edgetta.sources.labelled import check_classes, read_labelled
 
     spec, limit = values["data"], values["samples"]
     with progress_bar("reading", unit="images", show=show) as update:
         if spec in BUILT_IN and not Path(spec).exists():
-            found, _ = labelled_data(spec, input_shape, held_out=0.5, seed=values["seed"], limit=limit)
+            found, _ = labelled_data(spec, input_shape, held_out=0.5, seed=values["seed"], limit=limit, resize=resize)
         elif values["objective"] == "entropy":
-            return PictureSamples(source_images(spec, input_shape, limit, update).images, None)
+            return PictureSamples(source_images(spec, input_shape, limit, update, resize).images, None)
         else:
-            found = read_labelled(spec, input_shape, None, limit, update)
-    if values["objective"] == "cross-entropy" and int(found.labels.max()) >= classes:
-        raise UsageError(
-            f"{spec} has labels up to {int(found.labels.max())} and the model {classes} classes; give weights for "
-            "these classes, or --num-classes"
-        )
+            found = read_labelled(spec, input_shape, None, limit, update, resize)
+    if values["objective"] == "cross-entropy":
+        found = check_classes(found, classes)
     return PictureSamples(found.images, found.labels)
 
 

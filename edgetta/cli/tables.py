@@ -19,8 +19,12 @@ def console(*, stderr: bool = False) -> Console:
     """Standard output or standard error. Lines in a file or a pipe are not folded at rich's 80 columns."""
     from rich.console import Console
 
+    class PipedConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich would end the process with exit code 1; a reader that has gone is no failure
+
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else 200)
+    return PipedConsole(stderr=stderr, highlight=False, width=None if stream.isatty() else 200)
 
 
 def print_facts(facts: Iterable[tuple[str, Any]], *, stderr: bool = False) -> None:
@@ -56,7 +60,7 @@ def print_line(text: str, *, style: str = "", stderr: bool = False) -> None:
     """One line of plain words; nothing in it is taken for markup."""
     from rich.text import Text
 
-    console(stderr=stderr).print(Text(printable(text), style=style))
+    console(stderr=stderr).print(Text(printable(text), style=style), soft_wrap=True)
 
 
 def bytes_text(count: float) -> str:

@@ -200,8 +200,10 @@ class BlockWriter:
         more = [0] * 4 + [shape[0] - out, shape[1] - per, 0, 0]
         if weight in self.graph.constants:
             array = np.pad(plain(self.graph.constants[weight]), [(0, n) for n in more[4:]])
-            name = f"{weight}.kernel.{'rows' if scale is not None else 'whole'}"
-            self.weights[name] = np.ascontiguousarray(array.reshape(apart).transpose(order)).reshape(stored)
+            name = f"{weight}.kernel"
+            self.weights[name] = np.ascontiguousarray(array.reshape(apart).transpose(order)).reshape(shape)
+            if scale is not None:
+                name = self.emit("Reshape", [name, self.integers(*stored)], f"{output}.rows")
         else:
             source = self.plain(weight)
             if any(more):

@@ -27,7 +27,7 @@ import numpy as np
 
 from edgetta.engines.block_writer import DOMAIN, BlockWriter, node_of
 from edgetta.engines.contract import Array
-from edgetta.segments.graph import BATCH, Graph, Node
+from edgetta.segments.graph import Graph, Node
 from edgetta.segments.onnx_model import BOOL, FLOAT, OnnxModel, OnnxValue, reals, text
 from edgetta.segments.onnx_spelling import IR_VERSION, OPSET, plain
 
@@ -45,6 +45,7 @@ class Lowered:
 
     model: OnnxModel
     in_blocks: Mapping[str, tuple[int, ...]]
+    blocks: bool = True  # False for a model that was made another way
 
 
 def lower(graph: Graph, block: int, inputs_in_blocks: Collection[str] = (), kept: Collection[str] = ()) -> Lowered:
@@ -66,21 +67,38 @@ def to_blocks(array: Array, block: int) -> Array:
 
 @functools.cache
 def block_size() -> int:
-    """Channels in a block on this machine, found by asking ONNX Runtime; 0 where it has no such layout."""
+    """Channels in a block on this machine, found by asking ONNX Runtime.
+
+    0 where it has no such layout, or where its operators for blocks do not do what is expected of them.
+    """
     import onnxruntime
 
     channels = 32
-    node = node_of("ReorderInput", ["x"], "y", {}, DOMAIN)
-    x, y = (OnnxValue(name, FLOAT, (1, channels, 1, 2)) for name in "xy")
-    model = OnnxModel((node,), {}, (x,), (y,), OPSET, IR_VERSION)
+    nodes = (
+        node_of("ReorderInput", ["x"], "y", {}, DOMAIN),
+        node_of("Conv", ["y", "weight", "bias", "y"], "z", {"group": channels, "kernel_shape": [1, 1]}, DOMAIN),
+        node_of("GlobalAveragePool", ["z"], "pooled", {}, DOMAIN),
+        node_of("ReorderOutput", ["pooled"], "average", {"channels": channels}, DOMAIN),
+    )
+
+    def value(name: str, *shape: int) -> OnnxValue:
+        return OnnxValue(name, FLOAT, shape)
+
+    inputs = (value("x", 1, channels, 1, 2), value("weight", channels, 1, 1, 1), value("bias", channels))
+    outputs = (value("y", 1, channels, 1, 2), value("average", 1, channels, 1, 1))
+    images = np.arange(2 * channels, dtype=np.float32).reshape(1, channels, 1, 2)
+    weight, bias = np.arange(channels, dtype=np.float32), np.full(channels, 0.5, np.float32)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
-    images = np.arange(2 * channels, dtype=np.float32).reshape(1, channels, 1, 2)
     try:
-        session = onnxruntime.InferenceSession(model.to_bytes(), options, providers=["CPUExecutionProvider"])
-        (found,) = session.run(None, {"x": images})
+        data = OnnxModel(nodes, {}, inputs, outputs, OPSET, IR_VERSION).to_bytes()
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        found, average = session.run(None, {"x": images, "weight": weight.reshape(-1, 1, 1, 1), "bias": bias})
     except Exception:  # it has no such operators, which each version says in its own way
+        return 0
+    expected = images.mean((2, 3), keepdims=True) * (weight.reshape(-1, 1, 1) + 1) + 0.5
+    if not np.allclose(average, expected):
         return 0
     return next((size for size in (4, 8, 16, 32) if np.array_equal(found, to_blocks(images, size))), 0)
 
@@ -111,7 +129,7 @@ class _Lowering(BlockWriter):
         return Lowered(model.only([value.name for value in outputs]), in_blocks)
 
     def _value(self, name: str, called: str, shape: tuple[int, ...]) -> OnnxValue:
-        sizes = tuple(None if size == BATCH else size for size in shape)
+        sizes = tuple(None if size < 0 else size for size in shape)
         return OnnxValue(called, BOOL if self.boolean(name) else FLOAT, sizes)
 
     def _plainly(self, node: Node) -> None:
@@ -248,10 +266,12 @@ class _Lowering(BlockWriter):
             return False
         if not (depthwise or images or (group == 1 and self.channels_fit(per))) or (images and self.in_blocks(x)):
             return False
+        x, more = self._unpadded(x)
         source = self.plain(x) if images else self.blocked(x)
         attributes: dict[str, Any] = {
             name: _listed(node.attributes[name]) for name in ("strides", "pads", "dilations")
         }
+        attributes["pads"] = [a + b for a, b in zip(attributes["pads"], more, strict=True)]
         attributes |= {"group": self.whole_blocks(group) if depthwise else group, "kernel_shape": list(window)}
         output, alone = f"{node.output}.blocked", self.alone(node.output)
         narrow = images or depthwise
@@ -280,6 +300,18 @@ class _Lowering(BlockWriter):
             return True
         inputs = [source, kernel, *([self.wide(self.plain(bias), out)] if bias else [])]
         return self._put(node, self.taking_more(self.emit("Conv", inputs, output, attributes, DOMAIN)))
+
+    def _unpadded(self, x: str) -> tuple[str, list[int]]:
+        """What a value is padded from, with zeros around the image, which a convolution does by itself, and how far.
+
+        The node that pads is written all the same, and left out in the end where nobody reads it.
+        """
+        producer = self.producers.get(x)
+        if producer is not None and producer.op == "Pad" and producer.attributes["value"] == 0:
+            pads = _listed(producer.attributes["pads"])
+            if not any(pads[axis] for axis in (0, 1, 4, 5)) and len(pads) == 8:
+                return producer.inputs[0], [*pads[2:4], *pads[6:8]]
+        return x, [0] * 4
 
     def _about(self, name: str) -> str:
         """The vector about which those who read a value see it; "" where somebody sees it as it is, or another way."""
@@ -346,10 +378,9 @@ class _Lowering(BlockWriter):
 
     def _max_pool(self, node: Node) -> bool:
         x = node.inputs[0]
-        if not self.in_blocks(x):
+        if not self.in_blocks(x) or node.attributes.get("ceil_mode", 0):
             return False
         attributes: dict[str, Any] = {n: _listed(node.attributes[n]) for n in ("kernel_shape", "strides", "pads")}
-        attributes |= {"ceil_mode": int(node.attributes.get("ceil_mode", 0))}
         return self._put(node, self.emit("MaxPool", [self.blocked(x)], f"{node.output}.blocked", attributes, DOMAIN))
 
     def _reshape(self, node: Node) -> bool:

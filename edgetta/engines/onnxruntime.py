@@ -29,8 +29,16 @@ from edgetta.errors import BundleError, MissingDependencyError, one_line
 from edgetta.memory.allocator import keeps_freed_memory
 from edgetta.segments.graph import BATCH, Graph
 from edgetta.segments.onnx_layout import in_blocks
-from edgetta.segments.onnx_memory import GATHERS_SLICES, freeing_early, variances_in_pieces
+from edgetta.segments.onnx_memory import (
+    GATHERS_SLICES,
+    beside_what_they_read,
+    freeing_early,
+    variances_in_pieces,
+    what_waits_first,
+)
+from edgetta.segments.onnx_model import OnnxModel
 from edgetta.segments.onnx_spelling import spelled
+from edgetta.segments.shapes import with_batch
 
 _SMALL = 1024
 """Weights of fewer bytes are copied into each session."""
@@ -90,7 +98,7 @@ class OnnxRuntimeEngine:
             **feeding.parameters(parameters, self.programs.backward),
         }
         for name in list(residuals.kept):
-            shape = _with_batch(self._shapes.get(name, self._residuals[name].value.shape), residuals.batch)
+            shape = with_batch(self._shapes.get(name, self._residuals[name].value.shape), residuals.batch)
             inputs[name] = unpack(self._residuals[name], residuals.kept.pop(name), shape)
         return feeding.gradients(self._session("backward").run(inputs))
 
@@ -104,6 +112,7 @@ class OnnxRuntimeEngine:
     def release(self) -> None:
         """Give the sessions' memory back; they are made anew when they are needed."""
         self._sessions.clear()
+        self._shared_weights.clear()
 
     def _inputs(self, program: str, images: Array, parameters: Array, statistics: Statistics) -> dict[str, Array]:
         graph: Graph = getattr(self.programs, program)
@@ -124,7 +133,7 @@ class OnnxRuntimeEngine:
                 given = self._shapes if program == "backward" else ()
                 lowered = lower(graph, self._block, given, kept)
             else:
-                lowered = Lowered(variances_in_pieces(in_blocks(spelled(graph)), graph), {})
+                lowered = Lowered(variances_in_pieces(in_blocks(spelled(graph)), graph), {}, blocks=False)
             self._sessions[program, moments] = Session(lowered, graph, self._shared_weights, self._threads, program)
         return self._sessions[program, moments]
 
@@ -157,8 +166,7 @@ class Session:
         self.graph = graph
         self.outputs = graph.outputs
         self._shapes = {name: lowered.in_blocks.get(name, value.shape) for name, value in graph.values.items()}
-        ordered = freeing_early(lowered.model)
-        self._results = [value.name for value in ordered.outputs]
+        ordered, self._results = _in_order(lowered.model, graph)
         shared = {name for name, a in ordered.weights.items() if a.dtype == np.float32 and a.nbytes >= _SMALL}
         for large in sorted(shared - set(weights)):
             weights[large] = runtime.OrtValue.ortvalue_from_numpy(ordered.weights[large])
@@ -166,12 +174,14 @@ class Session:
         options = _options(runtime, threads)
         if shared:
             options.add_external_initializers(list(self._weights), list(self._weights.values()))
+        # Reshaped weights would be copied, to save what costs nothing; in plain layout more than that is folded.
+        needless = [GATHERS_SLICES, *(["ConstantFolding"] if lowered.blocks else [])]
         try:
             self._session = runtime.InferenceSession(
                 ordered.to_bytes(without=shared),
                 options,
                 providers=["CPUExecutionProvider"],
-                disabled_optimizers=[GATHERS_SLICES],
+                disabled_optimizers=needless,
             )
         except Exception as error:  # its kinds are many
             raise _refused("ONNX Runtime", name, error) from error
@@ -188,7 +198,7 @@ class Session:
             # The session reads raw memory: of another type or shape it would make nonsense.
             value, array = self.graph.values[name], np.ascontiguousarray(inputs[name])
             kind = np.bool_ if value.dtype == "bool" else np.float32
-            shape = _with_batch(self._shapes[name], batch)
+            shape = with_batch(self._shapes[name], batch)
             if array.dtype != kind or array.shape != shape:
                 raise ValueError(f"{name!r} is {array.dtype} {array.shape}, not {kind.__name__} {shape}")
             alive.append(array)
@@ -196,11 +206,26 @@ class Session:
         results = []
         for name, made in zip(self.outputs, self._results, strict=True):
             kind = np.bool_ if self.graph.values[name].dtype == "bool" else np.float32
-            result = np.empty(_with_batch(self._shapes[name], batch), kind)
+            result = np.empty(with_batch(self._shapes[name], batch), kind)
             binding.bind_output(made, "cpu", 0, result.dtype, result.shape, result.ctypes.data)
             results.append(result)
         self._session.run_with_iobinding(binding)
         return results
+
+
+def _in_order(model: OnnxModel, graph: Graph) -> tuple[OnnxModel, list[str]]:
+    """The model in an order of execution that holds little, and the names of its outputs, in the graph's order."""
+    first, source = 0, "x"
+    if "grad_logits" in graph.inputs:  # of gradients the one that comes last is the way on which the others lie
+        source = "grad_logits"
+        places = {value.name: i for i, value in enumerate(model.outputs)}
+        made = [places[n] for node in model.nodes for n in node.outputs if n in places and node.op != "Reshape"]
+        first = made[-1] if made else 0
+    order = [first, *(i for i in range(len(model.outputs)) if i != first)]
+    model = replace(model, outputs=tuple(model.outputs[i] for i in order))
+    model = freeing_early(beside_what_they_read(what_waits_first(model, source)))
+    names = dict(zip(order, (value.name for value in model.outputs), strict=True))
+    return model, [names[i] for i in range(len(order))]
 
 
 def import_onnxruntime() -> Any:
@@ -219,10 +244,6 @@ def default_threads() -> int:
     """How many threads a session has: what `OMP_NUM_THREADS` says, else 0, for as many as there are cores."""
     text = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return int(text) if text.isdigit() else 0
-
-
-def _with_batch(shape: tuple[int, ...], batch: int) -> tuple[int, ...]:
-    return tuple(batch if size == BATCH else size for size in shape)
 
 
 def _refused(who: str, what: str, error: Exception) -> BundleError:

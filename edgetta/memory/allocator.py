@@ -68,7 +68,7 @@ _returned: list[bool] = []
 
 
 def _set(switches: dict[int, int]) -> bool:
-    with suppress(OSError, AttributeError):
+    with suppress(OSError, AttributeError, TypeError):  # no such function; on Windows no such library
         mallopt = ctypes.CDLL(None).mallopt
         return all(mallopt(name, value) == 1 for name, value in switches.items())
     return False

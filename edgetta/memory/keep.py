@@ -303,7 +303,8 @@ class Keeper:
 
 def rehearsing(config: AdaptConfig) -> AdaptConfig:
     """The configuration in which every step does all that a step of `config` ever does."""
-    return replace(config, when="off" if config.when == "off" else "always", entropy_margin=1.0)
+    when = "off" if config.when == "off" else "always"
+    return replace(config, when=when, entropy_margin=1.0, hold_back=False)
 
 
 def new_images(count: int, shape: tuple[int, int, int], seed: int = 0) -> Array:

@@ -80,7 +80,7 @@ def resident() -> int:
 def give_back() -> None:
     """Collect garbage and return free memory of the C library to the system, where it knows how."""
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import inspect
+import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ from edgetta.models.normalise import IMAGENET, Constants
 from edgetta.models.parts import PublishedParts
 from edgetta.models.torchvision_operators import import_with_operators, with_operators
 from edgetta.models.wrappers import in_float32, unwrapped
+from edgetta.sources.resize import INTERPOLATIONS, Interpolation, Policy, Resize
+
+_FILE = "give trained ones with --weights"
+_PRETRAINED = f"{_FILE}, or take the published ones with --option pretrained=true"
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,10 @@ class Foreign:
     constants: Constants | None = None
     parts: PublishedParts | None = None
     notes: tuple[str, ...] = ()  # what was done to it that its author should know
+    resize: Resize | None = None  # as its authors evaluate it, at `input_shape`
+    origin: str | None = None  # of its weights; None: they are random
+    remedy: str = _FILE  # against random weights
+    size_origin: str = "as published"
 
 
 def build(spec: str, num_classes: int | None, options: Mapping[str, Any]) -> Foreign:
@@ -49,7 +58,7 @@ def build(spec: str, num_classes: int | None, options: Mapping[str, Any]) -> For
             raise UsageError(f"{spec} is an exported program: it takes no option {', '.join({**classes, **options})}")
         module, (channels, height, width) = load_exported(spec)
         known = None if channels is None or height is None or width is None else (channels, height, width)
-        return Foreign(module, known)
+        return Foreign(module, known, origin="the program's own", size_origin="the program's own")
     return _function(spec, {**classes, **options})
 
 
@@ -59,7 +68,37 @@ def _timm(name: str, options: Mapping[str, Any]) -> Foreign:
     config = getattr(module, "pretrained_cfg", {})
     size, mean, std = (config.get(key) for key in ("input_size", "mean", "std"))
     constants = (tuple(mean), tuple(std)) if mean and std else None
-    return Foreign(module, tuple(size) if size else None, constants)
+    origin, remedy = None, _PRETRAINED
+    classes, published = getattr(module, "num_classes", None), config.get("num_classes")
+    if options.get("checkpoint_path"):
+        origin = Path(str(options["checkpoint_path"])).name
+    elif options.get("pretrained") and classes == published:
+        names = (config.get("architecture") or name, config.get("tag"))
+        origin = f"timm's {'.'.join(part for part in names if part)}"
+    elif options.get("pretrained"):
+        remedy = (
+            f"its published weights have {published} classes, so that a classifier of {classes} is untrained; {_FILE}"
+        )
+    return Foreign(
+        module,
+        tuple(size) if size else None,
+        constants,
+        resize=_timm_resize(config, mean) if size else None,
+        origin=origin,
+        remedy=remedy,
+    )
+
+
+def _timm_resize(config: Mapping[str, Any], mean: Any) -> Resize:
+    """timm's evaluation transform, as its configuration describes it."""
+    size: tuple[int, int] = tuple(config["input_size"][1:])
+    share = config.get("crop_pct") or 0.875
+    interpolation = _known(config.get("interpolation"), "bicubic")
+    if config.get("crop_mode") == "border":
+        red, green, blue = (round(255 * value) for value in mean or (0, 0, 0))
+        return Resize(size, "pad", None, interpolation, (red, green, blue))
+    policy: Policy = "stretch" if config.get("crop_mode") == "squash" else "crop"
+    return Resize(size, policy, math.floor(min(size) / share), interpolation)
 
 
 def _torchvision(name: str, options: Mapping[str, Any]) -> Foreign:
@@ -69,10 +108,27 @@ def _torchvision(name: str, options: Mapping[str, Any]) -> Foreign:
         arguments["weights"] = "DEFAULT"
     classifiers = models.list_models(module=models)
     module = _made("torchvision", name, classifiers, lambda: models.get_model(name, **arguments))
-    transform: Any = next((entry.transforms() for entry in models.get_model_weights(name)), None)
+    entries = models.get_model_weights(name)
+    entry = _torchvision_weights(entries, arguments.get("weights"))
+    origin = None if entry is None else f"torchvision's {entry}"
+    transform: Any = next((one.transforms() for one in ((entry,) if entry is not None else entries)), None)
     side = getattr(transform, "crop_size", [224])[0]
     constants = (tuple(transform.mean), tuple(transform.std)) if hasattr(transform, "mean") else IMAGENET
-    return Foreign(module, (3, side, side), constants)
+    short = getattr(transform, "resize_size", [side * 8 // 7])[0]
+    mode = _known(getattr(getattr(transform, "interpolation", None), "value", None), "bilinear")
+    resize = Resize((side, side), "crop", max(side, short), mode)
+    return Foreign(module, (3, side, side), constants, resize=resize, origin=origin, remedy=_PRETRAINED)
+
+
+def _known(interpolation: Any, default: Interpolation) -> Interpolation:
+    return interpolation if interpolation in INTERPOLATIONS else default
+
+
+def _torchvision_weights(entries: Any, asked: Any) -> Any:
+    """The entry of published weights that was asked for, which the network now has; None where none was."""
+    if asked is None:
+        return None
+    return entries[asked.rpartition(".")[2]] if isinstance(asked, str) else asked
 
 
 def _made(library: str, name: str, known: list[str], build: Callable[[], nn.Module]) -> nn.Module:
@@ -109,11 +165,21 @@ def _function(spec: str, options: Mapping[str, Any]) -> Foreign:
     except Exception as error:
         raise EdgettaError(f"{spec} failed: {type(error).__name__}: {error}") from error
     if isinstance(made, Model):
-        return Foreign(made.module, made.input_shape, parts=made.parts, notes=made.notes)
+        own = f"{name}'s own"
+        return Foreign(
+            made.module,
+            made.input_shape,
+            parts=made.parts,
+            resize=made.to_size,
+            origin=made.origin or own,
+            size_origin=own,
+            notes=made.notes,
+        )
     if not isinstance(made, nn.Module):
         raise EdgettaError(f"{spec} returned a {type(made).__name__}, not a torch.nn.Module")
     network, was = in_float32(unwrapped(made))
-    return Foreign(network, notes=() if was is None else (f"{spec} is in {was}; it is taken as float32",))
+    notes = () if was is None else (f"{spec} is in {was}; it is taken as float32",)
+    return Foreign(network, origin=f"{path.name}:{name}'s own", notes=notes)
 
 
 def _imported(path: Path) -> Any:

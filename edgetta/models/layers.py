@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -46,6 +46,23 @@ def stage(
     `block(inputs, outputs, stride)` builds one block.
     """
     return [block(inputs if index == 0 else outputs, outputs, stride if index == 0 else 1) for index in range(count)]
+
+
+def residual_stages(
+    block: Callable[[int, int, int], nn.Module], expansion: int, counts: Sequence[int], planes: Sequence[int]
+) -> tuple[list[nn.Sequential], int]:
+    """Stages of `counts` blocks, each but the first halving height and width; and the channels of the last one.
+
+    `block(inputs, planes, stride)` builds one block, which gives `expansion` times its planes.
+    """
+    channels, stages = planes[0], []
+    for index, (count, plane) in enumerate(zip(counts, planes, strict=True)):
+        outputs = plane * expansion
+        inputs = [channels, *[outputs] * (count - 1)]
+        strides = [2 if index else 1, *[1] * (count - 1)]
+        stages.append(nn.Sequential(*(block(i, plane, s) for i, s in zip(inputs, strides, strict=True))))
+        channels = outputs
+    return stages, channels
 
 
 def global_mean(x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from edgetta.models.parts import PublishedParts
+from edgetta.sources.resize import Resize
 
 
 @dataclass(frozen=True)
@@ -18,5 +19,14 @@ class Model:
     input_shape: tuple[int, int, int]  # channels, height, width
     num_classes: int
     parts: PublishedParts | None = None  # where the papers cut it; None for networks from elsewhere
-    weights: str | None = None  # where the weights came from; None: random, or the source's own
+    weights: str | None = None  # the file that they came from; None: random, or the source's own
     notes: tuple[str, ...] = ()  # what was done to it that its author should know
+    origin: str | None = None  # of the weights, for people; None: nobody gave any, and they are random
+    remedy: str = "give trained ones with --weights"  # against random weights
+    size_origin: str = "given"  # who says what images it takes
+    to_size: Resize | None = None  # how pictures become its input; None stretches them
+
+    @property
+    def resize(self) -> Resize:
+        """How pictures of any size become its input."""
+        return self.to_size or Resize(self.input_shape[1:])

@@ -49,6 +49,7 @@ class Normalise(nn.Module):
             )
         if not all(map(math.isfinite, means + deviations)) or min(deviations) <= 0:
             raise UsageError(f"normalisation mean {means}, std {deviations}: means must be finite and every std > 0")
+        _check_scale(means, deviations)
         for buffer, values in ((self.mean, means), (self.std, deviations)):
             buffer.copy_(torch.tensor(values, device="cpu").view(-1, 1, 1).expand_as(buffer))
         self.is_identity = set(means) == {0.0} and set(deviations) == {1.0}
@@ -59,6 +60,32 @@ class Normalise(nn.Module):
     def extra_repr(self) -> str:
         mean, std = ([round(value, 4) for value in buffer.flatten().tolist()] for buffer in (self.mean, self.std))
         return f"mean={mean}, std={std}"
+
+
+def _check_scale(means: list[float], deviations: list[float]) -> None:
+    """Refuse constants that no images in [0, 1] have: their mean lies in [0, 1], their deviation is at most 1.
+
+    Networks that want values in [0, 255] divide by a small deviation (mean 0, std 1/255), which is allowed.
+    """
+    if min(means) >= 0 and max(means) <= 1 and max(deviations) <= 1:
+        return
+    given = f"mean {_listed(means)}, std {_listed(deviations)}"
+    if min(means) >= 0 and 1 < max(means) <= 255 and 1 < max(deviations) <= 255:
+        right = ([value / 255 for value in numbers] for numbers in (means, deviations))
+        remedy = "mean {}, std {} is the same for them".format(*map(_listed, right))
+        raise UsageError(f"normalisation {given} is on the scale of 0 to 255, and images here are in [0, 1]; {remedy}")
+    if min(means) >= 0 and 1 < max(means) <= 255 and max(deviations) <= 1:
+        right = ([value / 255 for value in numbers] for numbers in (means, deviations))
+        remedy = "if it takes values from 0 to 255, mean {}, std {} is the same for them".format(*map(_listed, right))
+        raise UsageError(f"normalisation {given} has a mean that no image in [0, 1] has; {remedy}")
+    raise UsageError(
+        f"normalisation {given} fits no images in [0, 1]: their means lie between 0 and 1 and their deviations are "
+        "at most 1; ImageNet's are mean 0.485, 0.456, 0.406, std 0.229, 0.224, 0.225"
+    )
+
+
+def _listed(numbers: list[float]) -> str:
+    return ", ".join(f"{round(number, 4):g}" for number in numbers)
 
 
 def with_normalisation(network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from edgetta.models.layers import conv3x3, global_mean, initialise, scaled
+from edgetta.models.layers import conv3x3, global_mean, initialise, residual_stages, scaled
 from edgetta.models.normalise import Normalise
 
 
@@ -17,11 +17,6 @@ class ResNet(nn.Module):
     `bottleneck` chooses the 1x1-3x3-1x1 block of ResNet-50. `width` multiplies every channel count.
     """
 
-    layer1: nn.Sequential
-    layer2: nn.Sequential
-    layer3: nn.Sequential
-    layer4: nn.Sequential
-
     def __init__(self, counts: Sequence[int], bottleneck: bool, *, num_classes: int = 10, width: float = 1.0) -> None:
         super().__init__()
         block = _Bottleneck if bottleneck else _BasicBlock
@@ -30,13 +25,8 @@ class ResNet(nn.Module):
         self.conv1 = conv3x3(3, planes[0])
         self.bn1 = nn.BatchNorm2d(planes[0])
         self.relu = nn.ReLU()
-        channels = planes[0]
-        for index, (count, plane) in enumerate(zip(counts, planes, strict=True)):
-            blocks = []
-            for position in range(count):
-                blocks.append(block(channels, plane, 2 if index and position == 0 else 1))
-                channels = plane * block.expansion
-            self.add_module(f"layer{index + 1}", nn.Sequential(*blocks))
+        stages, channels = residual_stages(block, block.expansion, counts, planes)
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.linear = nn.Linear(channels, num_classes)
         initialise(self)
 

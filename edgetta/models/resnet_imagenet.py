@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from edgetta.models.layers import conv3x3, global_mean, initialise, scaled
+from edgetta.models.layers import conv3x3, global_mean, initialise, residual_stages, scaled
 from edgetta.models.normalise import Normalise
 
 
@@ -20,29 +20,19 @@ class ResNetImageNet(nn.Module):
     `bottleneck` chooses the 1x1-3x3-1x1 block of ResNet-50. `width` multiplies every channel count.
     """
 
-    layer1: nn.Sequential
-    layer2: nn.Sequential
-    layer3: nn.Sequential
-    layer4: nn.Sequential
-
     def __init__(
         self, counts: Sequence[int], bottleneck: bool, *, num_classes: int = 1000, width: float = 1.0
     ) -> None:
         super().__init__()
         block = _Bottleneck if bottleneck else _BasicBlock
         planes = [scaled(c, width) for c in (64, 128, 256, 512)]
-        channels = planes[0]
         self.normalise = Normalise()
-        self.conv1 = nn.Conv2d(3, channels, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv1 = nn.Conv2d(3, planes[0], 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes[0])
         self.relu = nn.ReLU()
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        for index, (count, plane) in enumerate(zip(counts, planes, strict=True)):
-            blocks = []
-            for position in range(count):
-                blocks.append(block(channels, plane, 2 if index and position == 0 else 1))
-                channels = plane * block.expansion
-            self.add_module(f"layer{index + 1}", nn.Sequential(*blocks))
+        stages, channels = residual_stages(block, block.expansion, counts, planes)
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.fc = nn.Linear(channels, num_classes)
         initialise(self)
 

@@ -13,7 +13,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from edgetta.errors import EdgettaError, one_line
+from edgetta.models.checkpoint_settings import CheckpointSettings, read_settings
 from edgetta.models.normalise import Constants
 
 # From this torch on, weights_only=True keeps its promise; before, a file could still run code (CVE-2025-32434).
@@ -44,11 +45,12 @@ _CONSTANT_NAMES = frozenset(name for pair in CONSTANTS for name in pair)
 
 @dataclass(frozen=True)
 class Weights:
-    """What a weight file holds, unwrapped: tensors by name, and the string arrays of an .npz."""
+    """What a weight file holds, unwrapped: tensors by name, the string arrays of an .npz, what training was told."""
 
     source: str
     tensors: Mapping[str, Tensor]
     text: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    settings: CheckpointSettings = field(default_factory=CheckpointSettings)
 
 
 def read_weights(path: str | Path) -> Weights:
@@ -67,7 +69,7 @@ def read_weights(path: str | Path) -> Weights:
         raw, text = _read_npz(path)
     else:
         raw = _read_checkpoint(path)
-    return Weights(str(path), _unwrapped(path, raw), text)
+    return Weights(str(path), _unwrapped(path, raw), text, read_settings(raw))
 
 
 def without_prefixes(weights: Weights, names: Collection[str]) -> Weights:
@@ -94,7 +96,7 @@ def without_prefixes(weights: Weights, names: Collection[str]) -> Weights:
         if prefix is None:
             break
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
-    return Weights(weights.source, tensors, weights.text)
+    return replace(weights, tensors=tensors)
 
 
 def _prefixes(names: Collection[str]) -> list[str]:

@@ -88,7 +88,7 @@ def _without_meta_networks(programs: ProgramSet, own: bool) -> tuple[Array, Mixi
     gain, offset, factor, power = (
         np.where(ours, getattr(kept, name), getattr(free, name)) for name in ("gain", "offset", "factor", "power")
     )
-    return parameters, Mixing(kept.before, 1.0, gain, offset, factor, power)
+    return parameters, Mixing(kept.before, 1.0, gain, offset, factor, power, kept.floor)
 
 
 def synthetic_images(

@@ -59,13 +59,16 @@ class Residual:
         """What is kept of the images from `start` to `stop`, of what is kept of a batch."""
         if not self.value.per_sample:
             return kept
+        axis = next(i for i, size in enumerate(self.value.shape) if size < 0)
+        each = -self.value.shape[axis]  # rows of one image
         if self.kind != "mask" or str(kept.dtype) == "torch.bool":  # an engine may keep masks as they are
-            return kept[start:stop]
+            return kept.narrow(axis, start * each, (stop - start) * each)
         size = self.value.elements(1)
         from edgetta.segments.packing import pack_mask, unpack_mask
 
-        if start * size % 8 or (stop < batch and stop * size % 8):  # bits of two images share a byte
-            return pack_mask(unpack_mask(kept, self.value.with_batch(batch))[start:stop])
+        if axis or start * size % 8 or (stop < batch and stop * size % 8):  # bits of two images share a byte
+            whole = unpack_mask(kept, self.value.with_batch(batch))
+            return pack_mask(whole.narrow(axis, start * each, (stop - start) * each).contiguous())
         return kept[start * size // 8 : (stop * size + 7) // 8]
 
     def kept_bytes(self, batch: int, float_bytes: int = 4) -> int:

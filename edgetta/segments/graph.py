@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgetta.errors import BundleError
-from edgetta.segments.shapes import BATCH, KNOWN, Kind, infer
+from edgetta.segments.shapes import BATCH, KNOWN, Kind, infer, with_batch
 
 if TYPE_CHECKING:
     import torch
@@ -30,14 +30,14 @@ _MAX_NODES = 100_000
 
 @dataclass(frozen=True)
 class Value:
-    """Name, shape (`BATCH` in place of the batch) and dtype ("float" or "bool") of one tensor in a graph."""
+    """Name, shape (`BATCH`, or a multiple, in place of the batch) and dtype ("float" or "bool") of one tensor."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str = "float"
 
     def with_batch(self, batch: int) -> tuple[int, ...]:
-        return tuple(batch if size == BATCH else size for size in self.shape)
+        return with_batch(self.shape, batch)
 
     def elements(self, batch: int) -> int:
         count = 1
@@ -47,7 +47,7 @@ class Value:
 
     @property
     def per_sample(self) -> bool:
-        return BATCH in self.shape
+        return min(self.shape, default=0) < 0
 
 
 @dataclass(frozen=True)
@@ -223,6 +223,12 @@ class GraphBuilder:
         return _kind(self.constants[name] if name in self.constants else self.values[name]) if name else None
 
 
+def reshaping(source: Sequence[int], shape: Sequence[int]) -> list[int]:
+    """The attribute of the Reshape from one shape to another: 0 copies the batch, -1 is where it goes otherwise."""
+    same = [size < 0 and i < len(source) and source[i] == size for i, size in enumerate(shape)]
+    return [0 if same[i] else max(size, BATCH) for i, size in enumerate(shape)]
+
+
 def _kind(operand: Any) -> Kind:
     """Shape and dtype of a value, or of a constant, a tensor or an array."""
     if isinstance(operand, Value):
@@ -236,7 +242,7 @@ def _check(graph: Graph) -> None:
     if len(graph.nodes) > _MAX_NODES:
         raise BundleError(f"a graph in the bundle has {len(graph.nodes)} nodes, more than the {_MAX_NODES} allowed")
     for value in graph.values.values():
-        if value.dtype not in ("float", "bool") or any(size < BATCH for size in value.shape):
+        if value.dtype not in ("float", "bool") or sum(size < 0 for size in value.shape) > 1:
             raise BundleError(f"a graph in the bundle declares {value.name!r} wrongly; export the bundle again")
     if any(name not in graph.values or name in graph.constants or not name for name in graph.inputs):
         raise BundleError("a graph in the bundle has an undefined input; export the bundle again")

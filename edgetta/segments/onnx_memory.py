@@ -53,6 +53,36 @@ def freeing_early(model: OnnxModel) -> OnnxModel:
     )
 
 
+def what_waits_first(model: OnnxModel, source: str) -> OnnxModel:
+    """The same model in which all that does not depend on the input `source` stands in front.
+
+    Of what an operator reads, ONNX Runtime makes first what stands last in the file. So masks, for example, are made
+    numbers of only when the gradient that they are for is there, and not all of them before the first.
+    """
+    reached = {source}
+    for node in model.nodes:
+        if reached.intersection(node.inputs):
+            reached.update(node.outputs)
+    return replace(model, nodes=tuple(sorted(model.nodes, key=lambda node: node.outputs[0] in reached)))  # stable
+
+
+def beside_what_they_read(model: OnnxModel) -> OnnxModel:
+    """The same model in which what the first output does not need comes directly behind the last value that it reads.
+
+    A graph lists moments and masks behind all else; `freeing_early` goes by the places of nodes.
+    """
+    needed = {model.outputs[0].name}
+    for node in reversed(model.nodes):
+        if needed.intersection(node.outputs):
+            needed.update(node.inputs)
+    place: dict[str, int] = {}
+    for i, node in enumerate(model.nodes):
+        way = needed.intersection(node.outputs)
+        at = i if way else max((place[name] for name in node.inputs if name in place), default=0)
+        place.update(dict.fromkeys(node.outputs, at))
+    return replace(model, nodes=tuple(sorted(model.nodes, key=lambda node: place[node.outputs[0]])))  # stable
+
+
 def variances_in_pieces(model: OnnxModel, graph: Graph) -> OnnxModel:
     """The same model with the squares of centred values made, and averaged, for some channels at a time.
 

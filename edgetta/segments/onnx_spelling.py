@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 OPSET = 17
 IR_VERSION = 8
-_BATCH = -1
 
 
 def spelled(graph: Graph, opset: int = OPSET) -> OnnxModel:
@@ -36,7 +35,7 @@ def spelled(graph: Graph, opset: int = OPSET) -> OnnxModel:
 
     def value(name: str) -> OnnxValue:
         described = graph.values[name]
-        shape = tuple(None if size == _BATCH else size for size in described.shape)
+        shape = tuple(None if size < 0 else size for size in described.shape)
         return OnnxValue(name, BOOL if described.dtype == "bool" else FLOAT, shape)
 
     return OnnxModel(

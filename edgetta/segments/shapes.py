@@ -1,6 +1,7 @@
 """Shape and type of each operator's result, without running it: how graphs are built, and checked when they are read.
 
-`BATCH` may stand in one place of a shape. (torch's meta device would do the same, but takes as long to load as half
+`BATCH` may stand in one place of a shape; k times it, where the batch is merged with a dimension behind it (windows,
+heads), is k images' share of that place. (torch's meta device would do the same, but takes as long to load as half
 of torch, which a device has to wait for.)
 """
 
@@ -15,6 +16,16 @@ BATCH = -1
 Shape = tuple[int, ...]
 Kind = tuple[Shape, str]
 """Shape and dtype ("float", "bool", or "int8" for quantised weights) of a value."""
+
+
+def with_batch(shape: Sequence[int], batch: int) -> Shape:
+    """The shape for so many images."""
+    return tuple(-size * batch if size < 0 else size for size in shape)
+
+
+def per_image(shape: Sequence[int]) -> Shape:
+    """The shape for one image."""
+    return with_batch(shape, 1)
 
 
 def infer(op: str, arguments: Sequence[Kind | None], attributes: Mapping[str, Any]) -> Kind:
@@ -36,7 +47,7 @@ def infer(op: str, arguments: Sequence[Kind | None], attributes: Mapping[str, An
         shape = rule(*shapes, **attributes)
     except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:
         raise ValueError(f"{op} cannot take {shapes} with {dict(attributes)}: {error}") from error
-    if any(not isinstance(size, int) or size < BATCH for size in shape) or shape.count(BATCH) > 1:
+    if any(not isinstance(size, int) for size in shape) or sum(size < 0 for size in shape) > 1:
         raise ValueError(f"{op} makes no shape from {shapes} with {dict(attributes)}")
     return shape, gives
 
@@ -84,7 +95,7 @@ def _window(size: int, kernel: int, stride: int, pads: int, dilation: int = 1) -
 
 
 def _images(x: Shape, *pairs: Sequence[int]) -> None:
-    _need(len(x) == 4 and BATCH not in x[1:], f"{x} are no images")
+    _need(len(x) == 4 and min(x[1:]) >= 0, f"{x} are no images")
     _need(all(len(pair) == 2 for pair in pairs), "height and width need one number each")
 
 
@@ -157,7 +168,7 @@ def _batch_normalization(x: Shape, *parameters: Shape, epsilon: float) -> Shape:
 
 
 def _channel_mean(x: Shape) -> Shape:
-    _need(len(x) >= 2 and BATCH not in x[1:], f"{x} has no channels")
+    _need(len(x) >= 2 and min(x[1:]) >= 0, f"{x} has no channels")
     return x[1:2]
 
 
@@ -177,7 +188,7 @@ def _fake_quantize(x: Shape, scale: Shape) -> Shape:
 
 
 def _matmul(a: Shape, b: Shape) -> Shape:
-    _need(len(a) >= 2 and len(b) >= 2 and a[-1] == b[-2] != BATCH, f"{a} and {b} cannot be multiplied")
+    _need(len(a) >= 2 and len(b) >= 2 and a[-1] == b[-2] >= 0, f"{a} and {b} cannot be multiplied")
     return (*_broadcast(a[:-2], b[:-2]), a[-2], b[-1]) if len(a) + len(b) > 4 else (a[-2], b[-1])
 
 
@@ -194,13 +205,20 @@ def _axis(x: Shape, *, axis: int) -> Shape:
 def _reshape(x: Shape, *, shape: Sequence[int]) -> Shape:
     """0 copies a size, -1 is what is left, as in ONNX."""
     result = [x[i] if size == 0 else size for i, size in enumerate(shape)]
-    copied = sum(1 for i, size in enumerate(shape) if size == 0 and x[i] == BATCH)
+    copied = sum(1 for i, size in enumerate(shape) if size == 0 and x[i] < 0)
     free = [i for i, size in enumerate(shape) if size == -1]
     _need(len(free) <= 1 and min(shape, default=1) >= -1 and copied <= 1, f"{list(shape)} is no shape")
-    known = math.prod(size for size in result if size != BATCH)
-    count = math.prod(size for size in x if size != BATCH)
-    if (BATCH in x) > copied:
-        _need(bool(free) and count == known, "it merges the batch with another dimension")
+    known = math.prod(per_image([size for i, size in enumerate(result) if i not in free]))
+    count = math.prod(per_image(x))
+    batch = next((i for i, size in enumerate(x) if size < 0), None)
+    if batch is not None and not copied:
+        # Images stay whole, one after another: what lies before the batch stays before it.
+        whole = bool(free) and known > 0 and count % known == 0
+        _need(
+            whole and math.prod(x[:batch]) == math.prod(result[: free[0]]),
+            "it merges the batch with another dimension",
+        )
+        result[free[0]] = -(count // known)
     elif free:
         _need(known > 0 and count % known == 0, f"{x} cannot become {list(shape)}")
         result[free[0]] = count // known
@@ -217,7 +235,7 @@ def _transpose(x: Shape, *, perm: Sequence[int]) -> Shape:
 def _concat(*shapes: Shape, axis: int) -> Shape:
     _axis(shapes[0], axis=axis)
     rest = {shape[:axis] + shape[axis + 1 :] for shape in shapes}
-    _need(len(rest) == 1 and all(shape[axis] != BATCH for shape in shapes), f"{shapes} cannot be joined")
+    _need(len(rest) == 1 and all(shape[axis] >= 0 for shape in shapes), f"{shapes} cannot be joined")
     return (*shapes[0][:axis], sum(shape[axis] for shape in shapes), *shapes[0][axis + 1 :])
 
 
@@ -226,7 +244,7 @@ def _slice(
 ) -> Shape:
     result = list(x)
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        _need(0 <= axis < len(x) and x[axis] != BATCH and step > 0, f"{x} cannot be sliced along {axis} by {step}")
+        _need(0 <= axis < len(x) and x[axis] >= 0 and step > 0, f"{x} cannot be sliced along {axis} by {step}")
         result[axis] = len(range(*slice(start, end, step).indices(x[axis])))
     return tuple(result)
 
@@ -234,9 +252,7 @@ def _slice(
 def _pad(x: Shape, *, pads: Sequence[int], value: float) -> Shape:
     _need(len(pads) == 2 * len(x), f"{list(pads)} does not fit {x}")
     added = [pads[i] + pads[i + len(x)] for i in range(len(x))]
-    _need(
-        min(pads, default=0) >= 0 and all(n == 0 for n, size in zip(added, x, strict=True) if size == BATCH), "batch"
-    )
+    _need(min(pads, default=0) >= 0 and all(n == 0 for n, size in zip(added, x, strict=True) if size < 0), "batch")
     return tuple(size + n for size, n in zip(x, added, strict=True))
 
 

@@ -99,7 +99,10 @@ def open_folder(folder: Path, *, resize: Resize, loop: bool = False) -> ImageFil
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             path = Path(parent) / name
-            if not name.startswith("."):
+            if not name.startswith(".") and _is_dangling(path):
+                shown = printable(path.relative_to(folder).as_posix())
+                unreadable.append(Skipped(shown, "a link to a file that is not there"))
+            elif not name.startswith("."):
                 (found if _is_picture(path) else others).append(path)
     if not _readable(found):
         raise SourceError(
@@ -224,6 +227,12 @@ def _to_rgb(picture: Image) -> Image:
 def _is_picture(path: Path) -> bool:
     """Whether a frame is expected in a file, to judge by its name."""
     return path.suffix.lower() in (*IMAGE_SUFFIXES, *OTHER_PICTURES) and _is_file(path)
+
+
+def _is_dangling(path: Path) -> bool:
+    """Whether a name is a picture's and a link that leads nowhere."""
+    pictures = (*IMAGE_SUFFIXES, *OTHER_PICTURES)
+    return path.suffix.lower() in pictures and path.is_symlink() and not path.exists()
 
 
 def _readable(found: Sequence[Path]) -> bool:

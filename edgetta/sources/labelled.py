@@ -35,6 +35,7 @@ class Pictures:
     skipped: tuple[Skipped, ...]
     skipped_count: int
     original: tuple[int, int] | None = None  # (H, W) of every frame before it was resized; None where they differ
+    labels: Tensor | None = None  # (N,) int64, where the source itself has them; folders say classes by their names
 
     def __len__(self) -> int:
         return len(self.names)
@@ -98,6 +99,9 @@ def read_labelled(
 ) -> Labelled:
     """Images with classes: sub-folders named after them, or an `.npz` with `images` and `labels`.
 
+    Classes are numbered by the sub-folders that there are, before any picture is read: an empty folder, one whose
+    pictures are all damaged, or one that a sample leaves out has its number all the same.
+
     Args:
         spec: the folder or the file.
         input_shape: (C, H, W) that the model takes; frames are brought to it.
@@ -115,12 +119,51 @@ def read_labelled(
             raise SourceError(
                 f"{spec} has no labels; give a folder with one sub-folder per class, or an .npz with images and labels"
             )
+        if source.labels is None and classes is None:
+            classes = folder_classes(Path(spec).expanduser())
         pictures = _read(source, spec, input_shape, limit, progress)
         labels = source.labels
     if labels is not None:
         chosen = torch.from_numpy(np.asarray(labels)[list(pictures.indices)])
         return _labelled(pictures, chosen, None if classes is None else tuple(classes), spec)
-    return _by_folder(pictures, classes, spec)
+    return _by_folder(pictures, classes or (), spec)
+
+
+def folder_classes(folder: Path) -> tuple[str, ...]:
+    """The names of a folder's sub-folders in alphabetical order, as torchvision and timm number classes.
+
+    Raises:
+        SourceError: there are none.
+        UsageError: they are numbers whose order that is not, so that nobody knows which class is meant.
+    """
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise SourceError(f"{folder} holds images but no sub-folders; give one sub-folder per class, named after it")
+    if all(name.isascii() and name.isdigit() for name in names) and names != sorted(names, key=int):
+        raise UsageError(
+            f"{folder} has sub-folders that are numbers, and in alphabetical order {names[2]!r} would be class 2; "
+            "rename them to numbers of one length (00, 01, ...), or give the names in the model's order"
+        )
+    return tuple(names)
+
+
+def check_classes(data: Labelled, count: int) -> Labelled:
+    """The data, if its labels are those of a model with so many classes.
+
+    Raises:
+        UsageError: as many sub-folders as the model does not have classes, or a label beyond them.
+    """
+    if data.classes is not None and len(data.classes) != count:
+        raise UsageError(
+            f"{data.name} has {len(data.classes)} classes and the model {count}, so that nobody knows which is which; "
+            "give one sub-folder for each class of the model (it may be empty), or weights for these classes"
+        )
+    if int(data.labels.max()) >= count:
+        raise UsageError(
+            f"{data.name} has the label {int(data.labels.max())}, and the model has {count} classes, from 0; give "
+            "data of its classes, or weights for these"
+        )
+    return data
 
 
 def split(data: Labelled, share: float, seed: int = 0) -> tuple[Labelled, Labelled]:
@@ -186,18 +229,21 @@ def _read(
         tensors = [t.float() / 255 if t.dtype == torch.uint8 else t for t in tensors]
     images = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
     original = originals.pop() if len(originals) == 1 else None
-    return Pictures(images, tuple(names), tuple(indices), tuple(source.skipped), source.skipped_count, original)
+    labels = None if source.labels is None else torch.from_numpy(np.asarray(source.labels)[indices])
+    return Pictures(
+        images, tuple(names), tuple(indices), tuple(source.skipped), source.skipped_count, original, labels
+    )
 
 
 def _channels_first(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).contiguous() if images.dtype == torch.uint8 else images
 
 
-def _by_folder(pictures: Pictures, classes: Sequence[str] | None, spec: str) -> Labelled:
+def _by_folder(pictures: Pictures, classes: Sequence[str], spec: str) -> Labelled:
     folders = [name.partition("/")[0] if "/" in name else "" for name in pictures.names]
     loose = [pictures.names[i] for i, folder in enumerate(folders) if not folder]
-    names = tuple(sorted(set(folders) - {""})) if classes is None else tuple(classes)
-    if not names or set(folders) == {""}:
+    names = tuple(classes)
+    if set(folders) == {""}:
         raise SourceError(f"{spec} holds images but no sub-folders; give one sub-folder per class, named after it")
     numbers = {name: number for number, name in enumerate(names)}
     unknown = next((folder for folder in folders if folder and folder not in numbers), None)

@@ -55,6 +55,8 @@ def open_source(
         return video.open_pipeline(text.removeprefix("gstreamer:").strip(), resize=to, loop=loop)
 
     path = Path(text).expanduser()
+    if re.fullmatch(r"[0-9]{1,3}", text) and not path.exists():
+        raise SourceError(f"there is no file {text}; a camera is named camera:{text}")
     key = None
     try:
         if not path.exists():
@@ -64,7 +66,7 @@ def open_source(
             elif has_magic(text):
                 return images.open_glob(str(path), resize=to, loop=loop)
             else:
-                raise SourceError(f"there is no {path}{_nearest(path)}; check the path")
+                raise SourceError(f"there is no {path}{nearest(path)}; check the path")
         if path.is_dir():
             return images.open_folder(path, resize=to, loop=loop)
     except OSError as error:
@@ -88,7 +90,7 @@ def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
     return int(size[0]), int(size[1])
 
 
-def _nearest(path: Path) -> str:
+def nearest(path: Path) -> str:
     """A hint at what the user may have meant by a path that does not exist."""
     if not path.parent.is_dir():
         return f" (nor its folder {path.parent})"

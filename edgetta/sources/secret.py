@@ -10,14 +10,23 @@ import re
 from pathlib import Path
 
 from edgetta.errors import UsageError
+from edgetta.printable import printable
 
 MAX_BYTES = 1 << 16
-_SECRET = re.compile(r"://[^/\s]*@|user-pw|passw|token|secret|[?&]\w*key=", re.IGNORECASE)
+_SECRET = re.compile(r"://\S*@|user-pw|passw|token|secret|[?&]\w*key=", re.IGNORECASE)
 
 
 def has_secret(source: str) -> bool:
     """Whether a source, as the user writes it, seems to hold something that is not for everybody's eyes."""
     return bool(_SECRET.search(source))
+
+
+def public_name(address: str) -> str:
+    """The address of a stream without user, password and query: what may be shown.
+
+    All before the last @ is taken for a password, which may hold any character where somebody did not escape it.
+    """
+    return printable(re.sub(r"//.*@", "//", address).split("?")[0])
 
 
 def read_source(source: str) -> str:

@@ -2,7 +2,7 @@
 
 Rows are read from the file rather than from a memory map: pages of a map count as resident memory, and a failing card
 or a file that shrinks would kill the process where a read fails with a reason. Only an array that is stored column by
-column is mapped, because its rows are scattered over the file.
+column is read as a whole, because its rows are scattered over the file.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from edgetta.printable import printable
 from edgetta.sources.source import SourceError
 
 IMAGE_KEYS = ("images", "x")
+MAX_LOADED_BYTES = 1 << 30
+"""Of an array that is stored column by column."""
+
 LABEL_KEYS = ("labels", "y")
 
 READ_ERRORS = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
@@ -68,34 +71,34 @@ class StoredRows:
 
 
 @dataclass(frozen=True)
-class MappedRows:
-    """An array that is stored column by column, through a memory map."""
+class LoadedRows:
+    """An array that is stored column by column: its rows are scattered over the file, so that all of it is read."""
 
     where: str
-    map: np.ndarray
+    array: np.ndarray
     seekable: bool = True
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.map.shape
+        return self.array.shape
 
     @property
     def dtype(self) -> np.dtype:
-        return self.map.dtype
+        return self.array.dtype
 
     def rows(self, step: int = 1) -> Generator[np.ndarray]:
         """Every `step`-th row of the first axis, as a contiguous copy."""
         for index in range(0, self.shape[0], step):
-            yield np.array(self.map[index], order="C")
+            yield np.array(self.array[index], order="C")
 
 
-Rows = StoredRows | MappedRows
+Rows = StoredRows | LoadedRows
 
 
 def as_one_row(stored: Rows) -> Rows:
     """The same array as the only row of one with a further first axis."""
-    if isinstance(stored, MappedRows):
-        return MappedRows(stored.where, stored.map[None])
+    if isinstance(stored, LoadedRows):
+        return LoadedRows(stored.where, stored.array[None])
     return replace(stored, shape=(1, *stored.shape))
 
 
@@ -121,7 +124,12 @@ def open_npy(path: Path) -> Rows:
             f"{path} is cut short: {available:,} bytes of values where its header announces {needed:,}; copy it again"
         )
     if by_columns and len(shape) > 1:
-        return MappedRows(str(path), np.load(path, mmap_mode="r", allow_pickle=False))
+        if needed > MAX_LOADED_BYTES:
+            raise SourceError(
+                f"{path} is stored column by column, and too large to be turned ({needed:,} bytes); "
+                "save np.ascontiguousarray(array) instead"
+            )
+        return LoadedRows(str(path), np.load(path, allow_pickle=False))
     return StoredRows(str(path), opened, shape, dtype, seekable=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from edgetta.printable import printable
 from edgetta.sources.images import UnusableFrame, check_pixels, to_eight_bits
 from edgetta.sources.live import Connection, LiveFrames, grab
 from edgetta.sources.resize import Resize
+from edgetta.sources.secret import public_name
 from edgetta.sources.source import Frame, FrameSource, Skipped, SourceError
 
 OPEN_MILLISECONDS = 10_000
@@ -146,7 +148,7 @@ def open_stream(url: str, *, resize: Resize, loop: bool = False) -> LiveFrames:
         SourceError: nothing answers there, or it is no video.
         MissingDependencyError: OpenCV is not installed.
     """
-    name = printable(re.sub(r"//[^/]*@", "//", url).split("?")[0])
+    name = public_name(url)
     _refuse_loop(name, loop)
     cv2 = _opencv(name)
     remedy = "check the address, the password and the network"
@@ -200,6 +202,9 @@ def _live(name: str, start: Callable[[], Any], title: str, resize: Resize) -> Li
 
 
 def _opencv(name: str) -> Any:
+    # Its warnings would stand between ours: what is wrong with a source is said by this module.
+    for name, level in (("OPENCV_LOG_LEVEL", "SILENT"), ("OPENCV_FFMPEG_LOGLEVEL", "-8")):
+        os.environ.setdefault(name, level)
     try:
         import cv2
     except ImportError as error:

@@ -57,7 +57,8 @@ def encode(contents: Contents, digest: str = "") -> bytes:
 
 
 def decode(data: bytes | bytearray, where: str | Path = "the state") -> Contents:
-    """What `encode` wrote. Raises `StateError`: damaged, of another version, or with values that are not finite."""
+    """What `encode` wrote. Raises `StateError`: damaged, or of another version. What values mean, and whether they may
+    be infinite, is their owner's to judge."""
     try:
         arrays, texts = parse_tensors(data, tuple(KINDS))
         if FORMAT not in texts:
@@ -74,9 +75,6 @@ def decode(data: bytes | bytearray, where: str | Path = "the state") -> Contents
             raise ValueError("its SHA-256 differs")
     except ValueError as error:
         raise StateError(f"{where} is not a state file that can be used ({error})") from error
-    for name, array in arrays.items():
-        if array.dtype.kind == "f" and not bool(np.isfinite(array).all()):
-            raise StateError(f"{where} holds values that are not finite (in {name[:60]!r})")
     return contents
 
 

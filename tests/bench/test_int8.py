@@ -17,7 +17,7 @@ FEW = ("gaussian_noise", "defocus_blur", "snow", "contrast")
 def test_a_short_stream_is_measured_and_continued(
     data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgetta.bench.corruption.CORRUPTIONS", FEW)
+    monkeypatch.setattr("edgetta.corruption.CORRUPTIONS", FEW)
     monkeypatch.setattr("edgetta.bench.int8._REPETITIONS", 2)
     file = tmp_path / "int8.json"
     options = ["--model", "resnet20_jpegft", "--count", "64", "--source", "128", "--epochs", "1", "--json", str(file)]

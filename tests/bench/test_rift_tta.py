@@ -109,7 +109,7 @@ def test_rows_are_complete_and_not_done_again(
 
     monkeypatch.setattr(rift, "run", no_rift)
     few = ("gaussian_noise", "defocus_blur", "snow", "contrast")
-    monkeypatch.setattr("edgetta.bench.corruption.CORRUPTIONS", few)
+    monkeypatch.setattr("edgetta.corruption.CORRUPTIONS", few)
     path = tmp_path / "tta.json"
     options = ["--network", "small_at", "--images", "40", "--corrupted-images", "20", "--batch", "20", "--steps", "2"]
     options += ["--warm-up-images", "64", "--warm-up-epochs", "1", "--training-images", "1000"]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import struct
+import subprocess
+import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -12,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgetta.bundle import Bundle, build_network, read_bundle, self_test
+from edgetta.bundle import Bundle, open_engine, read_bundle, self_test
 from edgetta.bundle import files as bundle_files
 from edgetta.errors import BundleError, EdgettaError
 from tests.small_bundle import edit_manifest, names, refused, replace_file, zipped
@@ -23,7 +26,7 @@ from tests.small_bundle import edit_manifest, names, refused, replace_file, zipp
 def test_zips(whole: Path, tmp_path: Path, prefix: str, compression: int) -> None:
     bundle = read_bundle(zipped(whole, tmp_path / "small.zip", prefix, compression))
     assert bundle.identity == read_bundle(whole).identity
-    self_test(bundle, build_network(bundle, "onnxruntime"))
+    self_test(bundle, open_engine(bundle, "onnxruntime"))
 
 
 def test_an_extracted_zip_lives_as_long_as_the_bundle(
@@ -38,8 +41,8 @@ def test_an_extracted_zip_lives_as_long_as_the_bundle(
     assert bundle.files.folder == extracted.resolve()
     del bundle
     assert not extracted.exists()
-    replace_file(folder, "segments/03.json", b"{}")
-    refused(zipped(folder, tmp_path / "broken.zip"), "segments/03.json")
+    replace_file(folder, "programs/measure.json", b"{}")
+    refused(zipped(folder, tmp_path / "broken.zip"), "programs/measure.json")
     assert not list(tmp_path.glob("edgetta-bundle-*"))
 
 
@@ -75,8 +78,8 @@ def test_links_and_devices_in_a_zip(whole: Path, tmp_path: Path) -> None:
 def test_other_attacks_by_zip(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = zipped(whole, tmp_path / "small.zip")
     with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("meta.safetensors", b"another")
-    refused(path, "meta.safetensors", "occurs twice")
+        archive.writestr("content.safetensors", b"another")
+    refused(path, "content.safetensors", "occurs twice")
 
     path = zipped(whole, tmp_path / "encrypted.zip")
     raw = bytearray(path.read_bytes())
@@ -84,8 +87,8 @@ def test_other_attacks_by_zip(whole: Path, tmp_path: Path, monkeypatch: pytest.M
     path.write_bytes(bytes(raw))
     refused(path, "encrypted")
 
-    monkeypatch.setattr(bundle_files, "MAX_ENTRIES", 10)
-    refused(zipped(whole, tmp_path / "many.zip"), "more than the 10 allowed")
+    monkeypatch.setattr(bundle_files, "MAX_ENTRIES", 5)
+    refused(zipped(whole, tmp_path / "many.zip"), "more than the 5 allowed")
 
 
 def test_zip_bombs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +139,7 @@ def test_flipped_bits_anywhere_in_a_zip(whole: Path, tmp_path: Path) -> None:
 
 
 def test_one_flipped_byte_in_each_file(whole: Path, folder: Path) -> None:
-    assert len(names(folder)) == 36
+    assert len(names(folder)) == 10
     for position in (0.0, 0.37, 0.999):
         for name in names(folder):
             raw = bytearray((whole / name).read_bytes())
@@ -159,7 +162,7 @@ def test_truncated_longer_and_missing_files(whole: Path, folder: Path) -> None:
 
 
 def test_damage_in_a_zip_is_named(folder: Path, tmp_path: Path) -> None:
-    for name in ("segments/02.backward.onnx", "meta.safetensors", "manifest.json"):
+    for name in ("programs/backward.json", "content.safetensors", "manifest.json"):
         raw = (folder / name).read_bytes()
         for damaged in (raw[:-1], raw[:-3] + bytes([raw[-3] ^ 1]) + raw[-2:]):
             (folder / name).write_bytes(damaged)
@@ -189,7 +192,7 @@ def test_paths_that_are_no_bundle(tmp_path: Path) -> None:
 def test_links_and_pipes_in_a_folder(folder: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
-    for name in ("reference.npz", "segments/00.safetensors", "manifest.json"):
+    for name in ("reference.npz", "programs/weights.safetensors", "manifest.json"):
         shutil.move(folder / name, outside / "file")
         (folder / name).symlink_to(outside / "file")
         refused(folder, name, "link")
@@ -201,13 +204,13 @@ def test_links_and_pipes_in_a_folder(folder: Path, tmp_path: Path) -> None:
         refused(folder, name)
         (folder / name).rmdir()
         shutil.move(outside / "file", folder / name)
-    for link, target in (("extra", "/etc/passwd"), ("segments/05.onnx", "00.forward.onnx"), ("more", str(outside))):
+    for link, target in (("extra", "/etc/passwd"), ("programs/05.json", "forward.json"), ("more", str(outside))):
         (folder / link).symlink_to(target)
         refused(folder, link, "link")
         (folder / link).unlink()
-    shutil.move(folder / "segments", outside / "segments")
-    (folder / "segments").symlink_to(outside / "segments")
-    refused(folder, "segments", "link")
+    shutil.move(folder / "programs", outside / "programs")
+    (folder / "programs").symlink_to(outside / "programs")
+    refused(folder, "programs", "link")
 
 
 def test_a_link_to_a_bundle_and_files_beside_it_are_fine(folder: Path, tmp_path: Path) -> None:
@@ -218,11 +221,58 @@ def test_a_link_to_a_bundle_and_files_beside_it_are_fine(folder: Path, tmp_path:
 
 
 def test_too_many_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle_files, "MAX_ENTRIES", 20)
-    refused(folder, "more than 20 files")
+    monkeypatch.setattr(bundle_files, "MAX_ENTRIES", 8)
+    refused(folder, "more than 8 files")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
 def test_files_that_may_not_be_read(folder: Path) -> None:
     (folder / "reference.npz").chmod(0)
     refused(folder, "reference.npz", "Permission denied")
+
+
+def test_a_zip_of_a_million_names_is_not_even_listed(whole: Path, tmp_path: Path) -> None:
+    """Forty-six bytes an entry in the file, and a kilobyte in memory: refused from what the end of the file says."""
+    path = zipped(whole, tmp_path / "small.zip")
+    data = path.read_bytes()
+    at = data.rfind(b"PK\x05\x06")
+    count, length = 60_000, int.from_bytes(data[at + 12 : at + 16], "little")
+    many = data[:at] + b"\0" * 46 * count
+    path.write_bytes(many + data[at : at + 10] + struct.pack("<HL", count, length + 46 * count) + data[at + 16 :])
+    refused(path, f"holds {count} entries")
+    end64 = b"PK\x06\x06" + struct.pack("<QHHLLQQQQ", 44, 45, 45, 0, 0, 1 << 20, 1 << 20, 1 << 30, 0)
+    locator = b"PK\x06\x07" + struct.pack("<LQL", 0, at, 1)
+    path.write_bytes(data[:at] + end64 + locator + data[at : at + 8] + b"\xff" * 8 + data[at + 16 :])
+    refused(path, f"holds {1 << 20} entries")
+    path.write_bytes(data[:at] + data[at : at + 8] + b"\xff" * 8 + data[at + 16 :])
+    refused(path, "no table of contents")
+
+
+EXTRACTS = """
+import os, signal, sys, tempfile
+tempfile.tempdir = sys.argv[2]
+from edgetta.bundle.files import open_bundle
+from pathlib import Path
+files = open_bundle(Path(sys.argv[1]))
+print(files.folder, flush=True)
+if len(sys.argv) > 3: sys.stdin.read()
+else: os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
+def test_what_killed_processes_extracted_is_removed(whole: Path, tmp_path: Path) -> None:
+    path = zipped(whole, tmp_path / "small.zip")
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    command = [sys.executable, "-c", EXTRACTS, str(path), str(folder)]
+    living = subprocess.Popen([*command, "lives"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert living.stdout is not None
+    kept = Path(living.stdout.readline().strip())
+    dead = Path(subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip())
+    (folder / "edgetta-bundle-foreign").mkdir()
+    assert dead.is_dir()
+    assert bundle_files.remove_extracted(folder) == [dead]
+    assert kept.is_dir() and not dead.exists() and (folder / "edgetta-bundle-foreign").is_dir()
+    living.communicate("")
+    assert not kept.exists(), "removed by its own process"

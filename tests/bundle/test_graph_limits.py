@@ -13,7 +13,7 @@ from edgetta.bundle.graph_limits import MAX_NODES, check_limits
 from edgetta.segments.graph import Graph, GraphBuilder
 from tests.small_bundle import edit_graphs, edit_manifest, refused, replace_file
 
-NAME = "segments/02.json"
+NAME = "programs/forward.json"
 
 
 def graph_of(build: Any) -> Graph:
@@ -71,7 +71,7 @@ def test_numbers_and_names_beyond_any() -> None:
 
 def dangling(graphs: dict[str, Any], count: int) -> None:
     """Nodes that nothing needs, beside the graph."""
-    forward = graphs["forward"]
+    forward = graphs
     shape, kind = next((v[1], v[2]) for v in forward["values"] if v[0] == "x")
     for k in range(count):
         forward["nodes"].append(["Neg", ["x"], f"idle{k}", {}])
@@ -87,9 +87,21 @@ def test_dangling_nodes(folder: Path) -> None:
 
 def test_sixty_mebibytes_of_json(folder: Path) -> None:
     replace_file(folder, NAME, b'{"forward": [' + b"[]," * (20 << 20) + b"[]]}")
+    refused(folder, "manifest.json", "bytes of JSON, more than the")
+    replace_file(folder, NAME, b'{"forward": [' + b"[]," * (3 << 20) + b"[]]}")
     refused(folder, NAME, "larger than the")
     replace_file(folder, NAME, b'{"forward": [' + b"[]," * (2 << 20) + b"[]]}")
     refused(folder, NAME, "more parts than any file of edgetta")
+
+
+def test_many_texts_are_as_long_as_one(folder: Path) -> None:
+    """A hundred files of allowed length would take minutes."""
+
+    def list_them(manifest: dict[str, Any]) -> None:
+        manifest["files"] |= {f"more/{k}.json": {"bytes": 7 << 20, "sha256": "0" * 64} for k in range(5)}
+
+    edit_manifest(folder, list_them)
+    refused(folder, "manifest.json", "bytes of JSON, more than the")
 
 
 @pytest.mark.parametrize(
@@ -112,8 +124,8 @@ def test_a_forward_without_an_input_called_x(folder: Path) -> None:
     """A traceback once, in the segment's own description."""
 
     def rename(graphs: dict[str, Any]) -> None:
-        text = json.dumps(graphs["forward"]).replace('"x"', '"z"')
-        graphs["forward"] = json.loads(text)
+        text = json.dumps(graphs).replace('"x"', '"z"')
+        graphs.update(json.loads(text))
 
     edit_graphs(folder, NAME, rename)
     refused(folder, NAME, "malformed")

@@ -110,4 +110,4 @@ def test_labels_out_of_range_are_named(folder: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "bad.npz", images=(x * 255).to(torch.uint8).permute(0, 2, 3, 1).numpy(), labels=y.numpy() + 3)
     result = run(folder, "-q", data=str(tmp_path / "bad.npz"))
     assert isinstance(result.exception, UsageError)
-    assert "a label is 6, and the model has 4 classes" in str(result.exception)
+    assert "has the label 6, and the model has 4 classes" in str(result.exception)

@@ -153,12 +153,17 @@ def test_it_can_be_resumed(folder: Path, tmp_path: Path) -> None:
     [
         ((), "net.py:once", EdgettaError, "cannot be differentiated twice"),
         ((), "net.py:broken", NotFiniteError, "the loss is nan"),
-        (("--memory-limit", "1", "--statistics", "batch"), "resnet20", MemoryLimitError, "cannot be split"),
+        (
+            ("--memory-limit", "1", "--statistics", "batch", "--random-weights"),
+            "resnet20",
+            MemoryLimitError,
+            "cannot be split",
+        ),
         (("--parameters", "head"), "net.py:build", UsageError, "no module or parameter named 'head'"),
         (("--statistics", "stream"), "net.py:build", UsageError, "belongs to --parameters adapted"),
         (("--regulariser", "1"), "net.py:build", UsageError, "needs --parameters adapted"),
         (("--device", "cuda:nine"), "net.py:build", UsageError, "write cpu, cuda"),
-        (("--num-classes", "3"), "net.py:build", UsageError, "labels up to 4 and the model 3 classes"),
+        (("--num-classes", "3"), "net.py:build", UsageError, "has the label 4, and the model has 3 classes"),
     ],
 )
 def test_errors_say_what_to_do(
@@ -176,5 +181,7 @@ def test_a_single_sample_left_over_is_an_error(folder: Path, tmp_path: Path) -> 
         "    return nn.Sequential(nn.Flatten(), nn.Linear(768, 3), nn.BatchNorm1d(3), nn.Linear(3, 5))\n"
     )
     options = ["--input-size", "16", "--data", str(folder / "data.npz"), "-o", str(tmp_path), "--statistics", "batch"]
-    result = CliRunner().invoke(command, [f"{folder / 'flat.py'}:build", *options, "--batch", "13"])
+    result = CliRunner().invoke(
+        command, [f"{folder / 'flat.py'}:build", *options, "--batch", "13", "--random-weights"]
+    )
     assert isinstance(result.exception, DataSetTooSmallError) and "no single sample" in str(result.exception)

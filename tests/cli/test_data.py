@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from edgetta.bench import datasets
 from edgetta.cli.data import labelled_data, source_images
 from edgetta.errors import UsageError
+from edgetta.sources import datasets
 from tests.tiny_model import pictures, write_folder
 
 

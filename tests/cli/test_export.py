@@ -168,16 +168,37 @@ def test_int8_takes_ranges_from_source_images(model: str, tmp_path: Path, capsys
     assert main(["inspect", str(tmp_path / "bundle")]) == 0 and "int8 backbone" in capsys.readouterr().out
 
 
-def test_random_weights_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+def test_random_weights_are_refused_or_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     def stop(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(recipes, "derive", stop)
-    assert export("resnet20", "--width", 0.25, "-o", tmp_path / "bundle") == 130
-    assert "resnet20 has random weights: give trained ones with --weights" in capsys.readouterr().err
+    assert export("resnet20", "--width", 0.25, "-o", tmp_path / "bundle") == 2
+    assert error_of(capsys) == (
+        "edgetta: error: resnet20 has random weights: give trained ones with --weights (or say --random-weights, "
+        "where they are wanted)"
+    )
+    assert export("torchvision:resnet18", "-o", tmp_path / "bundle") == 2
+    assert "torchvision:resnet18 has random weights" in error_of(capsys)
+    assert export("resnet20", "--random-weights", "-o", tmp_path / "bundle") == 130
     np.savez(tmp_path / "w.npz", **{k: v.numpy() for k, v in load(Recipe("resnet20")).module.state_dict().items()})
     assert export("resnet20", "--weights", tmp_path / "w.npz", "-o", tmp_path / "bundle") == 130
-    assert "random" not in capsys.readouterr().err
+
+
+def test_where_weights_come_from_is_said(tmp_path: Path, capsys: Captured) -> None:
+    model = write_model(tmp_path)
+    assert export(model, *SIZE, "-o", tmp_path / "own") == 0
+    assert re.search(r"^weights +net.py:build's own$", capsys.readouterr().out, re.MULTILINE)
+    untrained = f"{tmp_path / 'net.py'}:untrained"
+    assert export(untrained, *SIZE, "--random-weights", "-o", tmp_path / "random") == 0
+    assert re.search(r"^weights +random$", capsys.readouterr().out, re.MULTILINE)
+    assert read_bundle(tmp_path / "random").provenance["weights"] == "random"
+    assert read_bundle(tmp_path / "own").provenance["weights"] == "net.py:build's own"
+    save_file(load(Recipe(model, input_shape=(3, 8, 8))).module.state_dict(), tmp_path / "w.safetensors")
+    out = tmp_path / "file"
+    assert export(untrained, *SIZE, "--weights", tmp_path / "w.safetensors", "--random-weights", "-o", out) == 0
+    assert re.search(r"^weights +\S+w.safetensors$", capsys.readouterr().out, re.MULTILINE)
+    assert read_bundle(out).provenance["weights"] == "w.safetensors"
 
 
 def test_settings_file(model: str, tmp_path: Path) -> None:
@@ -195,7 +216,7 @@ def test_settings_file(model: str, tmp_path: Path) -> None:
 
 
 def test_help_names_every_adaptation_setting() -> None:
-    import click
+    from click.testing import CliRunner
 
-    text = command.get_help(click.Context(command))
+    text = CliRunner().invoke(command, ["--help-all"]).output
     assert re.search(r"--learning-rate.*--momentum.*--regulariser.*--entropy-margin", text, re.DOTALL)

@@ -23,7 +23,9 @@ def test_what_is_in_a_bundle(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(whole_bundle())]) == 0
     found = rows(capsys.readouterr().out)
     assert found["model"] == "model small"
-    assert found["input"].startswith("input images of 3 x 16 x 16;")
+    assert found["input"] == "input 3 x 16 x 16, RGB in [0, 1]"
+    assert found["resize"] == "resize stretch to 16 x 16, bilinear, whatever the shape"
+    assert found["normalisation"] == "normalisation in the model", "what a bundle does not say is not made up"
     assert found["classes"] == "classes 5: zero, one, two, three, four"
     assert "learning_rate 0.003" in found["adaptation"] and "when every 2" in found["adaptation"]
     assert found["provenance"] == "provenance weights: seeded"
@@ -51,7 +53,9 @@ def test_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
 
 def test_self_test_rate_law_and_more(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     law = RateLaw("sgd", "measured", (1, 64), (1e-3, 8e-3), (5e-4, 6e-3), (2e-3, 1e-2))
-    path = write_small(tmp_path / "small", small_programs(form="source"), rate_law=law, classes=None, provenance={}, content=None)
+    path = write_small(
+        tmp_path / "small", small_programs(form="source"), rate_law=law, classes=None, provenance={}, content=None
+    )
     (path / "[notes].txt").write_text("mine")
     assert main(["inspect", str(path), "--test"]) == 0
     out = capsys.readouterr().out

@@ -17,6 +17,7 @@ import edgetta
 from edgetta import cli
 from edgetta.cli import VERBS, Invocation, main
 from edgetta.errors import BundleError, EdgettaError, MissingDependencyError, UsageError
+from tests.small_bundle import whole_bundle
 
 HEAVY = ("torch", "numpy", "onnx", "onnxruntime", "rich", "PIL", "scipy", "matplotlib", "edgetta.sources")
 
@@ -199,7 +200,7 @@ def test_reader_that_goes_away() -> None:
     assert process.stdout.readline() == b"row 0\n"
     process.stdout.close()
     assert process.stderr.read() == b""
-    assert process.wait(timeout=60) == 141
+    assert process.wait(timeout=60) == 0, "who has what they wanted closes the pipe"
 
 
 def test_mistakes_of_our_own_show_where(
@@ -297,6 +298,16 @@ def test_help_is_quick_and_teaches() -> None:
         "edgetta bench latency --model wrn40_2",
     ):
         assert example in done.stdout
+
+
+def test_a_reader_that_has_gone_is_no_failure() -> None:
+    for arguments in (["doctor"], ["inspect", str(whole_bundle())]):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "edgetta", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait(timeout=120) == 0
 
 
 @pytest.mark.parametrize(("said", "wanted"), [(None, "1000"), ("7", "7")])

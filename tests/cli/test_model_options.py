@@ -9,9 +9,11 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from edgetta.cli import model_options as model_options_module
 from edgetta.cli.model_options import NAMES, class_names, given_names, input_shape, model_options, recipe_from
-from edgetta.errors import UsageError
+from edgetta.errors import EdgettaError, UsageError
 from edgetta.export.recipe import Recipe
+from edgetta.sources import resize
 
 
 def parsed(*arguments: str) -> dict[str, Any]:
@@ -33,17 +35,20 @@ def test_what_nobody_said_is_left_to_the_recipe() -> None:
     assert recipe_from("wrn40_2", values) == Recipe("wrn40_2") and given_names(values) == []
 
 
-def test_everything_that_can_be_said() -> None:
+def test_everything_that_can_be_said(tmp_path: Path) -> None:
+    weights = tmp_path / "w.pt"
+    weights.touch()
     arguments = (
-        *("--weights", "w.pt", "--num-classes", "7", "--width", "0.5", "--input-size", "1x28x20"),
+        *("--weights", str(weights), "--num-classes", "7", "--width", "0.5", "--input-size", "1x28x20"),
         *("--mean", "0.5,0.25,0.125", "--std", "1,2,3", "--option", "pretrained=true", "--option", "name=big net"),
         *("--option", "depth=3", "--cuts", "stem, block1,block2", "--bn", "source", "--adapt", "bias"),
-        *("--initialisation", "published", "--kernel", "1"),
+        *("--initialisation", "published", "--kernel", "1", "--random-weights", "--resize", "crop"),
+        *("--short-side", "36", "--interpolation", "bicubic", "--fill", "114,0,255"),
     )
     values = parsed(*arguments)
     assert recipe_from("x.py:build", values, seed=4) == Recipe(
         "x.py:build",
-        weights="w.pt",
+        weights=str(weights),
         num_classes=7,
         width=0.5,
         input_shape=(1, 28, 20),
@@ -55,11 +60,17 @@ def test_everything_that_can_be_said() -> None:
         adapt="bias",
         initialisation="published",
         kernel=1,
+        random_weights=True,
+        resize="crop",
+        short_side=36,
+        interpolation="bicubic",
+        fill=(114, 0, 255),
         seed=4,
     )
     assert given_names(values) == [
         *("--weights", "--num-classes", "--width", "--input-size", "--mean", "--std", "--option", "--cuts", "--bn"),
-        *("--adapt", "--initialisation", "--kernel"),
+        *("--adapt", "--initialisation", "--kernel", "--random-weights", "--resize", "--short-side"),
+        *("--interpolation", "--fill"),
     ]
     assert recipe_from("x", parsed("--parts", "5", "--adapt", "meta")) == Recipe("x", parts=5, adapt="meta")
 
@@ -107,3 +118,19 @@ def test_class_names(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=message):
             class_names(text)
+
+
+def test_names_spelled_out_are_those_of_the_resizing() -> None:
+    assert model_options_module.POLICIES == resize.POLICIES
+    assert model_options_module.INTERPOLATIONS == resize.INTERPOLATIONS
+
+
+def test_a_missing_weights_file_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "net.pt").touch()
+    with pytest.raises(EdgettaError, match=r"weights .*nett.pt: no such file; did you mean .*net.pt\?"):
+        parsed("--weights", str(tmp_path / "nett.pt"))
+
+
+def test_a_fill_that_is_no_colour() -> None:
+    with pytest.raises(UsageError, match="--fill black: write a colour as three numbers from 0 to 255"):
+        recipe_from("x", parsed("--fill", "black"))

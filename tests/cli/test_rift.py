@@ -110,7 +110,7 @@ def test_a_model_that_is_not_robust_is_trained_first(folder: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("arguments", "data", "message"),
     [
-        ((), "bad.npz", "a label is 5, and the model has 4 classes"),
+        ((), "bad.npz", "has the label 5, and the model has 4 classes"),
         (
             ("--max-loss", "0.2"),
             "data.npz",

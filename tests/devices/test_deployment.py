@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -105,7 +106,7 @@ def test_a_service(device: Device, shipment: Shipment) -> None:
     assert device.calls("systemctl")[-4:-1] == [
         "--user daemon-reload",
         "--user enable --quiet edgetta.service",
-        "--user restart edgetta.service",
+        "--user --no-block restart edgetta.service",
     ]
     assert (device.root / "started").read_text() == f"releases/{release}\n", "switched before it is started"
 
@@ -125,7 +126,11 @@ def test_the_second_one_replaces_the_first(device: Device, shipment: Shipment, t
     assert device.releases() == [first, second] and device.current() == f"releases/{second}"
     assert said[-1] == f"switching from {first} to {second}"
     assert not (device.folder / "current" / "state.safetensors").exists(), "state belongs to its bundle"
-    verbs = [call.removeprefix("--user ") for call in device.calls("systemctl") if "show" not in call]
+    verbs = [
+        call.removeprefix("--user ").removeprefix("--no-block ")
+        for call in device.calls("systemctl")
+        if "show" not in call
+    ]
     assert verbs[3:] == [
         "stop edgetta.service",
         "daemon-reload",
@@ -189,6 +194,32 @@ def test_a_service_that_is_watched(device: Device, shipment: Shipment, monkeypat
     with pytest.raises(RemoteError, match="does not live"):
         run(device, shipment, replace(SERVICE, watch_seconds=9))
     assert waited == [1, 1, 1]
+
+
+def test_a_service_that_takes_long_to_start(
+    device: Device, shipment: Shipment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It loads, and builds engines perhaps, before it says that frames come; that it lives is watched from then on."""
+    starting = "ActiveState=activating\nResult=success\nNRestarts=0\n"
+    (device.root / "service.next").write_text(starting)
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 100:
+            (device.root / "service").write_text(starting.replace("activating", "active"))
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    run(device, shipment, replace(SERVICE, watch_seconds=3))
+    assert len(waited) == 103
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    (device.root / "service.next").write_text(starting)
+    monkeypatch.setattr("edgetta.devices.service.START_SECONDS", 5)
+    with pytest.raises(RemoteError, match=r"does not live on .*: activating \(success\)"):
+        run(device, shipment, replace(SERVICE, watch_seconds=3))
+    (device.root / "service.next").write_text("ActiveState=activating\nResult=exit-code\nNRestarts=0\n")
+    with pytest.raises(RemoteError, match="does not live"):
+        run(device, shipment, replace(SERVICE, watch_seconds=3))
 
 
 def test_a_source_that_ends_is_no_failure(device: Device, shipment: Shipment) -> None:
@@ -464,7 +495,7 @@ def test_the_service_owns_what_it_writes_and_not_the_bundle() -> None:
     script = _ownership(Service("edgetta", system=True), found_device(user="root"), "/opt/edgetta/releases/r")
     assert "id -u edgetta >/dev/null 2>&1 || $root useradd --system --no-create-home" in script
     assert "$root chown edgetta /opt/edgetta/releases/r /opt/edgetta/data" in script
-    assert "-R" not in script and "bundle" not in script
+    assert "chown -R" not in script and "$root chmod -R go+rX /opt/edgetta/releases/r/bundle" in script
     assert _ownership(Service("edgetta", system=True), found_device(), "/opt/edgetta/releases/r") == ""
 
 
@@ -481,3 +512,17 @@ def test_every_save_is_taken_along_and_old_partial_releases_go(device: Device, s
         assert (device.folder / "current" / f"state.safetensors{suffix}").read_text() == f"learnt{suffix}"
     assert young.exists() and not old.exists() and set(device.releases()) == {first, second, "young.partial"}
     assert (device.folder / "data").is_dir()
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze, which looks at the units")
+def test_systemd_understands_the_unit(tmp_path: Path) -> None:
+    place = tmp_path / 'a folder; with "quotes", 5 % and $HOME'
+    for name in ("data", "releases"):
+        (place / name).mkdir(parents=True)
+    device = found_device(program="/bin/true", folder=str(place), user="root", groups=("video",))
+    settings = replace(SERVICE, service=Service("odd", True), run_options=("--label", ";", "a b\\", "%n", "$x"))
+    file = tmp_path / "odd.service"
+    file.write_text(unit(settings, device))
+    done = subprocess.run(["systemd-analyze", "verify", str(file)], capture_output=True, text=True, check=False)
+    complaints = [line for line in done.stderr.splitlines() if "odd.service" in line]
+    assert (done.returncode, complaints) == (0, [])

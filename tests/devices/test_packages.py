@@ -177,7 +177,7 @@ def test_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
     check = packages.check_onnxruntime()
     assert check.status == "warning" and "uninstall both" in check.remedy
     install(monkeypatch, "onnxruntime", __version__="1.11.0", get_available_providers=lambda: providers)
-    assert packages.check_onnxruntime().remedy == "install onnxruntime 1.16 or newer"
+    assert packages.check_onnxruntime().remedy == "install onnxruntime 1.18 or newer"
     remove(monkeypatch, "onnxruntime")
     check = packages.check_onnxruntime()
     assert check.status == "warning" and "edgetta[onnxruntime]" in check.remedy
@@ -196,7 +196,7 @@ def test_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
     remove(monkeypatch, "tensorrt", "tensorrt_rtx")
     check = packages.check_tensorrt("Jetson")
     assert check.status == "warning" and "nvidia-jetpack" in check.remedy
-    assert packages.check_tensorrt(None).status == "ok"
+    assert packages.check_tensorrt(None).status == "absent"
 
 
 def test_tensorrt_that_does_not_import(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +218,7 @@ def test_needed_and_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     check = packages.check_needed("PIL", "pillow")
     assert (check.status, check.remedy) == ("problem", "pip install pillow")
     check = packages.check_optional("onnx", "pip install onnx")
-    assert (check.status, check.value, check.remedy) == ("ok", "not installed", "pip install onnx")
+    assert (check.status, check.value, check.remedy) == ("absent", "not installed", "pip install onnx")
 
 
 def test_opencv(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +234,7 @@ def test_opencv(monkeypatch: pytest.MonkeyPatch) -> None:
     assert packages.check_opencv().value == "4.8.0, no video back end"
     remove(monkeypatch, "cv2")
     check = packages.check_opencv()
-    assert check.status == "ok" and "edgetta[serve]" in check.remedy
+    assert check.status == "absent" and "edgetta[serve]" in check.remedy
 
 
 def test_engines_that_can_run_here() -> None:

@@ -128,6 +128,12 @@ def plain_between(b: GraphBuilder, x: str) -> list[str]:
     return [conv(b, b.emit("Masked", y, mask), "w2"), mask]
 
 
+def padded_apart(b: GraphBuilder, x: str) -> list[str]:
+    """What pads stands before the convolution, as networks from TensorFlow have it."""
+    y = b.emit("Pad", conv(b, x), pads=[0, 0, 0, 0, 0, 0, 1, 1], value=0.0)
+    return [conv(b, y, "w2", strides=[2, 2], pads=[0, 0, 0, 0])]
+
+
 def constant_everywhere(b: GraphBuilder, x: str) -> list[str]:
     y = conv(b, x)
     return [b.emit("Add", b.emit("Mul", y, weight(b, "c", 1, C, 1, 1)), b.scalar(0.5)), b.emit("Neg", y)]
@@ -145,6 +151,7 @@ PATTERNS: list[Build] = [
     pooled,
     odd_channels,
     plain_between,
+    padded_apart,
     constant_everywhere,
 ]
 

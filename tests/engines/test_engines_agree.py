@@ -21,6 +21,7 @@ from tests.engines.programs_of_networks import (
     programs_of,
     relative,
 )
+from tests.export.test_quantise import models
 
 LIMIT = 1e-5
 CASES = [(name, form) for name in NETWORKS for form in ("adaptive", "source")]
@@ -118,7 +119,7 @@ def test_measure_is_predict_with_the_statistics_that_it_mixes(share: float) -> N
     m0, v0 = (vector.astype(np.float64) for vector in (asked.before.mean, asked.before.variance))
     mean = (1 - share) * m0 + share * own.mean
     variance = (1 - share) * v0 + share * own.variance + share * (1 - share) * (own.mean - m0) ** 2
-    used = Statistics(asked.gain * mean + asked.offset, asked.factor * variance**asked.power)
+    used = Statistics(asked.gain * mean + asked.offset, asked.factor * (variance + asked.floor) ** asked.power)
     assert relative(engine.predict(images(programs), parameters, used), logits) < 1e-9
 
 
@@ -145,3 +146,17 @@ def test_images_of_another_shape_are_refused() -> None:
     programs = programs_of("resnet20")
     with pytest.raises(ValueError, match="images have shape"):
         onnx_engine("resnet20").predict(np.zeros((2, 3, 8, 8), np.float32), *generic(programs))
+
+
+@pytest.mark.parametrize("form", ["adaptive", "source"])
+def test_int8_programs_run_alike(form: str) -> None:
+    programs = models("wide_resnet", form)[1].programs
+    assert programs is not None and programs.predict.quantised
+    one, other = OnnxRuntimeEngine(programs), TorchEngine(programs)
+    batch, grad_logits = images(programs), gradient(programs)
+    given = programs.shipped, programs.source
+    found, wanted = one.forward(batch, *given), other.forward(batch, *given)
+    assert relative(found.logits, wanted.logits) < 1e-2  # a value between two codes may be rounded either way
+    imposed = as_kept(one, wanted.residuals)
+    gradients = one.backward(Residuals(len(batch), imposed), grad_logits, 0.7, programs.shipped)
+    assert relative(gradients, other.backward(wanted.residuals, grad_logits, 0.7, programs.shipped)) < LIMIT

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from edgetta.bench.exactness.reference import relative_error
 from edgetta.export.batch_norm import settle
+from edgetta.export.cut import legal_cuts
 from edgetta.export.derivation import RULES as GRADIENT_RULES
 from edgetta.export.differentiate import differentiate
 from edgetta.export.onnx_writer import to_onnx
@@ -45,6 +46,22 @@ def heads(x: Tensor) -> Tensor:
     return x.reshape(x.shape[0], 2, 12, 10)
 
 
+def merged_heads(x: Tensor) -> Tensor:
+    """As `nn.MultiheadAttention` lays its heads out: tokens, images times heads, channels."""
+    tokens = x.reshape(x.shape[0], 12, 20).transpose(0, 1)
+    parts = (tokens * tokens).reshape(12, x.shape[0] * 4, 5).transpose(0, 1)
+    mixed = torch.bmm(torch.softmax(parts @ parts.transpose(1, 2), 2), parts)
+    return mixed.transpose(0, 1).reshape(12, x.shape[0], 20).transpose(0, 1)
+
+
+def windows(x: Tensor) -> Tensor:
+    """As window attention cuts an image: windows of all images in one batch."""
+    n = x.shape[0]
+    apart = x.view(n, 4, 2, 3, 2, 5).permute(0, 2, 4, 3, 5, 1).reshape(-1, 15, 4)
+    mixed = torch.softmax(apart @ apart.transpose(1, 2), 2) @ apart
+    return mixed.reshape(n, 2, 2, 3, 5, 4).permute(0, 5, 1, 3, 2, 4).reshape(n, 4, 6, 10)
+
+
 def in_place(x: Tensor) -> Tensor:
     y = x * 2
     z = y.add_(x)
@@ -72,6 +89,11 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "clamp_min": lambda x: x.clamp_min(-0.2),
     "clamp_max": lambda x: x.clamp_max(0.2),
     "leaky relu": lambda x: F.leaky_relu(x, 0.2),
+    "prelu": lambda x: F.prelu(x, torch.tensor([0.25], dtype=x.dtype)),
+    "prelu per channel": lambda x: F.prelu(x, torch.tensor([0.25, -0.5, 0.0, 1.5], dtype=x.dtype)),
+    "elu": lambda x: F.elu(x, 0.7) + F.selu(x),
+    "softplus": lambda x: F.softplus(x, 2.0),
+    "mish": F.mish,
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu by tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -107,9 +129,20 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "average-pool, remainder": lambda x: F.avg_pool2d(x, (4, 3)),
     "adaptive average-pool": lambda x: F.adaptive_avg_pool2d(x, (3, 5)) + F.adaptive_avg_pool2d(x, 1),
     "adaptive average-pool, unequal windows": lambda x: F.adaptive_avg_pool2d(x, (4, 7)),
+    "nearest": lambda x: F.interpolate(x, scale_factor=2.0) + F.interpolate(x[:, :, :3], (12, 20)),
+    "bilinear": lambda x: F.interpolate(x, (9, 7), mode="bilinear"),
+    "bilinear, corners": lambda x: F.interpolate(x, scale_factor=1.5, mode="bilinear", align_corners=True),
+    "bicubic": lambda x: F.interpolate(x, (4, 15), mode="bicubic"),
+    "unfold": lambda x: x.unfold(2, 4, 2).unfold(3, 4, 3),
+    "roll": lambda x: torch.roll(x, (-2, 3), (2, 3)) * x,
+    "repeat": lambda x: x.repeat(1, 2, 1, 1) * WEIGHT.to(x.dtype)[:1].repeat(x.shape[0], 8, 1, 1),
+    "norm": lambda x: F.normalize(x, dim=1) + x.norm(p=2, dim=(2, 3), keepdim=True),
     "rsub with alpha": lambda x: torch.rsub(x, 1.0, alpha=2.0) + torch.rsub(x, x * x, alpha=0.5),
     "variances": lambda x: x.var(1, keepdim=True) + x.var((2, 3), correction=0)[:, :, None, None],
     "deviations": lambda x: torch.std_mean(x, (2, 3), keepdim=True)[0] * torch.var_mean(x, 3, True, True)[1] + x,
+    "batch merged and split again": lambda x: F.relu(x.reshape(-1, 10)).reshape(x.shape[0], 12, 20) * 2,
+    "batch merged behind another axis": merged_heads,
+    "windows": windows,
     "detach": lambda x: x * x + x.detach() * x,
     "straight through": lambda x: x * 2 + (torch.relu(x) - x * 2).detach(),
     "output that is kept": lambda x: torch.softmax(x, 1),
@@ -200,6 +233,9 @@ BENDS: dict[str, tuple[Callable[[Tensor], Tensor], list[float]]] = {
     "clamp_min": (lambda x: x.clamp_min(-0.5), [-0.5]),
     "clamp_max": (lambda x: x.clamp_max(0.25), [0.25]),
     "leaky relu": (lambda x: F.leaky_relu(x, 0.1), [0.0]),
+    "prelu": (lambda x: F.prelu(x, torch.tensor([0.3], dtype=x.dtype)), [0.0]),
+    "elu": (F.elu, [0.0]),
+    "softplus": (F.softplus, [0.0]),
     "hardswish": (F.hardswish, [-3.0, 3.0]),
     "hardsigmoid": (F.hardsigmoid, [-3.0, 3.0]),
     "max-pool of equals": (lambda x: F.max_pool2d(F.relu(x), 2, 1), [0.0]),
@@ -263,6 +299,23 @@ def test_a_bias_behind_a_detach_does_not_move() -> None:
     grad_x, grad_bias = Program(derived.backward).run({"grad_y": torch.ones(2, *SHAPE)})
     assert torch.equal(grad_x, torch.ones(2, *SHAPE)) and not grad_bias.any()
     assert grad_bias.shape == derived.initial_affine["bias.conv.bias"].shape
+
+
+def test_a_token_that_comes_late_leaves_places_to_cut() -> None:
+    """Class-attention networks join their token behind the blocks: it must not keep the image alive until there."""
+
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.block = nn.Conv2d(4, 5, 1), nn.Conv2d(5, 5, 1)
+            self.token = nn.Parameter(torch.randn(1, 1, 5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.block(self.stem(x)).flatten(2).transpose(1, 2)
+            return torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1)
+
+    traced = trace(Late().eval(), SHAPE)
+    assert list(legal_cuts(traced)) == ["stem", "block"]
 
 
 def test_every_gradient_rule_is_tested() -> None:

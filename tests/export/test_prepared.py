@@ -43,6 +43,9 @@ def test_what_was_found_on_the_way_is_spelled_out(tmp_path: Path) -> None:
         input_shape=(3, 16, 16),
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
+        resize="stretch",
+        interpolation="bilinear",
+        fill=(0, 0, 0),
         options={"depth": 2},
         cuts=SmallNet.cuts,
     ), "nothing is left to be chosen or fetched again"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from edgetta.errors import UsageError
 from edgetta.export import recipe as recipes
-from edgetta.export.recipe import Recipe, derive_recipe, has_given_weights, load
+from edgetta.export.recipe import Recipe, derive_recipe, load, load_trained
 from edgetta.models import published_parts
 from tests.tiny_model import write_model
 
@@ -29,6 +31,11 @@ FULL = Recipe(
     adapt="bias",
     initialisation="published",
     kernel=1,
+    resize="pad",
+    short_side=None,
+    interpolation="bicubic",
+    fill=(1, 2, 3),
+    random_weights=True,
     seed=4,
 )
 
@@ -97,7 +104,8 @@ def test_other_networks_are_cut_automatically_into_what_they_have(
 
 
 def test_random_weights_come_from_the_seed_and_leave_torch_alone(tmp_path: Path) -> None:
-    recipe = Recipe(write_model(tmp_path), input_shape=(3, 8, 8))
+    write_model(tmp_path)
+    recipe = Recipe(f"{tmp_path / 'net.py'}:untrained", input_shape=(3, 8, 8))
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
@@ -109,6 +117,30 @@ def test_random_weights_come_from_the_seed_and_leave_torch_alone(tmp_path: Path)
     assert not torch.equal(first["fc.weight"], other["fc.weight"])
 
 
-def test_who_has_weights() -> None:
-    assert not has_given_weights(Recipe("wrn40_2"))
-    assert has_given_weights(Recipe("wrn40_2", weights="w.pt")) and has_given_weights(Recipe("timm:resnet18"))
+def test_random_weights_are_refused_whatever_builds_the_model(tmp_path: Path) -> None:
+    own, untrained = write_model(tmp_path), f"{tmp_path / 'net.py'}:untrained"
+    cases = {
+        "wrn40_2": "give trained ones with --weights",
+        "torchvision:squeezenet1_1": "or take the published ones with --option pretrained=true",
+        "timm:resnet10t": "or take the published ones with --option pretrained=true",
+        untrained: "stem.conv.weight is another one at each call",
+    }
+    for name, remedy in cases.items():
+        recipe = Recipe(name, input_shape=(3, 32, 32))
+        with pytest.raises(UsageError) as error:
+            load_trained(recipe)
+        assert f"{name} has random weights" in str(error.value) and remedy in str(error.value)
+        assert load_trained(replace(recipe, random_weights=True)).origin is None
+    assert load_trained(Recipe(own, input_shape=(3, 32, 32))).origin == "net.py:build's own"
+    path = tmp_path / "w.safetensors"
+    save_file(load(Recipe("wrn40_2", width=0.25)).module.state_dict(), path)
+    assert load_trained(Recipe("wrn40_2", width=0.25, weights=str(path))).origin == str(path)
+
+
+def test_a_function_that_loads_all_but_the_classifier_has_random_weights(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    source = (tmp_path / "net.py").read_text()
+    partly = "\n\ndef partly():\n    net = build()\n    torch.seed()\n    net.fc = nn.Linear(8, 3)\n    return net\n"
+    (tmp_path / "net.py").write_text(source + partly)
+    with pytest.raises(UsageError, match=r"fc\.weight is another one at each call"):
+        load_trained(Recipe(f"{tmp_path / 'net.py'}:partly", input_shape=(3, 8, 8)))

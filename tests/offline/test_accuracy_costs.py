@@ -19,7 +19,7 @@ from edgetta.memory.accuracy_costs import AccuracyCosts
 from edgetta.offline.accuracy_costs import BATCH, CHOICES, REFERENCE, accuracy_costs, measure_accuracy_costs
 from tests.offline.far_network import far_from_its_start
 
-CONFIG = AdaptConfig(learning_rate=2.0, entropy_margin=1.0)
+CONFIG = AdaptConfig(learning_rate=2.0, entropy_margin=1.0, hold_back=False)
 
 
 def domains(count: int = 80) -> dict[str, tuple[Any, Any]]:

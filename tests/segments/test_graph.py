@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from edgetta.errors import BundleError
-from edgetta.segments.graph import BATCH, Graph, GraphBuilder, Value, load_graph
+from edgetta.segments.graph import BATCH, Graph, GraphBuilder, Value, load_graph, reshaping
 from edgetta.segments.torch_engine import Program
 
 
@@ -83,10 +83,22 @@ def test_every_output_is_a_value_of_its_own() -> None:
     assert builder.graph([y, x], lent=("x",)).outputs == (y, x)
 
 
-@pytest.mark.parametrize("axis", [0, 1])
-def test_merging_the_batch_is_an_error(axis: int) -> None:
+def test_the_batch_may_be_merged_with_what_lies_behind_it() -> None:
     builder = GraphBuilder()
-    x = builder.input("x", (BATCH, 3, 4) if axis == 0 else (3, BATCH, 4))
+    merged = builder.emit("Reshape", builder.input("x", (BATCH, 3, 4)), shape=[-1, 4])
+    value = builder.values[merged]
+    assert value.shape == (3 * BATCH, 4) and value.with_batch(5) == (15, 4)
+    assert value.per_sample and value.elements(5) == 60
+    back = builder.emit("Reshape", merged, shape=reshaping(value.shape, (BATCH, 3, 4)))
+    graph = builder.graph([back])
+    assert load_graph(json.dumps(graph.to_json()), {}) == graph
+    x = torch.rand(5, 3, 4)
+    assert torch.equal(Program(graph).run({"x": x})[0], x)
+
+
+def test_merging_the_batch_with_what_lies_before_it_is_an_error() -> None:
+    builder = GraphBuilder()
+    x = builder.input("x", (3, BATCH, 4))
     with pytest.raises(ValueError, match="merges the batch"):
         builder.emit("Reshape", x, shape=[-1, 4])
 

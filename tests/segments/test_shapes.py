@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from edgetta.segments.operators import OPERATORS
-from edgetta.segments.shapes import BATCH, KNOWN, infer
+from edgetta.segments.shapes import BATCH, KNOWN, infer, with_batch
 
 N = BATCH
 F, B, I8 = "float", "bool", "int8"
@@ -55,7 +55,11 @@ CASES: list[tuple[str, list[Any], dict[str, Any]]] = [
     ("Reshape", [IMAGES], {"shape": [0, 2, 2, 99]}),
     ("Reshape", [IMAGES], {"shape": [0, -1]}),
     ("Reshape", [IMAGES], {"shape": [0, 0, 99]}),
-    ("Reshape", [((3, N, 4), F)], {"shape": [-1, 12]}),
+    ("Reshape", [((3, N, 4), F)], {"shape": [0, -1, 2, 2]}),
+    ("Reshape", [((3, N, 4), F)], {"shape": [3, -1, 2]}),
+    ("Reshape", [((8 * N, 3), F)], {"shape": [-1, 4, 6]}),
+    ("MatMul", [((6 * N, 3, 4), F), ((6 * N, 4, 5), F)], {}),
+    ("ChannelMean", [((7 * N, 5), F)], {}),
     ("Reshape", [((4,), F)], {"shape": [1, -1, 1, 1]}),
     ("Transpose", [IMAGES], {"perm": [2, 0, 3, 1]}),
     ("Concat", [IMAGES, ((N, 1, 9, 11), F), IMAGES], {"axis": 1}),
@@ -69,7 +73,7 @@ CASES: list[tuple[str, list[Any], dict[str, Any]]] = [
 
 
 def real(kind: tuple[tuple[int, ...], str], batch: int) -> torch.Tensor:
-    values = torch.rand([batch if size == N else size for size in kind[0]]) + 0.5
+    values = torch.rand(with_batch(kind[0], batch)) + 0.5
     if kind[1] == I8:
         return (100 * values).to(torch.int8)
     return values < 1.0 if kind[1] == B else values
@@ -80,7 +84,7 @@ def test_shapes_are_those_of_torch(batch: int) -> None:
     for op, kinds, attributes in CASES:
         shape, dtype = infer(op, kinds, attributes)
         result = OPERATORS[op](*(real(kind, batch) for kind in kinds), **attributes)
-        assert tuple(batch if size == N else size for size in shape) == tuple(result.shape), (op, kinds, attributes)
+        assert with_batch(shape, batch) == tuple(result.shape), (op, kinds, attributes)
         assert result.dtype == (torch.bool if dtype == B else torch.float32), op
 
 
@@ -117,7 +121,10 @@ def test_every_operator_has_a_rule_and_a_case() -> None:
         ("MatMul", [((N, 3), F), ((4, 5), F)], {}),
         ("MatMul", [((3, N), F), ((N, 5), F)], {}),
         ("ReduceMean", [IMAGES], {"axes": [4], "keepdims": 1}),
-        ("Reshape", [IMAGES], {"shape": [-1, 11]}),
+        ("Reshape", [((3, N, 4), F)], {"shape": [-1, 12]}),
+        ("Reshape", [((3, N, 4), F)], {"shape": [-1, 4]}),
+        ("MatMul", [((3, 6 * N), F), ((6 * N, 5), F)], {}),
+        ("Slice", [((6 * N, 3), F)], {"axes": [0], "starts": [0], "ends": [1], "steps": [1]}),
         ("Reshape", [IMAGES], {"shape": [3, 4, 9, 11]}),
         ("Reshape", [IMAGES], {"shape": [0, 5, -1]}),
         ("Reshape", [IMAGES], {"shape": [0, -1, -1]}),

@@ -366,3 +366,12 @@ def test_names_are_printable(tmp_path: Path) -> None:
     names = [frame.name for frame in frames(tmp_path)]
     assert names == ["line\\nbreak\\x1b[31m.png", "\\udcff\\udcfe.png"]
     assert all(name.isprintable() for name in names)
+
+
+def test_links_that_lead_nowhere_are_skipped_and_named(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "notes.txt").symlink_to(tmp_path / "gone.txt")
+    with open_source(tmp_path, size=(4, 4)) as source:
+        assert [frame.name for frame in source] == ["a.png"]
+        assert [(s.name, s.reason) for s in source.skipped] == [("b.png", "a link to a file that is not there")]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from edgetta.errors import UsageError
 from edgetta.sources import SourceError, open_source
-from edgetta.sources.labelled import Labelled, read_labelled, read_pictures, split
+from edgetta.sources.labelled import Labelled, check_classes, folder_classes, read_labelled, read_pictures, split
 from edgetta.sources.tensors import images_of
 
 SHAPE = (3, 8, 8)
@@ -56,6 +56,42 @@ def test_given_classes_decide_the_labels(folder: Path) -> None:
     assert data.labels.tolist() == [2, 2, 0, 0, 0] and data.classes == ("dog", "bird", "cat")
     with pytest.raises(UsageError, match="has the sub-folder 'cat', which is none of the 2 classes given"):
         read_labelled(str(folder), SHAPE, classes=("dog", "bird"))
+
+
+def test_a_class_has_its_number_before_anything_is_read(tmp_path: Path) -> None:
+    """An empty class, one whose picture is damaged, and one that a sample misses renumber no other."""
+    for number, name in enumerate(("ant", "bee", "cat", "dog", "eel")):
+        for index in range(0 if name == "cat" else 1 if name == "bee" else 6):
+            picture(tmp_path / name / f"{index}.png", 40 * number)
+    (tmp_path / "cat").mkdir()
+    for limit in (None, 5):
+        data = read_labelled(str(tmp_path), SHAPE, limit=limit)
+        assert data.classes == ("ant", "bee", "cat", "dog", "eel")
+        assert [40 * label for label in data.labels.tolist()] == greys(data)
+    (tmp_path / "bee" / "0.png").write_bytes(b"")
+    data = read_labelled(str(tmp_path), SHAPE)
+    assert [40 * label for label in data.labels.tolist()] == greys(data) and set(greys(data)) == {0, 120, 160}
+    assert check_classes(data, 5) is data
+    with pytest.raises(UsageError, match="has 5 classes and the model 6, so that nobody knows which is which"):
+        check_classes(data, 6)
+
+
+def test_labels_beyond_the_models_classes() -> None:
+    data = Labelled(torch.zeros(3, *SHAPE), torch.tensor([0, 4, 1]), None, "x.npz")
+    assert check_classes(data, 5) is data
+    with pytest.raises(UsageError, match=r"x\.npz has the label 4, and the model has 4 classes, from 0"):
+        check_classes(data, 4)
+
+
+def test_folders_that_are_numbers(tmp_path: Path) -> None:
+    for number in range(11):
+        (tmp_path / "short" / str(number)).mkdir(parents=True)
+        (tmp_path / "long" / f"{number:02d}").mkdir(parents=True)
+    assert folder_classes(tmp_path / "long")[10] == "10"
+    with pytest.raises(UsageError, match="in alphabetical order '10' would be class 2"):
+        folder_classes(tmp_path / "short")
+    (tmp_path / "short" / "10").rmdir()
+    assert folder_classes(tmp_path / "short") == tuple("0123456789")
 
 
 def test_what_cannot_be_used_is_skipped_and_named(folder: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgetta.errors import UsageError
-from edgetta.sources.secret import has_secret, read_source
+from edgetta.sources.secret import has_secret, public_name, read_source
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,7 @@ from edgetta.sources.secret import has_secret, read_source
     [
         ("rtsp://viewer:word@cam/1", True),
         ("rtsp://viewer@cam/1", True),
+        ("rtsp://viewer:wo/rd@cam/1", True),
         ("http://cam/live?token=abc", True),
         ("http://cam/live?apikey=abc", True),
         ("rtspsrc location=rtsp://cam user-id=a user-pw=b ! appsink", True),
@@ -44,3 +45,9 @@ def test_a_file_that_only_its_owner_reads(tmp_path: Path) -> None:
         read_source(f"@{file}")
     with pytest.raises(UsageError, match="cannot read the source"):
         read_source(f"@{tmp_path / 'none'}")
+
+
+def test_what_may_be_shown() -> None:
+    assert public_name("rtsp://me:se@cret@host:554/live?token=secret") == "rtsp://host:554/live"
+    assert public_name("rtsp://me:un/esc?aped@host/live") == "rtsp://host/live"
+    assert public_name("rtsp://host/\x1b[2J") == "rtsp://host/\\x1b[2J"

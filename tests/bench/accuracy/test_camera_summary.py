@@ -37,7 +37,10 @@ def test_a_cell_is_the_mean_of_seeds() -> None:
 def test_means_are_over_corruptions_with_the_clean_error_beside() -> None:
     rows = [row("iid", "edgetta", 20.0), row("iid", "edgetta", 30.0, corruption="snow"), clean("iid", "edgetta", 12.5)]
     found = means(cells(rows))[NET, 5, "iid", 64, 0]["edgetta"]
-    assert (found.error, found.excess, found.clean) == (25.0, -15.0, 12.5) and found.corruptions == {"fog", "snow"}
+    assert (found.error, found.excess, found.clean) == (25.0, -15.0, 12.5) and set(found.by_corruption) == {
+        "fog",
+        "snow",
+    }
     heads, lines = table([*rows, row("iid", "source", 40.0)])
     assert heads[4:] == ("source", "edgetta") and lines[0][4:] == ("40.0 (nan)", "25.0 (12.5)")
     assert math.isnan(means(cells([row("still", "source", 1.0)]))[NET, 5, "still", 64, 0]["source"].clean)
@@ -73,6 +76,7 @@ def test_goals_that_are_missed() -> None:
 
 def test_methods_are_compared_under_the_same_corruptions_and_by_their_distance_from_the_source() -> None:
     rows = [row("iid", "edgetta", 20.0), row("iid", "note", 15.0, corruption="snow"), row("iid", "rotta", 19.0, 38.0)]
+    rows += [row("iid", "rotta", 60.0, corruption="snow")]
     goal = next(goal for goal in goals(rows, "edgetta") if "every baseline" in goal.what)
     assert goal.found.startswith("at most -1.00: iid, batch 64, resnet20: 20.0, rotta 19.0") and goal.met
 

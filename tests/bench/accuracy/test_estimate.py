@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from edgetta.bench.accuracy.command import command
-from edgetta.bench.datasets import data_folder
+from edgetta.sources.datasets import data_folder
 
 
 @pytest.mark.skipif(

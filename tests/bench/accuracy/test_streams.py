@@ -19,8 +19,8 @@ from edgetta.bench.accuracy.streams import (
     clean_batches,
     runs_of_classes,
 )
-from edgetta.bench.datasets import Images
 from edgetta.errors import UsageError
+from edgetta.sources.datasets import Images
 
 KINDS = ("gaussian_noise", "contrast")
 

@@ -13,14 +13,14 @@ from edgetta.bench.learning_rate.learner import against_the_grid
 from edgetta.errors import UsageError
 
 TINY = (
-    "--part learner --model resnet20 --width 0.25 --data digits --training-images 128 --test-images 64 --epochs 3 "
+    "--part learner --model resnet20 --width 0.25 --data digits --training-images 64 --test-images 64 --epochs 3 "
     "--rules quantile"
 )
 
 
 def test_a_learner_trains_beside_the_grid_and_what_is_done_is_kept(tmp_path: Path) -> None:
     file = tmp_path / "learner.json"
-    arguments = [*TINY.split(), "--grid", "0.05", "--batch", "32", "--json", str(file)]
+    arguments = [*TINY.split(), "--grid", "0.05", "--batch", "16", "--json", str(file)]
     result = CliRunner().invoke(command, arguments, catch_exceptions=False)
     assert (
         result.exit_code == 0 and "quantile" in result.output and "points against the best constant" in result.output

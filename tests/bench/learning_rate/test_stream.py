@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from edgetta.bench.datasets import data_folder
 from edgetta.bench.learning_rate.stream import RULES, Stream, StreamConfig, gathered, rounded, rule_rates
 from edgetta.rate_law import RateLaw
+from edgetta.sources.datasets import data_folder
 
 LAW = RateLaw("momentum", "measured", (4, 64), (1e-3, 3e-2), (1e-3,) * 2, (3e-2,) * 2, source={"bound": "divergence"})
 OTHER = RateLaw(

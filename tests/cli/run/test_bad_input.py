@@ -64,6 +64,13 @@ def test_nan_in_an_array(tmp_path: Path, capsys: Captured) -> None:
     assert "refused" not in out and len(rows_of(tmp_path / "out.jsonl")) == 19
 
 
+def test_labels_that_the_bundle_has_no_class_for(tmp_path: Path, capsys: Captured) -> None:
+    """Each would be counted as an error of the network."""
+    np.savez(tmp_path / "x.npz", images=picture(0, (20, 16, 16, 3)), labels=np.arange(20))
+    assert run(tmp_path / "x.npz") == 2
+    assert "has labels from 0 to 19, and the bundle" in error_of(capsys)
+
+
 def test_no_frame_that_can_be_used(photos: Path, tmp_path: Path, capsys: Captured) -> None:
     for file in photos.iterdir():
         file.write_bytes(b"")
@@ -92,6 +99,7 @@ def test_another_size_may_be_refused_and_earlier_rows_stay(photos: Path, tmp_pat
     [
         ("photos/empty", "holds no images"),
         ("photos/none", "there is no"),
+        ("gstreamer:0", "a GStreamer pipeline must end in"),
         ("photos/*.jpg", "matches nothing"),
         ("text.txt", "cannot tell from its suffix what"),
         ("broken.npy", "is no .npy array"),
@@ -109,6 +117,11 @@ def test_sources_that_are_none_replace_nothing(
     place = source if ":" in source else tmp_path / source
     assert run(place, "-o", out, "--overwrite") == 1
     assert message in error_of(capsys) and out.read_text() == "earlier\n"
+
+
+def test_a_bare_number_is_hinted_to_be_a_camera(capsys: Captured) -> None:
+    assert run("0") == 1
+    assert error_of(capsys).endswith("there is no file 0; a camera is named camera:0")
 
 
 # Bad input: bundles and states.

@@ -85,7 +85,7 @@ def test_a_reader_that_has_gone_still_saves_the_state(
         written.append(data)
 
     monkeypatch.setattr(predictions._StandardOutput, "write", write)
-    assert run(array, "-o", "-", "--state", tmp_path / "state", "--batch", 8) == 141
+    assert run(array, "-o", "-", "--state", tmp_path / "state", "--batch", 8) == 0
     runtime = Runtime(read_bundle(whole_bundle()), "torch", check=False)
     runtime.load_state(tmp_path / "state")
     assert runtime.adapter.state.steps == 2

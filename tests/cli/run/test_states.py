@@ -150,6 +150,13 @@ def test_a_second_process_is_refused(array: Path, tmp_path: Path, capsys: Captur
     assert f"is in use by process {os.getpid()}" in error_of(capsys) and not file.exists()
 
 
+@pytest.mark.skipif(not Path("/dev/null").is_char_device(), reason="needs /dev/null")
+def test_no_lock_is_put_beside_a_device(array: Path) -> None:
+    (array.parent / "null.csv").symlink_to("/dev/null")
+    assert run(array, "-o", array.parent / "null.csv", "--quiet") == 0
+    assert not Path("/dev/.null.lock").exists() and not (array.parent / ".null.csv.lock").exists()
+
+
 def test_rows_are_appended_with_index_and_time(array: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     for _ in range(2):
@@ -208,3 +215,58 @@ def test_leftovers_are_cleaned(array: Path, tmp_path: Path) -> None:
     os.utime(left, (0, 0))
     assert run(array, "--state", tmp_path / "state", "--limit", 8, "--quiet") == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["frames.npz", "state"]
+
+
+def test_a_camera_that_stays_away_has_an_exit_code_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    from edgetta.sources import live
+    from tests.cli.run.verb import picture
+    from tests.sources.test_video import install
+
+    monkeypatch.setattr(live, "FIRST_PAUSE", 1e-3)
+    fake = install(monkeypatch, [picture(number) for number in range(3)])
+    opened = fake.VideoCapture
+
+    def once(target: object, backend: int | None = None) -> Any:
+        fake.opens = not fake.captures
+        return opened(target, backend)
+
+    monkeypatch.setattr(fake, "VideoCapture", once)
+    out, state = tmp_path / "out.jsonl", tmp_path / "state"
+    assert run("camera:0", "-o", out, "--state", state, "--give-up", 0.01, "--quiet") == 75
+    error = capsys.readouterr().err
+    assert "camera:0 stopped delivering frames; connecting again" in error
+    assert error.endswith("check its cable, its power and the network\n")
+    assert steps_of(state) == len(rows_of(out)) >= 1
+
+
+def test_a_full_disk_ends_no_live_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    """A camera's rows wait; a recorded source would end, and be taken up again behind its last row."""
+    from edgetta import predictions, sources
+    from edgetta.sources import open_source
+    from tests.cli.run.test_bad_input import _with
+    from tests.cli.run.verb import picture
+
+    np.save(tmp_path / "x.npy", picture(0, (12, 16, 16, 3)))
+    write, calls = os.write, [0]
+
+    def full(descriptor: int, data: bytes) -> int:
+        calls[0] += 1
+        if calls[0] == 3:
+            raise OSError(28, os.strerror(28))
+        return write(descriptor, data)
+
+    def live(spec: str, **options: Any) -> Any:
+        source = open_source(tmp_path / "x.npy", **options)
+        source.length = None
+        return source
+
+    monkeypatch.setattr(predictions, "os", _with(os, write=full))
+    out = tmp_path / "out.jsonl"
+    assert run(tmp_path / "x.npy", "-o", out, "--batch", 2, "--quiet") == 1 and len(rows_of(out)) == 4
+    monkeypatch.setattr(sources, "open_source", live)
+    calls[0] = 0
+    assert run("camera:0", "-o", out, "--overwrite", "--batch", 2, "--quiet") == 0
+    assert [row["index"] for row in rows_of(out)] == list(range(12))
+    assert capsys.readouterr().err.count("going on, and the rows wait") == 1

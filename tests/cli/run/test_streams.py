@@ -15,7 +15,7 @@ from edgetta.cli.adaptation_options import OPTIONS
 from edgetta.runtime import Runtime
 from edgetta.state_files import Contents, StateFile
 from tests.cli.run.verb import Captured, rows_of, run
-from tests.small_bundle import NAMES, whole_bundle
+from tests.small_bundle import NAMES
 
 
 def test_predictions_summary_and_state(array: Path, tmp_path: Path, capsys: Captured) -> None:

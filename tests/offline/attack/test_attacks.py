@@ -112,7 +112,7 @@ def test_dlr_does_not_change_with_the_scale_of_the_logits() -> None:
 @pytest.mark.parametrize(("norm", "epsilon"), [("linf", 2 / 255), ("l2", 0.25)])
 def test_robust_accuracy_is_that_of_the_authors_apgd(data_folder: Path, norm: str, epsilon: float, loss: str) -> None:
     base = pytest.importorskip("pyautoattack.autopgd_base", reason="the oracle: pip install 'edgetta[attack]'")
-    from edgetta.bench.datasets import cifar10_lossless
+    from edgetta.sources.datasets import cifar10_lossless
 
     model = load_model("adv_resnet2b", weights=data_folder / "weights" / "adv_resnet2b.npz").module
     data = cifar10_lossless("test").subset(slice(0, 200))

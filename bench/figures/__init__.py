@@ -1,0 +1,1 @@
+"""Tables, sentences and pictures that the pages of this repository show, made from the result files of benches."""
