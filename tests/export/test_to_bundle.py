@@ -37,9 +37,9 @@ def test_parts_are_counted_or_named(tmp_path: Path) -> None:
     cuts = ("stem", "body.a", "body.b")
     export(network(), image, tmp_path / "named", parts=cuts, batch_norm="source")
     export(network(), image, tmp_path / "counted", parts=1, name="mine")
-    assert read_bundle(tmp_path / "named").model.cuts == cuts
+    assert read_bundle(tmp_path / "named").cuts == cuts
     counted = read_bundle(tmp_path / "counted")
-    assert len(counted.model.cuts) == 2 and counted.name == "mine"
+    assert len(counted.cuts) == 2 and counted.name == "mine"
 
 
 @pytest.mark.parametrize(
