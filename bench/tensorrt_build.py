@@ -1,6 +1,6 @@
 """Which engines TensorRT makes of derived graphs, in what time: `edgetta bench tensorrt-build`.
 
-Every graph of every segment is parsed and built, forward and backward. TensorRT-RTX does that without a GPU, so that
+All programs of a network are parsed and built. TensorRT-RTX does that without a GPU, so that
 what TensorRT refuses is noticed before a device is. It says nothing about speed on a device, nor about what an engine
 computes there: engines are tested where they run, by `edgetta build`.
 """
@@ -44,7 +44,7 @@ BATCHES = (1, 16, 64)
 def command(
     models: str, forms: str, precisions: str, opsets: str | None, limit: int | None, path: Path | None
 ) -> None:
-    """Build every segment's engines with the TensorRT that is here, without running them.
+    """Build the engines of all programs with the TensorRT that is here, without running them.
 
     Exits with 1 where TensorRT refuses one.
     """
@@ -58,8 +58,8 @@ def command(
     if refused:
         row = refused[0]
         raise EdgettaError(
-            f"{len(refused)} of {len(rows)} engines were not built, first {row['model']} {row['part']}."
-            f"{row['direction']} in {row['precision']}: {row['error']}"
+            f"{len(refused)} of {len(rows)} engines were not built, first {row['model']} {row['program']} "
+            f"in {row['precision']}: {row['error']}"
         )
 
 
@@ -107,36 +107,29 @@ def run(
 
 
 def measure(derived: Derived, precision: str, opset: int) -> Iterator[dict[str, Any]]:
-    """One row per segment and direction, in one precision and opset."""
+    """One row per program, in one precision and opset."""
+    from edgetta.bundle.program_jobs import PROGRAMS, job_of
     from edgetta.export.onnx_writer import to_onnx
-    from edgetta.segments.contract import SegmentGraphs
     from edgetta.segments.onnx_model import parse_onnx
     from edgetta.segments.tensorrt.build import BuildOptions, EngineBuildError, build_engine
 
     options = BuildOptions(precision, BATCHES)  # type: ignore[arg-type]
-    segments = {**derived.adaptable.segments(), "source": SegmentGraphs(derived.adaptable.source, None, None)}
-    for part, graphs in segments.items():
-        for direction in ("forward", "backward", "recompute"):
-            graph = getattr(graphs, direction)
-            if graph is None:
-                continue
-            model = parse_onnx(to_onnx(graph, direction, opset=opset).SerializeToString())
-            row = {
-                "model": derived.recipe.model,
-                "batch_norm": derived.recipe.batch_norm,
-                "part": part,
-                "direction": direction,
-                "precision": precision,
-                "opset": opset,
-            }
-            try:
-                built = build_engine(
-                    model.only([name for name in graph.outputs if name not in graph.inputs]), part, options
-                )
-            except EngineBuildError as error:
-                yield {**row, "built": False, "seconds": None, "engine_bytes": None, "error": str(error)}
-                continue
-            yield {**row, "built": True, "seconds": round(built.seconds, 3), "engine_bytes": len(built.data)}
+    for program in PROGRAMS:
+        job = job_of(derived.adaptable.programs, program)
+        model = parse_onnx(to_onnx(job.graph, program, opset=opset).SerializeToString())
+        row = {
+            "model": derived.recipe.model,
+            "batch_norm": derived.recipe.batch_norm,
+            "program": program,
+            "precision": precision,
+            "opset": opset,
+        }
+        try:
+            built = build_engine(model.only(job.outputs), program, options)
+        except EngineBuildError as error:
+            yield {**row, "built": False, "seconds": None, "engine_bytes": None, "error": str(error)}
+            continue
+        yield {**row, "built": True, "seconds": round(built.seconds, 3), "engine_bytes": len(built.data)}
 
 
 def _print(rows: Sequence[dict[str, Any]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -36,8 +37,8 @@ def export(
     parts          module names after which it is cut (the stem's end first), or how many parts; None: as many as fit,
                    four at most
     classes        their names, in the order of the logits
-    source_images  images (N, C, H, W), or batches of them, for what content explains of the network's statistics and
-                   for the meta-networks'; a few hundred. Without them synthetic ones serve, and content is not known
+    source_images  images (N, C, H, W), or batches of them, for the source statistics of the meta-networks and for what
+                   content explains of the moments; synthetic ones serve for the first when there are none
     config         settings of adaptation that ship
     batch_norm     frozen BatchNorms follow the stream ("adaptive") or are folded away as trained ("source")
     overwrite      replace a bundle that is there
@@ -65,14 +66,14 @@ def export(
     if source_images is not None:
         batches = list(batches_of(source_images, 64) if isinstance(source_images, Tensor) else source_images)
     programs = with_source_statistics(derived.network(), batches).programs
-    content = None
-    if batches is not None and sum(map(len, batches)) > 1:
-        content = measure_content(programs, batches)
+    told = batches is not None and sum(map(len, batches)) > 1
+    content = measure_content(programs, batches) if batches is not None and told else None
+    settings = config or AdaptConfig()
     write_bundle(
         path,
-        Shipment(programs, derived.adaptable.cuts, derived.adaptable.batch_norm, content),
+        Shipment(programs, derived.adaptable.cuts, batch_norm, content),
         name=called,
-        config=config or AdaptConfig(),
+        config=replace(settings, batch_norm="source") if batch_norm == "source" else settings,
         classes=classes,
         golden=example if example.dim() == 4 and len(example) > 1 else None,
         overwrite=overwrite,

@@ -151,9 +151,10 @@ def _method(name: str, module: nn.Module, images: Tensor, cuts: Sequence[str], m
         return baselines.Eata(module, [images], config)
     if name == "cotta":
         return baselines.Cotta(module, baselines.CottaConfig(augmentations=1))
-    from edgetta.adaptation.meta_network import MetaNetwork, MetaSpec
+    from edgetta.adaptation.meta_network import MetaSpec
+    from edgetta.bench.baselines.ecotta_stock import StockMeta
 
-    made = [MetaNetwork(MetaSpec(**spec)) for spec in metas]
+    made = [StockMeta(MetaSpec(**spec)) for spec in metas]
     from edgetta.adaptation.config import AdaptConfig
 
     return baselines.EcottaStock(module, cuts, made, AdaptConfig(entropy_margin=1.0))

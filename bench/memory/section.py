@@ -1,20 +1,13 @@
-"""The table and the plot for README, from the result file: `edgetta bench memory --json FILE --readme README.md`."""
+"""The table and the plot of the memory bench, from its result file."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgetta.bench.memory.cases import OWN
 from edgetta.bench.memory.summary import ENGINE, Row, goals, ratio_text, tent_of, way
-from edgetta.errors import UsageError
-from edgetta.storage import atomic_write_text
-
-BEGIN = "<!-- memory table: begin; written by `edgetta bench memory --readme` -->"
-END = "<!-- memory table: end -->"
 
 TITLES = {
     "inference": "plain inference",
@@ -25,17 +18,6 @@ TITLES = {
     "ecotta-stock": "EcoTTA on stock autograd",
     OWN: "**edgetta**",
 }
-
-
-def write_section(readme: Path, results: Path, plot: Path) -> None:
-    """Replace what stands between the markers in `readme`. Raises `UsageError` where they are not there."""
-    text = readme.read_text()
-    before, found, rest = text.partition(BEGIN)
-    _, closed, after = rest.partition(END)
-    if not found or not closed:
-        raise UsageError(f"{readme} has no lines {BEGIN!r} and {END!r}; put them where the table belongs")
-    content = section(json.loads(results.read_text()), *(_link(path, readme) for path in (results, plot)))
-    atomic_write_text(readme, f"{before}{BEGIN}\n{content}\n{END}{after}")
 
 
 def section(data: Mapping[str, Any], results: str, plot: str) -> str:
@@ -92,8 +74,9 @@ def _title(row: Row) -> str:
 def write_plot(path: Path, rows: Sequence[Row]) -> Path:
     """Bars of the peaks, one panel per model, as SVG; the same rows give the same bytes."""
     import matplotlib
-    from edgetta.bench.report import PALETTE
     from matplotlib.figure import Figure
+
+    from edgetta.report import PALETTE
 
     models = list(dict.fromkeys(row["model"] for row in rows))
     shown = {model: _shown([row for row in rows if row["model"] == model]) for model in models}
@@ -124,7 +107,3 @@ def _plain(row: Row) -> str:
 
 def _megabytes(count: int) -> str:
     return f"{count / 1e6:.0f} MB"
-
-
-def _link(path: Path, readme: Path) -> str:
-    return Path(os.path.relpath(path, readme.parent)).as_posix()

@@ -3,6 +3,7 @@
     engines = BundleEngines(bundle, TensorRTConfig(precision="fp16"))
     for job in engines.jobs("auto"):
         engines.prepare(job)
+    engine = engines.engine()
 
 What is computed wrongly in float16 runs in float32, engine by engine, and that is said.
 """
@@ -18,31 +19,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from edgetta.adaptation.model import Gradient
+from edgetta.bundle.program_jobs import Job, job_of, jobs_of
 from edgetta.bundle.reading import Bundle
-from edgetta.bundle.segment_jobs import Job, jobs_of, jobs_of_model, source_job
+from edgetta.engines.contract import Array
+from edgetta.engines.gpu import GpuEngine, Runnable
 from edgetta.errors import MissingDependencyError, UsageError
-from edgetta.segments.contract import GradientMode, SegmentGraphs
-from edgetta.segments.gpu_segment import GpuSegment, Runnable
 from edgetta.segments.onnx_model import OnnxModel
 from edgetta.segments.tensorrt.build import BuildOptions, EngineBuildError, Watch, build_engine
 from edgetta.segments.tensorrt.cache import EngineCache, EngineKey, default_root, folder_name
-from edgetta.segments.tensorrt.check import (
-    Reference,
-    engine_errors,
-    forward_reference,
-    gradient_reference,
-    verdict,
-)
+from edgetta.segments.tensorrt.check import engine_errors, program_reference, verdict
 from edgetta.segments.tensorrt.library import find_target
 from edgetta.segments.tensorrt.memory_watch import watch_memory
 from edgetta.segments.tensorrt.program import EngineRejectedError, GraphedProgram, TensorRTProgram
-from edgetta.segments.torch_engine import TorchSegment
 
 _log = logging.getLogger("edgetta")
-_MOMENTUM = 0.1  # of running statistics in the test of an engine: the batch takes part, and so does what was there
 
 
 @dataclass(frozen=True)
@@ -104,7 +96,6 @@ class BundleEngines:
         cache: Path | None = None,
         tell: Callable[[str], None] = _log.warning,
     ) -> None:
-        self.name = "tensorrt"
         self.bundle = bundle
         self.target = find_target()
         self.device = torch.device(self.target.device)
@@ -114,39 +105,31 @@ class BundleEngines:
         self.options = self.config.build_options((1, window, window))
         self._tell = tell
         self._pool: Any = None
-        self._segments: dict[str, SegmentGraphs] = {
-            **bundle.model.segments(),
-            "source": SegmentGraphs(bundle.model.source, None, None),
-        }
 
     def jobs(self, gradient: Gradient = "auto") -> list[Job]:
-        """The engines that a network in this gradient mode needs, and that of the unadapted backbone."""
-        return jobs_of_model(self.bundle.model, gradient)
+        """The programs that a network in this gradient mode needs."""
+        return list(jobs_of(self.bundle.programs, gradient))
 
-    def segment(self, name: str, graphs: SegmentGraphs, mode: GradientMode) -> GpuSegment:
-        """A segment whose engines are ready."""
-        prepared = [self.prepare(job) for job in jobs_of(name, graphs, mode)]
-        programs = {p.job.role: self._runnable(p) for p in prepared}
-        half = {p.job.direction for p in prepared if p.options.precision == "fp16"}
-        return GpuSegment(self.name, graphs, programs, mode, self.device, half)
+    def engine(self) -> GpuEngine:
+        """The engine that runs the bundle's programs, each prepared when it is first used."""
+        rounding = "tf32" if self.options.tf32 and self.options.precision == "fp32" else self.options.precision
+        return GpuEngine(self.bundle.programs, "tensorrt", self._made, self.device, rounding)
 
-    def source(self) -> Callable[[Tensor], Tensor]:
-        """The unadapted backbone: images (N, C, H, W) in [0, 1] -> logits (N, classes)."""
-        graph = self.bundle.model.source
-        program = self._runnable(self.prepare(source_job(self.bundle.model)))
-        return lambda images: program.run({"x": images}, graph.outputs)[0]
+    def _made(self, name: str) -> tuple[Runnable, bool]:
+        prepared = self.prepare(job_of(self.bundle.programs, name))
+        return self._runnable(prepared), prepared.options.precision == "fp16"
 
     def prepare(self, job: Job, watch: Watch | None = None) -> Prepared:
         """Take an engine from the cache, or build and test it; `watch` is told how far a build is, in [0, 1].
 
         Raises `EngineBuildError` where TensorRT makes no engine that computes right.
         """
-        model = job.model(self.bundle)
+        model = job.model()
         digest = hashlib.sha256(model.to_bytes()).hexdigest()
         refused = ""
         for precision in dict.fromkeys((self.options.precision, "fp32")):
             options = replace(self.options, precision=precision)
-            key = EngineKey(job.segment, job.direction, digest, self.target, options)
+            key = EngineKey(job.title, digest, self.target, options)
             try:
                 ready = self._cached(job, key) or self._built(job, key, model, watch)
             except EngineBuildError as error:
@@ -194,7 +177,7 @@ class BundleEngines:
             program = TensorRTProgram(built.data, job.graph, self.device, job.title)
             errors = self._errors(job, program, key.options)
             facts = {"seconds": built.seconds, "workspace": built.workspace, "peak": memory.peak}
-            wrong = verdict(errors, key.options)
+            wrong = verdict(job.title, errors, key.options)
             if wrong:
                 why = f"{job.title} computes wrongly: {wrong}"
                 if key.options.precision == "fp32":
@@ -205,28 +188,18 @@ class BundleEngines:
         return Prepared(job, program, key.options, False, len(built.data), built.seconds, memory.peak, errors, reason)
 
     def _errors(self, job: Job, program: TensorRTProgram, options: BuildOptions) -> dict[str, float]:
-        """The test of an engine, on the golden images as they reach its segment."""
-        graphs = self._segments[job.segment]
-        state = {**graphs.initial_state, **graphs.initial_affine}
-        reference = forward_reference(graphs, self._golden[job.segment], state, _MOMENTUM)
-        if job.direction in ("backward", "recompute"):
-            reference = gradient_reference(graphs, job.direction, reference)
-        wanted = {name: tensor for name, tensor in reference.outputs.items() if name in job.outputs}
-        return engine_errors(program, Reference(reference.inputs, wanted), self.device, options.precision == "fp16")
+        """The test of an engine, on the golden images."""
+        reference = program_reference(self.bundle.programs, job.title, self._golden).only(job.outputs)
+        return engine_errors(program, reference, self.device, options.precision == "fp16")
 
     @cached_property
-    def _golden(self) -> dict[str, Tensor]:
-        """What reaches each segment when the golden images run through the frozen ones, on the torch engine."""
-        images = torch.as_tensor(self.bundle.reference()["images"])
+    def _golden(self) -> Array:
+        """Golden images, as many as engines take."""
+        images = self.bundle.reference()["images"]
         smallest, _, largest = self.options.batch
-        count = min(max(images.shape[0], smallest), largest)
-        images = images[[i % images.shape[0] for i in range(count)]]
-        seen, x = {"source": images}, images
-        for name, graphs in self._segments.items():
-            if name != "source":
-                seen[name] = x
-                x, _ = TorchSegment(graphs, "local").forward(x, keep=False)
-        return seen
+        count = min(max(len(images), smallest), largest)
+        golden: Array = images[[i % len(images) for i in range(count)]]
+        return golden
 
     def _runnable(self, prepared: Prepared) -> Runnable:
         program = prepared.program

@@ -42,7 +42,7 @@ Examples:
 )
 @click.option(
     "--gradient",
-    type=click.Choice(["auto", "exact", "recompute", "local"]),
+    type=click.Choice(["auto", "exact", "recompute"]),
     default="auto",
     show_default=True,
     help="Gradient mode whose engines are made; others are made when they are first used.",
@@ -88,7 +88,7 @@ def command(**values: Any) -> None:
 
     The exit code is 3 where TensorRT or a GPU is missing.
     """
-    from edgetta.bundle import build_network, read_bundle, self_test
+    from edgetta.bundle import read_bundle, self_test
     from edgetta.bundle.tensorrt_engines import BundleEngines
     from edgetta.cli.tables import print_line
     from edgetta.storage import atomic_write_json
@@ -98,8 +98,7 @@ def command(**values: Any) -> None:
     tell = partial(print_line, style="yellow", stderr=True)
     engines = BundleEngines(opened, config, values["cache"], tell)
     prepared = _prepare(engines, values["gradient"], not values["quiet"])
-    network = build_network(opened, engines, values["gradient"])
-    tested = self_test(opened, network, engines.source())
+    tested = self_test(opened, engines.engine(), gradients=values["gradient"] != "recompute")
     engines.remember(values["gradient"])
     if values["json_file"] is not None:
         atomic_write_json(values["json_file"], {"engines": [row(p) for p in prepared]})
@@ -201,6 +200,8 @@ def _show(path: Path, engines: BundleEngines, prepared: list[Prepared], tested: 
     for p in prepared:
         if p.options.precision != options.precision:
             print_line(f"{p.job.title} runs in {p.options.precision}: {p.note}", style="yellow")
-    errors = f"logits within {tested.logits_error:.1e}, gradients within {tested.gradient_error:.1e}"
+    errors = f"logits within {max(tested.logits_error, tested.mixed_error):.1e}"
+    if tested.gradient_errors:
+        errors += f", gradients within {tested.gradient_error:.1e}"
     print_line(f"self-test of the whole network: passed ({errors}).", style="green")
     print_line(f"next: edgetta run {shlex.quote(str(path))} SOURCE --engine tensorrt", style="green")

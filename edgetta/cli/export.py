@@ -125,6 +125,8 @@ def command(**values: Any) -> None:
     names = None if values["classes"] is None else class_names(values["classes"])
     prepared = _prepared(values)
     recipe = recipe_from(values["model"], values, values["seed"]) if prepared is None else prepared.recipe
+    if recipe.batch_norm == "source":
+        config = replace(config, batch_norm="source")
     model = load_trained(recipe)
     for note in model.notes if show else ():
         print_line(note, style="yellow", stderr=True)

@@ -1,4 +1,4 @@
-"""Programs on an NVIDIA GPU, as engines of TensorRT or sessions of ONNX Runtime: numpy in, numpy out, torch between."""
+"""Programs on an NVIDIA GPU, of TensorRT or ONNX Runtime: numpy in, numpy out, torch between."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class TorchEngine:
             found = dict(zip(program.graph.outputs, program.run(self._tensors(inputs), keep), strict=True))
         kept.kept = {name: found[name] for name in feeding.residuals}
         if "x" in self._residuals:
-            kept.kept["x"] = torch.from_numpy(inputs["x"])
+            kept.kept["x"] = torch.from_numpy(inputs["x"]).to(self._device)
         distance = sum(float(found[name].mean()) for name in feeding.distances)
         own = feeding.moments_of([found[name].cpu().numpy() for name in feeding.moments]) if moments else None
         return Passed(found[self.programs.forward.outputs[0]].cpu().numpy(), distance, own, kept)

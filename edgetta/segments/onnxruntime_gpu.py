@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgetta.engines.gpu import Keep
 from edgetta.errors import BundleError, MissingDependencyError, one_line
 from edgetta.segments.cuda_stream import engine_stream
-from edgetta.segments.gpu_segment import Keep
 from edgetta.segments.graph import Graph
 from edgetta.segments.onnx_model import OnnxModel
 from edgetta.segments.onnxruntime_engine import import_onnxruntime
@@ -31,7 +31,7 @@ class OnnxGpuProgram:
     """One ONNX model as a session on a GPU, whose inputs and outputs are torch tensors there.
 
     model   the ONNX file; it may lack outputs of `graph`
-    title   for messages, such as "part2.backward"
+    title   for messages, such as "backward"
     engine  "onnxruntime-cuda" or "onnxruntime-tensorrt"
     batch   smallest, best and largest batch, for which the TensorRT provider builds
     cache   folder where the TensorRT provider keeps its engine

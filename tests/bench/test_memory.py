@@ -14,7 +14,7 @@ from edgetta.bench.memory import cases as cases_of
 from edgetta.bench.memory.cases import METHODS, STOCK, Case, cases
 from edgetta.bench.memory.command import command
 from edgetta.bench.memory.measurement import measure
-from edgetta.bench.memory.section import BEGIN, END, write_plot, write_section
+from edgetta.bench.memory.section import section, write_plot
 from edgetta.bench.memory.summary import goals
 from edgetta.bench.result_file import write_results
 from edgetta.errors import UsageError
@@ -109,32 +109,17 @@ def test_whole_processes_have_goals_of_their_own() -> None:
     assert of_tent.value == pytest.approx(170 / 600) and "missed by 0.03" in of_tent.told()
 
 
-def test_the_section_is_written_between_its_markers_and_nothing_else_changes(tmp_path: Path) -> None:
-    readme, results = tmp_path / "README.md", tmp_path / "results" / "memory.json"
-    readme.write_text(f"before\n{BEGIN}\nstale\n{END}\nafter\n")
+def test_the_section_has_its_table_its_goals_and_its_plot(tmp_path: Path) -> None:
+    results = tmp_path / "memory.json"
     write_results(results, ROWS, {})
     plot = write_plot(results.with_suffix(".svg"), ROWS)
-    write_section(readme, results, plot)
-    first = readme.read_text()
-    write_section(readme, results, plot)
-    assert readme.read_text() == first, "writing it again changes nothing"
-    assert first.startswith(f"before\n{BEGIN}\n") and first.endswith(f"{END}\nafter\n") and "stale" not in first
-    assert "| TENT | torch | 1 MB | 400 MB | x20.00 | x1.00 | 600 MB |  |" in first
-    assert (
-        "| **edgetta** `recompute`, slices of 4 | ONNX Runtime | 1 MB | 42 MB | x2.10 | x0.10 | 120 MB |  |" in first
-    )
-    assert "(results/memory.svg)" in first and "[results/memory.json](results/memory.json)" in first
+    text = section(json.loads(results.read_text()), "results/memory.json", "results/memory.svg")
+    assert "| TENT | torch | 1 MB | 400 MB | x20.00 | x1.00 | 600 MB |  |" in text
+    own = "| **edgetta** `recompute`, slices of 4 | ONNX Runtime | 1 MB | 42 MB | x2.10 | x0.10 | 120 MB |  |"
+    assert own in text and "goal 0.2: holds" in text
+    assert "(results/memory.svg)" in text and "[results/memory.json](results/memory.json)" in text
     drawn = plot.read_bytes()
     assert b"recompute, slices of 4" in drawn and write_plot(plot, ROWS).read_bytes() == drawn
-
-
-def test_a_file_without_markers_is_left_alone(tmp_path: Path) -> None:
-    readme, results = tmp_path / "README.md", tmp_path / "memory.json"
-    readme.write_text("words\n")
-    write_results(results, ROWS, {})
-    with pytest.raises(UsageError, match="put them where the table belongs"):
-        write_section(readme, results, tmp_path / "memory.svg")
-    assert readme.read_text() == "words\n"
 
 
 @pytest.mark.parametrize(
@@ -142,12 +127,8 @@ def test_a_file_without_markers_is_left_alone(tmp_path: Path) -> None:
     [
         (["--methods", "tnet"], "ecotta-stock"),
         (["--engine", "tensorflow"], "onnxruntime"),
-        (["--readme", "README.md"], "--json"),
     ],
 )
-def test_bad_options_name_themselves(options: list[str], word: str, tmp_path: Path) -> None:
-    (tmp_path / "README.md").touch()
+def test_bad_options_name_themselves(options: list[str], word: str) -> None:
     with pytest.raises(UsageError, match=word):
-        CliRunner().invoke(
-            command, [o.replace("README", f"{tmp_path}/README") for o in options], catch_exceptions=False
-        )
+        CliRunner().invoke(command, options, catch_exceptions=False)

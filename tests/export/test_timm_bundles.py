@@ -1,4 +1,4 @@
-"""Every timm network of the benchmarks as a bundle: cut, exported, read back, self-tested, and adapted on the engines."""
+"""Every timm network of the benchmarks as a bundle: cut, exported, read back, self-tested, adapted on the engines."""
 
 from __future__ import annotations
 

@@ -21,13 +21,13 @@ from edgetta.segments.tensorrt.build import BuildOptions
 from edgetta.segments.tensorrt.library import Target
 from edgetta.storage import atomic_write_bytes, atomic_write_json, storage_error
 
-FORMAT = 1
+FORMAT = 2
 """Of the JSON file and of how `build.py` makes engines; engines of another number are built again."""
 
 _MAX_RECORD_BYTES = 1 << 20
 _WORDS = {
     "format": "the form of engine files",
-    "onnx_sha256": "the segment's ONNX",
+    "onnx_sha256": "the bundle's ONNX",
     "package": "the package",
     "tensorrt": "TensorRT",
     "gpu": "the GPU",
@@ -45,21 +45,20 @@ _WORDS = {
 class EngineKey:
     """Everything that one engine depends on.
 
-    segment, direction   what it computes: "part2", "backward"
-    onnx_sha256          of the float32 model that it is made from, weights included
+    program       what it computes: "backward"
+    onnx_sha256   of the float32 model that it is made from, weights included
     """
 
-    segment: str
-    direction: str
+    program: str
     onnx_sha256: str
     target: Target
     options: BuildOptions
 
     @property
     def file(self) -> str:
-        """`part2.backward.fp16.b1-64-64.trt10.3.0.orin-sm87.engine`"""
+        """`backward.fp16.b1-64-64.trt10.3.0.orin-sm87.engine`"""
         batch = "-".join(map(str, self.options.batch))
-        return f"{self.segment}.{self.direction}.{self.options.precision}.b{batch}.{self.target.slug}.engine"
+        return f"{self.program}.{self.options.precision}.b{batch}.{self.target.slug}.engine"
 
     def as_data(self) -> dict[str, Any]:
         """JSON-compatible; equal for engines that can stand for each other."""
@@ -67,8 +66,7 @@ class EngineKey:
         options = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self.options).items()}
         return {
             "format": FORMAT,
-            "segment": self.segment,
-            "direction": self.direction,
+            "program": self.program,
             "onnx_sha256": self.onnx_sha256,
             "package": target.package,
             "tensorrt": target.version,
@@ -170,8 +168,8 @@ class EngineCache:
         atomic_write_json(self.folder / "build.json", dict(settings))
 
     def _nearest(self, key: EngineKey) -> str:
-        """How the newest engine of the same segment and direction differs; "" where there is none."""
-        records = [_record_path(p) for p in self.folder.glob(f"{key.segment}.{key.direction}.*.engine")]
+        """How the newest engine of the same program differs; "" where there is none."""
+        records = [_record_path(p) for p in self.folder.glob(f"{key.program}.*.engine")]
         for path in sorted((p for p in records if p.exists()), key=lambda p: p.stat().st_mtime, reverse=True):
             record = _json(path)
             if isinstance(record, dict):
@@ -241,7 +239,7 @@ def _difference(found: Any, key: EngineKey) -> str:
         if old == new:
             continue
         if name == "onnx_sha256":
-            return "it was built from another export of the segment"
+            return "it was built from another export of the bundle"
         return f"it was built with other settings: {words} was {_plain(old)} and is {_plain(new)}"
     return "the file that describes the engine is damaged"
 

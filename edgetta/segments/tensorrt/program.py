@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgetta.engines.gpu import Keep
 from edgetta.errors import EdgettaError, MissingDependencyError, UsageError
 from edgetta.segments.cuda_stream import engine_stream
-from edgetta.segments.gpu_segment import Keep
 from edgetta.segments.graph import Graph
 from edgetta.segments.tensorrt.library import import_tensorrt, messages
 
@@ -31,7 +31,7 @@ class TensorRTProgram:
 
     data    the serialised engine
     graph   what it computes; it may lack outputs of the graph that are never asked for
-    title   for messages, such as "part2.backward"
+    title   for messages, such as "backward"
     Raises `EngineRejectedError` where TensorRT refuses the engine, `MissingDependencyError` where it cannot start.
     """
 
@@ -51,7 +51,7 @@ class TensorRTProgram:
         self.inputs = [name for name in names if modes[name] == trt.TensorIOMode.INPUT]
         self.outputs = [name for name in names if modes[name] == trt.TensorIOMode.OUTPUT]
         if not set(self.inputs) <= set(graph.inputs) or not set(self.outputs) <= set(graph.outputs):
-            raise EngineRejectedError("the engine has other inputs and outputs than its segment")
+            raise EngineRejectedError("the engine has other inputs and outputs than its program")
         self._dtypes = {name: _dtype(trt, self._engine.get_tensor_dtype(name)) for name in names}
         self.batches = self._batches()
         self._context = _context(trt, self._engine)
@@ -209,5 +209,5 @@ def _context(trt: Any, engine: Any) -> Any:
 def _dtype(trt: Any, kind: Any) -> torch.dtype:
     dtypes = {trt.DataType.FLOAT: torch.float32, trt.DataType.BOOL: torch.bool, trt.DataType.HALF: torch.float16}
     if kind not in dtypes:
-        raise EngineRejectedError(f"the engine takes or gives {kind}, which no segment has")
+        raise EngineRejectedError(f"the engine takes or gives {kind}, which no program has")
     return dtypes[kind]
