@@ -24,6 +24,8 @@ BLOCKS: Mapping[str, Callable[[Results], str]] = {
     "costs": headline.costs,
     "accuracy": benches.accuracy,
     "streams": benches.streams,
+    "camera": benches.camera,
+    "exports": benches.exports,
     "latency": benches.latency,
     "memory": benches.memory,
     "int8": benches.int8,
