@@ -25,7 +25,7 @@ from edgetta.rate_law import RateLaw
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Array = NDArray[np.floating[Any]]
+    Array = NDArray[Any]
 
 Reason = Literal["adapted", "off", "waiting", "nothing new", "held back", "non-finite", "no memory"]
 
