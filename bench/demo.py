@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgetta.adaptation.adapter import AdaptConfig
+from edgetta.adaptation.config import AdaptConfig
 from edgetta.bench.baselines import BatchNormStatistics, EcottaStock, Method, Source, Tent
 from edgetta.bench.demo_backbone import as_tensor, train_backbone
 from edgetta.bench.demo_result import METHODS, DemoConfig, DemoResult
@@ -127,12 +127,13 @@ def run_demo(
 def _export(
     path: Path, model: Model, train: Images, held_out: tuple[Tensor, Tensor], config: DemoConfig, step: Report
 ) -> WarmUpReport:
-    """Derive the frozen segments, warm the meta-networks up through them, and write the bundle."""
-    from edgetta.adaptation.model import build
-    from edgetta.export.bundle_writer import write_bundle
+    """Derive the programs, warm the meta-networks up through them, and write the bundle."""
+    from edgetta.export.bundle_writer import Shipment, write_bundle
+    from edgetta.export.content import measure_content
     from edgetta.export.derive import derive
-    from edgetta.offline.source_statistics import batches_of, set_source_statistics
-    from edgetta.segments.torch_engine import TorchSegment
+    from edgetta.offline.network import Network
+    from edgetta.offline.running_statistics import settle_running_statistics
+    from edgetta.offline.source_statistics import batches_of, with_source_statistics
 
     images = as_tensor(train.images)
     published = model.parts
@@ -143,26 +144,27 @@ def _export(
         config.parts,
         adapt=config.adapt,
         kernel=published.kernel if published is not None else None,
+        seed=config.seed,
     )
-    network = build(derived, lambda _, graphs, mode: TorchSegment(graphs, mode), "auto", "auto", config.seed)
-    set_source_statistics(network, batches_of(images, config.warm_up.batch), model.input_shape)
+    fresh = with_source_statistics(Network(derived.programs), batches_of(images, config.warm_up.batch))
     seen = [train.images]
     for name in EXTRA_CORRUPTIONS:
         seen.append(
             corrupt(train.images, name, config.warm_up_severity, seed=config.seed + 1, parameters=config.parameters)
         )
-    report = warm_up(
-        network,
+    network, report = warm_up(
+        fresh,
         torch.from_numpy(np.concatenate(seen)).permute(0, 3, 1, 2).contiguous(),
         torch.from_numpy(np.tile(train.labels, len(seen))),
         held_out,
         replace(config.warm_up, seed=config.seed),
         progress=lambda done, total, loss: step(done, total),
     )
+    network = settle_running_statistics(network, batches_of(images, config.warm_up.batch))
+    content = measure_content(network.programs, batches_of(images, config.warm_up.batch))
     write_bundle(
         path,
-        derived,
-        network,
+        Shipment(network.programs, derived.cuts, derived.batch_norm, content),
         name=f"{model.name} on digits",
         config=config.adaptation,
         classes=train.classes,
@@ -206,14 +208,15 @@ def _predict(
 
 def _measure(runtime: Runtime, images: Tensor, model: Model, config: DemoConfig, step: Report) -> dict[str, Any]:
     """Bytes kept for one batch, and seconds per batch: medians over rounds in which all kinds take turns."""
-    from edgetta.memory.meter import measure_kept
+    from edgetta.bench.baselines.ecotta_stock import stock_metas
 
-    kept = measure_kept(runtime.network, images)
-    metas = list(runtime.network.metas)
-    stock = EcottaStock(model.module, runtime.bundle.model.cuts, metas, config.adaptation)  # type: ignore[arg-type]
+    programs = runtime.engine.programs
+    kept = runtime.bundle.kept_bytes(len(images))
+    stock = EcottaStock(model.module, runtime.bundle.cuts, stock_metas(programs), config.adaptation)
+    frames = images.numpy()
     runs: dict[str, Callable[[], object]] = {
         "inference_seconds": lambda: runtime.source(images),
-        "predict_seconds": lambda: runtime.network.forward(images, keep=False),
+        "predict_seconds": lambda: runtime.engine.predict(frames, programs.shipped, programs.source),
         "step_seconds": lambda: runtime.step(images),
     }
     samples: dict[str, list[float]] = {name: [] for name in runs}
@@ -226,8 +229,7 @@ def _measure(runtime: Runtime, images: Tensor, model: Model, config: DemoConfig,
         step(number + 1, config.repetitions + 1)
     return {
         **{name: statistics.median(values) for name, values in samples.items()},
-        "saved_bytes": kept.contract,
-        "saved_bytes_alive": kept.alive,
+        "saved_bytes": kept,
         "stock_saved_bytes": stock.saved_bytes(images),
         "stock_saved_bytes_with_regulariser": stock.saved_bytes(images, regulariser=True),
         "tent_saved_bytes": Tent(model.module, config.tent).saved_bytes(images),

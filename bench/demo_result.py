@@ -6,7 +6,7 @@ import statistics
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from edgetta.adaptation.adapter import AdaptConfig
+from edgetta.adaptation.config import AdaptConfig
 from edgetta.bench.baselines import TentConfig
 from edgetta.bench.demo_backbone import TrainingConfig
 from edgetta.corruption import CORRUPTIONS, frost_source
@@ -78,7 +78,6 @@ class DemoResult:
     warm_up: WarmUpReport
     parameters: int  # of the backbone
     saved_bytes: int  # kept for the backward, as the contract counts
-    saved_bytes_alive: int  # the same, as the interpreter finds it
     stock_saved_bytes: int  # EcoTTA on stock autograd, without the regulariser and without biases
     stock_saved_bytes_with_regulariser: int
     tent_saved_bytes: int
@@ -120,7 +119,6 @@ class DemoResult:
             "error_unit": "percent wrong, mean over corruptions",
             "clean_source_error": self.clean_error,
             "saved_bytes": self.saved_bytes,
-            "saved_bytes_alive": self.saved_bytes_alive,
             "stock_saved_bytes": self.stock_saved_bytes,
             "stock_saved_bytes_with_regulariser": self.stock_saved_bytes_with_regulariser,
             "tent_saved_bytes": self.tent_saved_bytes,

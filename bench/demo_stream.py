@@ -105,7 +105,7 @@ def run_bundle(
     from edgetta.stream import run_stream
 
     predicted: list[int] = []
-    height, width = runtime.bundle.model.input_shape[1:]
+    height, width = runtime.bundle.input_shape[1:]
     with ExitStack() as stack:
         source = stack.enter_context(open_source(file, size=(height, width)))
         writer = None if predictions is None else stack.enter_context(open_writer(predictions, overwrite=True))

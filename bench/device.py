@@ -58,7 +58,7 @@ class Timing:
 @click.argument("bundle", required=False, type=click.Path(path_type=Path))
 @click.option("--batch", "batches", default="1,16,64", show_default=True, help="Images per call, comma-separated.")
 @click.option("--engine", "engines", default="auto", show_default=True, help="Engines, comma-separated.")
-@click.option("--gradient", default="auto", show_default=True, help="Gradient mode, as `edgetta run` has it.")
+@click.option("--recompute", is_flag=True, help="Keep nothing for the backward, as `edgetta run --recompute`.")
 @click.option("--threads", default=0, type=click.IntRange(0), help="Processor threads; 0: as many as torch takes.")
 @click.option("--repetitions", default=20, show_default=True, type=click.IntRange(2), help="Calls of each kind.")
 @click.option("--data", metavar="SOURCE", help="Labelled images (folder of classes, .npz): also measure the error.")
@@ -133,7 +133,7 @@ def measure(
     bundle: Bundle,
     engine: str,
     batch: int,
-    gradient: str = "auto",
+    recompute: bool = False,
     threads: int = 0,
     repetitions: int = 20,
     data: str | None = None,
@@ -143,40 +143,37 @@ def measure(
 
     Raises `UsageError` and `BundleError` as `edgetta.load` does, `MeasurementError` where memory cannot be measured.
     """
-    import torch
+    import numpy as np
 
-    from edgetta.adaptation.adapter import Adapter
-    from edgetta.bundle.engines import engine_of
+    from edgetta.adaptation.step_plan import StepPlan
     from edgetta.devices import thermal
     from edgetta.memory.step_peak import StepCase, measure_step
     from edgetta.runtime import Runtime
 
-    if threads:
-        torch.set_num_threads(threads)
     # The peak first, in a process of its own: what is measured here must not stand in its way.
-    peak = measure_step(StepCase(str(bundle.path), batch, engine, gradient, threads=threads))
+    peak = measure_step(StepCase(str(bundle.path), batch, engine, keep=not recompute, threads=threads))
     available = _available()
     every_sample = replace(bundle.config, entropy_margin=1.0, small_batch=1, when="always")
     begun = time.perf_counter()
-    runtime = Runtime(bundle, engine, every_sample, gradient, None, threads)  # type: ignore[arg-type]
+    memory = StepPlan(keep=not recompute)
+    runtime = Runtime(bundle, engine, every_sample, threads=threads, memory=memory)
     loaded = time.perf_counter() - begun
-    random = torch.rand(batch, *bundle.model.input_shape, generator=torch.Generator().manual_seed(0))
-    images = runtime.as_input(random)
-    off = Adapter(runtime.network, replace(every_sample, when="off"))
+    images = np.random.default_rng(0).random((batch, *bundle.input_shape), np.float32)
+    programs = runtime.engine.programs
     begun = time.perf_counter()
     runtime.step(images)
     first = time.perf_counter() - begun
-    forward = timed(lambda: off.step(images).logits.cpu(), repetitions)
-    step = timed(lambda: runtime.step(images).logits.cpu(), repetitions)
+    forward = timed(lambda: runtime.engine.predict(images, programs.shipped, programs.source), repetitions)
+    step = timed(lambda: runtime.step(images), repetitions)
     taken = None if available is None else max(available - (_available() or 0), 0)
     on_gpu = gpu_peak(lambda: runtime.step(images))
     hottest = thermal.hottest(thermal.read_zones())
     return {
         "model": bundle.name,
-        "engine": engine_of(runtime.network),
+        "engine": runtime.engine.name,
         "precision": precision(runtime),
-        "gradient": gradient,
-        "bn": bundle.batch_norm,
+        "gradient": "recompute" if recompute else "keep",
+        "bn": bundle.config.batch_norm,
         "batch": batch,
         "load_seconds": loaded,
         "first_step_seconds": first,
@@ -242,16 +239,8 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def precision(runtime: Runtime) -> str:
-    """The number format of the frozen parts: what the engine was built for, else what the bundle's weights have."""
-    import torch
-
-    built = getattr(getattr(runtime.engine, "options", None), "precision", None)
-    if built is not None:
-        return str(built)
-    names = {torch.float32: "fp32", torch.float16: "fp16", torch.int8: "int8", torch.uint8: "int8"}
-    found = {tensor.dtype for part in runtime.bundle.model.parts for tensor in part.forward.constants.values()}
-    known = [name for dtype, name in reversed(names.items()) if dtype in found]
-    return known[0] if known else "fp32"
+    """The number format of the backbone: what the engine was built for, else what the bundle's weights have."""
+    return str(getattr(runtime.engine, "precision", None) or runtime.bundle.precision)
 
 
 COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -306,8 +295,8 @@ def stream_errors(
     from edgetta.runtime import Runtime
     from edgetta.sources.labelled import check_classes, read_labelled
 
-    found = read_labelled(data, bundle.model.input_shape, bundle.classes, limit, resize=bundle.resize)
-    labelled = check_classes(found, bundle.model.classes)
+    found = read_labelled(data, bundle.input_shape, bundle.classes, limit, resize=bundle.resize)
+    labelled = check_classes(found, bundle.class_count)
     # As it runs on the device: the bundle's own settings, and from its start.
     fresh = Runtime(bundle, engine, threads=threads, check=False)
     wrong = source_wrong = 0

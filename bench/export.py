@@ -110,11 +110,11 @@ def measured(name: str) -> dict[str, Any]:
 def _exported(name: str) -> dict[str, Any]:
     import torch
 
-    from edgetta.adaptation.adapter import AdaptConfig
+    from edgetta.adaptation.config import AdaptConfig
     from edgetta.bench.exactness.reference import randomise
-    from edgetta.export.bundle_writer import write_bundle
+    from edgetta.export.bundle_writer import Shipment, write_bundle
     from edgetta.export.recipe import Recipe, derive_recipe, load
-    from edgetta.offline.source_statistics import set_source_statistics
+    from edgetta.offline.source_statistics import with_source_statistics
 
     begun = time.perf_counter()
     recipe = Recipe(name)
@@ -122,14 +122,14 @@ def _exported(name: str) -> dict[str, Any]:
     torch.manual_seed(0)
     randomise(model.module)
     derived = derive_recipe(recipe, model)
-    network = derived.network()
-    set_source_statistics(network, None, model.input_shape)
+    network = with_source_statistics(derived.network(), None)
+    shipment = Shipment(network.programs, derived.adaptable.cuts, derived.adaptable.batch_norm)
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "bundle"
-        write_bundle(bundle, derived.adaptable, network, name=name, config=AdaptConfig())
+        write_bundle(bundle, shipment, name=name, config=AdaptConfig())
         size = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
     seconds = time.perf_counter() - begun
-    del network
+    del network, shipment
     weights = sum(tensor.numel() * 4 for tensor in model.module.parameters())
     forward, gradient = _errors(model.module, derived.adaptable.source, model.input_shape)
     return {

@@ -93,7 +93,6 @@ def measure(name: str, settings: Settings, told: Callable[[str], None] = lambda 
     """The six rows of one network: fp32 and int8, each bare, warmed up, and adapting."""
     from edgetta.bundle import read_bundle
     from edgetta.corruption import CORRUPTIONS
-    from edgetta.memory.meter import measure_kept
 
     source, held_out, test = _data(name, settings)
     with tempfile.TemporaryDirectory() as folder:
@@ -122,8 +121,7 @@ def measure(name: str, settings: Settings, told: Callable[[str], None] = lambda 
         for precision, adaptation in on_stream:
             bundle, kept = bundles[precision], 0
             if adaptation == "adapted":
-                network = on_clean[precision, adaptation].network
-                kept = measure_kept(network, next(test.batches(None, settings))[0]).contract
+                kept = bundle.kept_bytes(min(settings.batch, bundle.config.learn_images))
             rows.append(
                 {
                     "model": name,
@@ -145,22 +143,22 @@ class _Predictor:
     """Logits for images, from one network in one of the three ways; with `every`, every image counts in updates."""
 
     def __init__(self, bundle: Bundle, adaptation: str, every: bool) -> None:
-        from edgetta.adaptation.adapter import Adapter
-        from edgetta.bundle import build_network, source_program
+        from edgetta.runtime import Runtime
 
-        self._bare = source_program(bundle, "onnxruntime") if adaptation == "bare" else None
-        self.network = build_network(bundle, "onnxruntime")
         config = replace(bundle.config, entropy_margin=1.0) if every else bundle.config
-        self._adapter = Adapter(self.network, config, bundle.rate_law) if adaptation == "adapted" else None
+        when = "always" if adaptation == "adapted" else "off"
+        config = replace(config, when=when, batch_norm="source" if adaptation == "bare" else "stream")
+        self.runtime = Runtime(bundle, "onnxruntime", config, check=False)
 
     def __call__(self, images: Tensor) -> Tensor:
-        if self._bare is not None:
-            return self._bare(images)
-        return self.off(images) if self._adapter is None else self._adapter.step(images).logits
+        return self.runtime.step(images).logits  # type: ignore[return-value]
 
     def off(self, images: Tensor) -> Tensor:
-        """With meta-networks as they are now."""
-        return self.network.forward(images, keep=False)[0]
+        """With what was learnt as it is now."""
+        import torch
+
+        result = self.runtime.adapter.predict(self.runtime.as_input(images))
+        return torch.from_numpy(result.logits)
 
 
 def _predictors(bundles: dict[str, Bundle], every: bool = False) -> dict[tuple[str, str], _Predictor]:
@@ -230,8 +228,8 @@ def _floats(images: np.ndarray, size: int) -> Tensor:
 
 def _prepare(name: str, precision: str, source: Labelled, held_out: Labelled, settings: Settings, path: Path) -> None:
     """Warm the meta-networks up through the segments of this precision, and write the bundle."""
-    from edgetta.adaptation.adapter import AdaptConfig
-    from edgetta.export.bundle_writer import write_bundle
+    from edgetta.adaptation.config import AdaptConfig
+    from edgetta.export.bundle_writer import Shipment, write_bundle
     from edgetta.export.preparation import calibration, prepare
     from edgetta.export.recipe import Recipe, derive_recipe
     from edgetta.offline.augment import Augmentation
@@ -252,14 +250,16 @@ def _prepare(name: str, precision: str, source: Labelled, held_out: Labelled, se
         seed=settings.seed,
     )
     network, _ = prepare(derived, source, held_out, config)
-    write_bundle(path, derived.adaptable, network, name=name, config=AdaptConfig())
+    adaptable = derived.adaptable
+    shipment = Shipment(network.programs, adaptable.cuts, adaptable.batch_norm, network.content)
+    write_bundle(path, shipment, name=name, config=AdaptConfig())
 
 
 def _seconds(bundles: dict[str, Bundle], settings: Settings) -> dict[tuple[str, str], float]:
     """Medians of inference, of prediction with adaptation off, and of steps; all kinds in turn, round after round."""
     import torch
 
-    shape = next(iter(bundles.values())).model.input_shape
+    shape = next(iter(bundles.values())).input_shape
     images = torch.rand(settings.batch, *shape, generator=torch.Generator().manual_seed(0))
     runs = _predictors(bundles, every=True)  # a full backward in every step
     samples: dict[tuple[str, str], list[float]] = {key: [] for key in runs}

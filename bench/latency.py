@@ -1,20 +1,24 @@
-"""How long a step takes beside plain inference: `edgetta bench latency`.
+"""How long a step takes beside plain inference and beside others' methods: `edgetta bench latency`.
 
-Plain inference is the whole backbone as ONE graph with its BatchNorms folded, on the same engine and threads.
-Prediction is the adapted network with adaptation off. A step predicts and updates. Packing is what a step spends on
-making bits of masks and masks of bits, measured in steps of their own. All kinds are measured in turn, round after
-round, in one process, so that what slows the machine slows them alike; medians are reported. What is freed stays with
-the process, as in `edgetta run` without a budget.
+Plain inference is the whole backbone as ONE graph with its BatchNorms folded, on the same engine and threads. The
+steps are those of the default runtime, from the call to the result, statistics of the stream and all:
+
+off       adaptation off, once the stream is settled: predictions, and moments of some images of some batches
+step      a batch that is predicted and learnt from
+settled   a batch while nothing is due (`when` on-drift, long after a change)
+first     the batches after a change, whose own moments count, in several passes: their mean
+
+TENT, EATA, ROID and BatchNorm statistics run in stock torch, with their published settings. All kinds are measured in
+turn, round after round, in one process, so that what slows the machine slows them alike; medians are reported. What is
+freed stays with the process, as in `edgetta run` without a budget.
 """
 
 from __future__ import annotations
 
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,194 +27,220 @@ import click
 from edgetta.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgetta.adaptation.model import Gradient
-    from edgetta.adaptation.network import BatchNorm
-    from edgetta.bundle import Bundle
-    from edgetta.export.batch_norm import Adapt
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edgetta.adaptation.adapter import Adapter
+    from edgetta.engines.contract import Engine
+    from edgetta.export.adaptable import AdaptableModel
     from edgetta.models import Model
 
+    Array = NDArray[np.float32]
+
 ENGINES = ("torch", "onnxruntime")
-GRADIENTS = ("exact", "recompute", "local")
-POLICIES = ("source", "batch", "ema")
-ADAPTING = ("meta", "bias", "affine")
+FIRST = 4  # batches after a change that count as first
+BASELINES = ("batch_norm", "tent", "eata", "roid")
 
 
-@dataclass(frozen=True)
-class Case:
-    """One row: what runs how."""
-
-    engine: str
-    gradient: Gradient
-    batch_norm: BatchNorm
-    adapt: Adapt = "affine"
-
-
-@click.command(
-    epilog="Example: edgetta bench latency --model wrn40_2 --batch 64 --engine onnxruntime --gradient exact,local "
-    "--bn source,batch --json latency.json"
-)
+@click.command(epilog="Example: edgetta bench latency --model wrn40_2,resnet20 --batch 64 --json latency.json")
 @click.option("--model", "models", default="wrn40_2", show_default=True, help="Networks, comma-separated.")
 @click.option("--batch", default=64, show_default=True, type=click.IntRange(1), help="Images per step.")
-@click.option("--engine", "engines", default="torch,onnxruntime", show_default=True, help="Engines, comma-separated.")
-@click.option("--gradient", "gradients", default="exact,local,recompute", show_default=True, help="Gradient modes.")
-@click.option("--bn", "policies", default="source,batch", show_default=True, help="BatchNorm policies.")
-@click.option("--adapt", default="meta,affine", show_default=True, help="What adapts: meta, bias, affine.")
+@click.option("--engine", "engines", default="onnxruntime", show_default=True, help="Engines, comma-separated.")
 @click.option("--repetitions", default=9, show_default=True, type=click.IntRange(1), help="Rounds; medians are shown.")
 @click.option("--threads", default=0, type=click.IntRange(0), help="Threads per engine; 0: as many as torch takes.")
 @click.option("--parts", default=4, show_default=True, type=click.IntRange(1), help="Meta-networks (K).")
-@click.option("--json", "path", type=click.Path(path_type=Path), help="Write the result file here.")
+@click.option(
+    "--json", "path", type=click.Path(path_type=Path), help="Write the result file here; rows of other cases stay."
+)
 def command(
-    models: str,
-    batch: int,
-    engines: str,
-    gradients: str,
-    policies: str,
-    adapt: str,
-    repetitions: int,
-    threads: int,
-    parts: int,
-    path: Path | None,
+    models: str, batch: int, engines: str, repetitions: int, threads: int, parts: int, path: Path | None
 ) -> None:
-    """Time of a step beside plain inference, per engine, gradient mode and BatchNorm policy.
+    """Time of the default runtime's steps beside plain inference, TENT, EATA, ROID and BatchNorm statistics.
 
-    The ratio to inference is what to read: seconds belong to the machine, ratios travel better. Run it on a machine
-    that does nothing else.
+    The ratios are what to read: seconds belong to the machine, ratios travel better. Run it on a machine that does
+    nothing else.
     """
-    from edgetta.bench.result_file import write_results
+    from edgetta.bench.result_file import rows_to_continue, write_results
     from edgetta.memory.allocator import keep_freed_memory
 
-    cases = [
-        Case(engine, gradient, policy, what)  # type: ignore[arg-type]
-        for what in _chosen(adapt, ADAPTING, "--adapt")
-        for policy in _chosen(policies, POLICIES, "--bn")
-        for engine in _chosen(engines, ENGINES, "--engine")
-        for gradient in _chosen(gradients, GRADIENTS, "--gradient")
-    ]
+    chosen = _chosen(engines, ENGINES, "--engine")
+    settings = {"repetitions": repetitions, "parts": parts, "entropy_margin": 1.0, "first_batches": FIRST}
+    earlier = [] if path is None else rows_to_continue(path, settings)
     keep_freed_memory()
     rows: list[dict[str, Any]] = []
     for name in models.split(","):
-        rows += measure(name.strip(), batch, cases, repetitions, threads, parts)
-    _print(rows)
+        rows += measure(name.strip(), batch, chosen, repetitions, threads, parts)
+    show(rows)
     if path is not None:
-        settings = {"batch": batch, "repetitions": repetitions, "parts": parts, "entropy_margin": 1.0, "passes": 1}
-        write_results(path, rows, settings)
+        here = {(row["model"], row["batch"], row["engine"]) for row in rows}
+        kept = [row for row in earlier if (row["model"], row["batch"], row["engine"]) not in here]
+        write_results(path, [*kept, *rows], settings)
         click.echo(f"wrote {path}")
 
 
 def measure(
-    name: str, batch: int, cases: Sequence[Case], repetitions: int = 9, threads: int = 0, parts: int = 4
+    name: str, batch: int, engines: Sequence[str], repetitions: int = 9, threads: int = 0, parts: int = 4
 ) -> list[dict[str, Any]]:
-    """Rows of the result file for one network: seconds of inference, prediction and step, medians over rounds.
+    """Rows of the result file for one network: medians of seconds per batch.
 
-    Every sample counts in the objective (entropy margin 1), so that a step always has its full backward.
+    Every image counts in the objective (entropy margin 1), so that a step always has its full backward.
     """
     import torch
 
-    from edgetta.adaptation.adapter import AdaptConfig, Adapter
-    from edgetta.bundle import build_network, source_program
     from edgetta.models import load_model
 
     if threads:
         torch.set_num_threads(threads)
     model = load_model(name)
-    images = torch.rand(batch, *model.input_shape, generator=torch.Generator().manual_seed(0))
-    config = AdaptConfig(entropy_margin=1.0, small_batch=1)
-    forms = {case: ("source" if case.batch_norm == "source" else "adaptive", case.adapt) for case in cases}
-    with tempfile.TemporaryDirectory() as folder:
-        bundles = {form: _bundle(model, parts, *form, Path(folder)) for form in dict.fromkeys(forms.values())}
-        runs: dict[Any, Callable[[], object]] = {}
-        for engine in dict.fromkeys(case.engine for case in cases):
-            plain = next(iter(bundles.values()))
-            runs[engine] = partial(source_program(plain, engine, threads), images)
-        for case in cases:
-            make = partial(build_network, bundles[forms[case]], case.engine, threads=threads)
-            off = (case.engine, case.batch_norm, case.adapt)
-            if off not in runs:  # the gradient mode says nothing where nothing adapts
-                runs[off] = partial(make(batch_norm=case.batch_norm).forward, images, keep=False)
-            runs[case] = partial(Adapter(make(case.gradient, case.batch_norm), config).step, images)
-        seconds = _medians(runs, repetitions)
-        packing = _medians({case: _Packing(runs[case]) for case in cases}, repetitions)
+    shipped = _shipped(model, parts)
+    frames = [_pictures(batch, model.input_shape, seed) for seed in range(3)]
+    runs: dict[str, Callable[[], object]] = _baselines(model, torch.from_numpy(frames[0]))
+    for engine in engines:
+        runs |= {f"{engine} {kind}": run for kind, run in _runs(shipped, engine, frames).items()}
+    seconds = _medians(runs, repetitions)
     return [
         {
             "model": name,
             "batch": batch,
-            "engine": case.engine,
-            "gradient": case.gradient,
-            "bn": case.batch_norm,
-            "adapt": case.adapt,
-            "inference_seconds": seconds[case.engine],
-            "predict_seconds": seconds[case.engine, case.batch_norm, case.adapt],
-            "step_seconds": seconds[case],
-            "packing_seconds": packing[case],
+            "engine": engine,
+            "learn_images": min(batch, shipped[1].learn_images),
+            "inference_seconds": seconds[f"{engine} inference"],
+            "off_seconds": seconds[f"{engine} off"],
+            "step_seconds": seconds[f"{engine} step"],
+            "settled_seconds": seconds[f"{engine} settled"],
+            "first_batches_seconds": seconds[f"{engine} first"],
+            **{f"{other}_seconds": seconds[other] for other in BASELINES},
             "repetitions": repetitions,
         }
-        for case in cases
+        for engine in engines
     ]
 
 
-class _Packing:
-    """A step that tells how long it packed and unpacked residuals."""
-
-    def __init__(self, step: Callable[[], object]) -> None:
-        self._step = step
-
-    def __call__(self) -> float:
-        from edgetta.segments.contract import Residual
-
-        spent = 0.0
-
-        def timed(function: Callable[..., object]) -> Callable[..., object]:
-            def run(*arguments: Any) -> object:
-                nonlocal spent
-                start = time.perf_counter()
-                result = function(*arguments)
-                spent += time.perf_counter() - start
-                return result
-
-            return run
-
-        pack, unpack = Residual.pack, Residual.unpack
-        Residual.pack, Residual.unpack = timed(pack), timed(unpack)  # type: ignore[method-assign, assignment]
-        try:
-            self._step()
-        finally:
-            Residual.pack, Residual.unpack = pack, unpack  # type: ignore[method-assign]
-        return spent
-
-
-def _bundle(model: Model, parts: int, form: str, adapt: Adapt, folder: Path) -> Bundle:
-    from edgetta.adaptation.adapter import AdaptConfig
-    from edgetta.adaptation.model import build
-    from edgetta.bundle import read_bundle
-    from edgetta.export.bundle_writer import write_bundle
+def _shipped(model: Model, parts: int) -> tuple[AdaptableModel, Any]:
+    """The network with the default settings, but that every image counts and nothing is taken for a change."""
+    from edgetta.adaptation.config import AdaptConfig
     from edgetta.export.derive import derive
-    from edgetta.offline.source_statistics import set_source_statistics
-    from edgetta.segments.torch_engine import TorchSegment
+    from edgetta.offline.network import Network
+    from edgetta.offline.source_statistics import with_source_statistics
 
     published = model.parts
-    cuts = published.cuts(parts) if published is not None else None
     derived = derive(
         model.module,
         model.input_shape,
-        cuts,
+        published.cuts(parts) if published is not None else None,
         parts,
-        form,  # type: ignore[arg-type]
-        adapt,
         kernel=published.kernel if published is not None else None,
     )
-    network = build(derived, lambda _, graphs, mode: TorchSegment(graphs, mode), "auto", "auto")
-    set_source_statistics(network, None, model.input_shape)
-    path = folder / f"{form}-{adapt}"
-    write_bundle(path, derived, network, name=model.name, config=AdaptConfig())
-    return read_bundle(path)
+    network = with_source_statistics(Network(derived.programs), None)
+    config = AdaptConfig(entropy_margin=1.0, small_batch=1, change=float("inf"), hold_back=False)
+    return replace(derived, programs=network.programs), config
 
 
-def _medians(runs: Mapping[Any, Callable[[], object]], repetitions: int) -> dict[Any, float]:
+def _runs(
+    shipped: tuple[AdaptableModel, Any], name: str, frames: Sequence[Array]
+) -> dict[str, Callable[[], object]]:
+    """What is timed on one engine, by kind."""
+    import torch
+
+    from edgetta.adaptation.adapter import Adapter
+    from edgetta.engines.onnxruntime import OnnxRuntimeEngine, Session
+    from edgetta.engines.torch import TorchEngine
+    from edgetta.export.content import measure_content
+    from edgetta.segments.torch_engine import Program
+
+    derived, config = shipped
+    programs, threads = derived.programs, torch.get_num_threads()
+    content = measure_content(programs, (torch.from_numpy(each) for each in frames))
+    engine: Engine = TorchEngine(programs) if name == "torch" else OnnxRuntimeEngine(programs, threads)
+    adapting = Adapter(engine, config, content)
+    off = Adapter(engine, replace(config, when="off"), content)
+    resting = Adapter(engine, replace(config, when="on-drift"), content)
+    young = Adapter(engine, config, content)
+    for adapter in (adapting, off, resting):
+        _settle(adapter, frames)
+    if name == "torch":
+        program = Program(derived.source)
+        images = torch.from_numpy(frames[0])
+
+        def inference() -> object:
+            with torch.no_grad():
+                return program.run({"x": images})
+    else:
+        session = Session(derived.source, derived.source.outputs, threads, "the source network")
+
+        def inference() -> object:
+            return session.run({"x": frames[0]})
+
+    turn = [0]
+
+    def step(adapter: Adapter) -> Callable[[], object]:
+        def run() -> object:
+            turn[0] += 1
+            return adapter.step(frames[turn[0] % len(frames)])
+
+        return run
+
+    def several(adapter: Adapter) -> Callable[[], float]:
+        """Mean seconds of as many batches as there are between two that are measured."""
+
+        def run() -> float:
+            begun = time.perf_counter()
+            for each in frames:
+                adapter.step(each)
+            return (time.perf_counter() - begun) / len(frames)
+
+        return run
+
+    def first() -> float:
+        young.state = young.begin()
+        begun = time.perf_counter()
+        for number in range(FIRST):
+            young.step(frames[number % len(frames)])
+        return (time.perf_counter() - begun) / FIRST
+
+    return {
+        "inference": inference,
+        "off": several(off),
+        "step": step(adapting),
+        "settled": several(resting),
+        "first": first,
+    }
+
+
+def _settle(adapter: Adapter, frames: Sequence[Array]) -> None:
+    """Have the adapter see a stream until its average reaches back as far as it may."""
+    for number in range(1000):
+        if adapter.settled:
+            return
+        adapter.step(frames[number % len(frames)])
+
+
+def _baselines(model: Model, images: Any) -> dict[str, Callable[[], object]]:
+    from edgetta.bench.baselines import BatchNormStatistics, Eata, EataConfig, Roid, RoidConfig, Tent
+
+    source = [images]
+    methods: dict[str, Callable[[Any], object]] = {
+        "batch_norm": BatchNormStatistics(model.module),
+        "tent": Tent(model.module),
+        "eata": Eata(model.module, source, EataConfig()),
+        "roid": Roid(model.module, RoidConfig(), 0),
+    }
+    return {name: lambda method=method: method(images) for name, method in methods.items()}  # type: ignore[misc]
+
+
+def _pictures(count: int, shape: tuple[int, int, int], seed: int) -> Array:
+    """Images (N, C, H, W) that differ as photographs do."""
+    from edgetta.offline.source_statistics import synthetic_images
+
+    return next(synthetic_images(shape, count=count, batch=count, seed=seed)).numpy()
+
+
+def _medians(runs: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
     """Seconds of each run: the median over rounds, after one round that does not count.
 
     A run that returns a number of seconds has measured itself.
     """
-    samples: dict[Any, list[float]] = {key: [] for key in runs}
+    samples: dict[str, list[float]] = {key: [] for key in runs}
     for round_number in _progress(repetitions + 1):
         for key, run in runs.items():
             start = time.perf_counter()
@@ -236,19 +266,16 @@ def _chosen(text: str, known: Sequence[str], option: str) -> list[str]:
     return names
 
 
-def _print(rows: Sequence[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def show(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the rows: milliseconds, times plain inference, times TENT."""
+    from edgetta.cli.tables import print_table
 
-    table = Table(title="Seconds per batch, and how many times plain inference")
-    names = ("model", "engine", "gradient", "bn", "adapts", "inference", "off", "", "step", "", "packing")
-    for i, name in enumerate(names):
-        table.add_column(name, justify="left" if i < 5 else "right", no_wrap=True)
+    kinds = ("off", "step", "settled", "first_batches", *BASELINES)
+    columns = ("model", "batch", "engine", "inference ms", *(f"{kind} ms" for kind in kinds), "step / TENT")
+    cells = []
     for row in rows:
-        inference, predict, step = row["inference_seconds"], row["predict_seconds"], row["step_seconds"]
-        times = [f"{inference:.3f}", f"{predict:.3f}", f"x{predict / inference:.2f}"]
-        times += [f"{step:.3f}", f"x{step / inference:.2f}", f"{100 * row['packing_seconds'] / step:.1f} %"]
-        table.add_row(row["model"], row["engine"], row["gradient"], row["bn"], row["adapt"], *times)
-    console = Console()
-    console.width = max(console.width, 110)  # a ratio cut short says nothing
-    console.print(table)
+        plain = row["inference_seconds"]
+        times = [f"{1e3 * row[f'{k}_seconds']:.0f} (x{row[f'{k}_seconds'] / plain:.2f})" for k in kinds]
+        ratio = f"x{row['step_seconds'] / row['tent_seconds']:.2f}"
+        cells.append((row["model"], str(row["batch"]), row["engine"], f"{1e3 * plain:.0f}", *times, ratio))
+    print_table(columns, cells, left=("model", "engine"))

@@ -38,7 +38,7 @@ ABOVE, BELOW = 0.10, 0.05
 @click.option(
     "--adapt",
     type=click.Choice(["meta", "bias", "affine"]),
-    default="meta",
+    default="affine",
     show_default=True,
     help="What adapts, as in `edgetta export`.",
 )
@@ -80,7 +80,7 @@ def run(
     engines: Sequence[str],
     work: Path | None = None,
     path: Path | None = None,
-    adapt: Adapt = "meta",
+    adapt: Adapt = "affine",
 ) -> list[dict[str, Any]]:
     """Rows of the result file; with `path` they are written one by one, and those that are there are not redone."""
     from edgetta.bench.result_file import rows_to_continue, write_results
@@ -133,18 +133,17 @@ def measured_here(bundle: str, budget: int, batch: int) -> dict[str, Any]:
     """The peak of a runtime's steps in this process, beside plain inference on the same engine."""
     import time
 
-    import torch
+    import numpy as np
 
     from edgetta.bundle import read_bundle
+    from edgetta.memory.keep import new_images
     from edgetta.memory.peak import give_back, measure_peak
     from edgetta.runtime import Runtime
 
     opened = read_bundle(bundle)
-    config = wishes(opened, batch).config
-    runtime = Runtime(opened, config=config, budget=budget, batch=batch)
-    channels, height, width = opened.model.input_shape
-    size = (batch, height, width, channels)
-    frames = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    runtime = Runtime(opened, config=wishes(opened, batch).config, budget=budget, batch=batch)
+    images = new_images(batch, opened.input_shape, seed=1)
+    frames = np.ascontiguousarray((255 * images).astype(np.uint8).transpose(0, 2, 3, 1))
     peak = measure_peak(lambda: runtime.step(frames), warm_up=1, repetitions=3, release=give_back)
     begun = time.perf_counter()
     runtime.step(frames)
@@ -163,10 +162,10 @@ def wishes(bundle: Bundle, batch: int) -> Any:
     """Every image counts and every batch is learnt from at once: the most that a step can take."""
     from dataclasses import replace
 
+    from edgetta.memory.keep import rehearsing
     from edgetta.memory.plan import Wishes
 
-    config = replace(bundle.config, entropy_margin=1.0, small_batch=1, when="always", source_share=0.0)
-    return Wishes(batch=batch, config=config)
+    return Wishes(batch=batch, config=replace(rehearsing(bundle.config), small_batch=1, when="always"))
 
 
 def budgets_for(bundle: Bundle, batch: int, count: int) -> list[int]:
@@ -195,25 +194,21 @@ def trouble_of(row: dict[str, Any]) -> str:
     return ""
 
 
-def exported(name: str, folder: Path, engines: Sequence[str] = (), adapt: Adapt = "meta") -> Bundle:
+def exported(name: str, folder: Path, engines: Sequence[str] = (), adapt: Adapt = "affine") -> Bundle:
     """The bundle of a network with random weights, written where it is not there, with the costs on some engines."""
-    from edgetta.adaptation.adapter import AdaptConfig
+    from edgetta.adaptation.config import AdaptConfig
     from edgetta.bundle import read_bundle
-    from edgetta.export.bundle_writer import write_bundle
+    from edgetta.export.bundle_writer import Shipment, write_bundle
     from edgetta.export.recipe import Recipe, derive_recipe, load
     from edgetta.memory.calibration import measure_cost_model
-    from edgetta.offline.source_statistics import set_source_statistics
 
-    path = folder / (name if adapt == "meta" else f"{name}-{adapt}")
+    path = folder / (name if adapt == "affine" else f"{name}-{adapt}")
     if not path.exists():
         recipe = Recipe(name, adapt=adapt, seed=0)
-        derived = derive_recipe(recipe, load(recipe))
-        network = derived.network("auto")
-        set_source_statistics(network, None, derived.adaptable.input_shape)
+        adaptable = derive_recipe(recipe, load(recipe)).adaptable
         write_bundle(
             path,
-            derived.adaptable,
-            network,
+            Shipment(adaptable.programs, adaptable.cuts, adaptable.batch_norm),
             name=name,
             config=AdaptConfig(),
             measure=(lambda written: measure_cost_model(str(written), engines)) if engines else None,
@@ -246,7 +241,7 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
     lines = []
     for row in rows:
         predicted, measured = row["predicted_bytes"], row["measured_bytes"]
-        choice = Choice(**row["choice"])
+        choice = Choice.from_json(row["choice"])
         sizes = [f"{count / 1e6:.1f}" for count in (row["budget_bytes"], predicted, measured)]
         off = f"{100 * (predicted / measured - 1):+.1f} %"
         lines.append((row["model"], *sizes, off, f"{row['times_inference']:.2f}", choice.engine, choice.told()))

@@ -26,9 +26,9 @@ from edgetta.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from edgetta.adaptation.network import AdaptiveNetwork
     from edgetta.export.recipe import Derived
     from edgetta.offline.attack import PGD
+    from edgetta.offline.network import Network
 
 MODELS = ("standard", "adversarial", "rift")
 ADAPTATIONS = ("source", "bn", "warm_up", "edgetta")
@@ -148,33 +148,27 @@ class Fixed:
 class Meta:
     """edgetta's network with its meta-networks, adapting or not."""
 
-    def __init__(self, derived: Derived, network: AdaptiveNetwork, *, adapts: bool) -> None:
-        from edgetta.adaptation.adapter import AdaptConfig
+    def __init__(self, derived: Derived, network: Network, *, adapts: bool) -> None:
+        from edgetta.adaptation.config import AdaptConfig
         from edgetta.bench.baselines import EcottaStock
+        from edgetta.bench.baselines.ecotta_stock import stock_metas
 
-        self.network = network
-        self.network.batch_norm = "batch"
-        self.config = AdaptConfig(when="always" if adapts else "off")
-        self._start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        config = AdaptConfig(when="always" if adapts else "off", batch_norm="batch")
+        self._adapter = network.adapter(config)
         self._twin = EcottaStock(
-            derived.model.module,
-            derived.adaptable.cuts,
-            list(network.metas),  # type: ignore[arg-type]
-            constant_statistics=False,
+            derived.model.module, derived.adaptable.cuts, stock_metas(network.programs), constant_statistics=False
         )
-        self.start()
 
     def start(self) -> None:
-        from edgetta.adaptation.adapter import Adapter
-
-        self.network.load_state_dict({name: tensor.clone() for name, tensor in self._start.items()})
-        self._adapter = Adapter(self.network, self.config)
+        self._adapter.state = self._adapter.begin()
 
     def step(self, images: Tensor) -> Tensor:
-        return self._adapter.step(images).logits
+        import torch
+
+        return torch.from_numpy(self._adapter.step(images.numpy()).logits)
 
     def differentiable(self) -> Callable[[Tensor], Tensor] | None:
-        self._twin.follow(list(self.network.metas))  # type: ignore[arg-type]
+        self._twin.follow(self._adapter.engine.programs, self._adapter.state.parameters)
         return lambda images: self._twin.forward(images, regulariser=False)[0]
 
 
@@ -279,7 +273,7 @@ def _ways(
 
 def _warmed_up(
     model: str, network: nn.Module, settings: Settings, work: Path, update: Callable[[int, int, str], None]
-) -> tuple[Derived, AdaptiveNetwork]:
+) -> tuple[Derived, Network]:
     from edgetta.bench import robust_networks
     from edgetta.export.preparation import prepare
     from edgetta.export.recipe import Recipe, derive_recipe

@@ -12,9 +12,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgetta.adaptation.adapter import AdaptConfig, Adapter, StepResult
+    from edgetta.adaptation.adapter import Adapter, StepResult
+    from edgetta.adaptation.config import AdaptConfig
     from edgetta.adaptation.module import AdaptedModule, adapt
-    from edgetta.adaptation.step_memory import StepMemory
+    from edgetta.adaptation.step_plan import StepPlan
     from edgetta.errors import EdgettaError
     from edgetta.models import load_model
     from edgetta.preprocessing import preprocess
@@ -23,12 +24,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "AdaptConfig": "edgetta.adaptation.adapter",
+    "AdaptConfig": "edgetta.adaptation.config",
     "AdaptedModule": "edgetta.adaptation.module",
     "Adapter": "edgetta.adaptation.adapter",
     "EdgettaError": "edgetta.errors",
     "Runtime": "edgetta.runtime",
-    "StepMemory": "edgetta.adaptation.step_memory",
+    "StepPlan": "edgetta.adaptation.step_plan",
     "StepResult": "edgetta.adaptation.adapter",
     "adapt": "edgetta.adaptation.module",
     "load": "edgetta.runtime",
@@ -42,7 +43,7 @@ __all__ = [
     "Adapter",
     "EdgettaError",
     "Runtime",
-    "StepMemory",
+    "StepPlan",
     "StepResult",
     "__version__",
     "adapt",

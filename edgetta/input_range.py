@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from edgetta.errors import UsageError
 
@@ -11,7 +13,7 @@ SLACK = 0.5
 """So far beyond [0, 1] sharpening, noise and interpolation may go; normalised images and bytes go farther."""
 
 
-def check_range(images: Tensor) -> None:
+def check_range(images: NDArray[Any]) -> None:
     """Check floats (N, C, H, W), image by image, for values that belong to another scale than [0, 1].
 
     Bytes are in their range, and values that are not finite are not judged: the adapter counts and refuses them.
@@ -19,13 +21,14 @@ def check_range(images: Tensor) -> None:
     Raises:
         UsageError: names the first such image, its values, and what to do.
     """
-    if not images.is_floating_point() or not images.numel():
+    if not np.issubdtype(images.dtype, np.floating) or not images.size:
         return
-    low, high = images.detach().flatten(1).aminmax(dim=1)
+    flat = images.reshape(len(images), -1)
+    low, high = flat.min(1), flat.max(1)
     wrong = (low < -SLACK) | (high > 1 + SLACK)
     if not bool(wrong.any()):
         return
-    first = int(wrong.to(torch.uint8).argmax())
+    first = int(wrong.argmax())
     least, most = float(low[first]), float(high[first])
     where = f"image {first} of {len(images)} has values from {least:.4g} to {most:.4g}"
     if least < -SLACK:

@@ -9,27 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from edgetta.adaptation.adapter import AdaptConfig, Adapter, StepResult
-from edgetta.adaptation.model import Gradient
-from edgetta.adaptation.network import BatchNorm
-from edgetta.adaptation.step_memory import FULL, StepMemory
-from edgetta.bundle import (
-    Bundle,
-    build_network,
-    engine_name,
-    open_engine,
-    processor_engines,
-    read_bundle,
-    self_test,
-)
+from edgetta.adaptation.adapter import Adapter, StepResult
+from edgetta.adaptation.config import AdaptConfig, BatchNorm
+from edgetta.adaptation.state import restored_state
+from edgetta.adaptation.step_plan import KEEP, StepPlan
+from edgetta.bundle import Bundle, engine_name, open_engine, processor_engines, read_bundle, self_test
 from edgetta.errors import BundleError, UsageError
 from edgetta.input_range import check_range
 from edgetta.memory.allocator import return_freed_memory
-from edgetta.memory.choice import Choice
-from edgetta.memory.keep import Keeper, ladder_without_costs
+from edgetta.memory.keep import Keeper, ladder_without_costs, new_images, rehearsing
 from edgetta.memory.kernel_cache import limit_kernel_cache
 from edgetta.memory.plan import Plan, Wishes, plan_step
 from edgetta.memory.room import RoomMeter
@@ -39,11 +28,11 @@ from edgetta.storage import atomic_write_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from edgetta.bundle.tensorrt_engines import TensorRTConfig
 
-_LARGEST = 1e12
-"""Of a number in a state: no network that predicts holds one that is larger."""
+    Array = NDArray[Any]
 
 
 def load(
@@ -51,11 +40,10 @@ def load(
     engine: str = "auto",
     *,
     config: AdaptConfig | None = None,
-    gradient: Gradient = "auto",
     batch_norm: BatchNorm | None = None,
     threads: int = 0,
     check: bool = True,
-    memory: StepMemory | None = None,
+    memory: StepPlan | None = None,
     tensorrt: TensorRTConfig | None = None,
     engine_cache: str | os.PathLike[str] | None = None,
     budget: int | str | None = None,
@@ -67,25 +55,23 @@ def load(
                   TensorRT where `edgetta build` was run for this bundle, ONNX Runtime or torch on a GPU,
                   ONNX Runtime, torch
     config        adaptation settings; the bundle's own when None
-    gradient      "auto", "exact", "recompute" or "local"
-    batch_norm    "auto", "batch", "ema" or "source"; the bundle's own when None
-    threads       per engine; 0 takes torch's number
+    batch_norm    "stream", "batch" or "source" (as shipped), in place of the configured one
+    threads       per engine; 0: as many as there are cores to use
     check         run the bundle's self-test on this engine
-    memory        what a step keeps between forward and backward; everything when None, or what a budget leaves
+    memory        what a step uses of memory; everything when None, or what a budget leaves
     tensorrt      settings of the engine "tensorrt"; those of the last `edgetta build` when None. Engines that are
                   missing are built, which takes minutes
     engine_cache  folder of TensorRT's engines; `edgetta/engines` in the user's cache folder when None
     budget        bytes, or a size such as "256MiB", that steps may take above the loaded model. They are planned for
                   it (`Runtime.plan`), measured, and kept in it (`Runtime.keeper`); None takes what it takes
     batch         with a budget: images that one call brings at most; more are split
-    Raises `BundleError` when the bundle is damaged, unsafe, too new, or fails its self-test here, `BudgetError` for a
-    budget that is too small.
+    Raises `BundleError` when the bundle is damaged, unsafe, of another version, or fails its self-test here,
+    `BudgetError` for a budget that is too small.
     """
     return Runtime(
         read_bundle(Path(bundle)),
         engine,
         config,
-        gradient,
         batch_norm,
         threads,
         check,
@@ -100,8 +86,9 @@ def load(
 class Runtime:
     """Predicts and adapts. `runtime(images)` returns logits (N, classes) as predicted before the update.
 
-    Images are uint8 (N, H, W, C), float (N, C, H, W) in [0, 1], or one such image without N. On a GPU engine the
-    logits stay on the GPU. Threads may share a runtime: what one of them asks for is done before the next one's turn.
+    Images are uint8 (N, H, W, C), float (N, C, H, W) in [0, 1], or one such image without N. Numpy arrays give numpy
+    arrays, torch tensors give torch tensors. Threads may share a runtime: what one of them asks for is done before the
+    next one's turn.
     """
 
     def __init__(
@@ -109,11 +96,10 @@ class Runtime:
         bundle: Bundle,
         engine: str = "auto",
         config: AdaptConfig | None = None,
-        gradient: Gradient = "auto",
         batch_norm: BatchNorm | None = None,
         threads: int = 0,
         check: bool = True,
-        memory: StepMemory | None = None,
+        memory: StepPlan | None = None,
         tensorrt: TensorRTConfig | None = None,
         engine_cache: str | os.PathLike[str] | None = None,
         budget: int | str | None = None,
@@ -122,99 +108,102 @@ class Runtime:
         self._turn = threading.RLock()
         self.bundle = bundle
         self.config = config or bundle.config
+        if batch_norm is not None:
+            self.config = replace(self.config, batch_norm=batch_norm)
         self.plan: Plan | None = None
         if budget is not None:
             return_freed_memory()
             wishes = Wishes(
                 batch=batch,
                 engine=engine if engine != "auto" else _processor_engine(bundle, engine_cache),
-                gradient=gradient,
-                storage=None if memory is None else memory.storage,
-                slice=None if memory is None else memory.slice,
-                batch_norm=batch_norm,
+                memory=memory,
                 config=self.config,
             )
             self.plan = plan_step(bundle, parse_size(budget), wishes)
-            engine, gradient = self.plan.choice.engine, self.plan.choice.gradient  # type: ignore[assignment]
-            limit_kernel_cache(engine, len(bundle.model.metas))
-            self.config = replace(self.config, window=self.plan.window or self.config.window)
+            engine = self.plan.choice.engine
+            if engine == "torch":
+                limit_kernel_cache()
         cache = Path(engine_cache) if engine_cache else None
         self.engine = open_engine(bundle, engine, threads, tensorrt, cache)
-        self.network = build_network(bundle, self.engine, gradient, batch_norm, memory=memory or FULL)
         if check:
-            self_test(bundle, self.network, self.engine.source(), gradients=self.config.when != "off")
-        self._start = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
-        parameters = list(self.network.parameters()) if self.config.anchor else []
-        self._shipped = [parameter.detach().clone() for parameter in parameters] or None
-        self._source: Any = None
-        self._statistics = self.network.statistics_snapshot()
-        self.adapter = self._adapter()
-        self.keeper = self._keeper(gradient)
+            self_test(bundle, self.engine, gradients=self.config.when != "off")
+        self.adapter = Adapter(self.engine, self.config, bundle.content, bundle.rate_law)
+        self.keeper = self._keeper(memory)
         if self.plan is not None:
             self._rehearse(self.plan)
 
-    def __call__(self, images: Tensor | NDArray[Any]) -> Tensor:
+    def __call__(self, images: Array | Tensor) -> Any:
         return self.step(images).logits
 
-    def step(self, images: Tensor | NDArray[Any]) -> StepResult:
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.bundle.input_shape))
+        return (
+            f"<edgetta.Runtime {self.bundle.name!r} on {self.engine.name}: images {shape}, "
+            f"{self.bundle.class_count} classes, {self.config.when}, {self.adapter.state.steps:,} batches seen>"
+        )
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of the classes in the order of the logits; None where the bundle has none."""
+        return self.bundle.classes
+
+    def step(self, images: Array | Tensor) -> StepResult:
         """Predict and adapt; see `StepResult`.
 
         Where memory runs out, in any engine, the step is undone and the images are predicted; see `keeper.record`.
         Raises `UsageError` for images of another shape or type.
         """
         with self._turn:
-            return self.keeper.step(self.as_input(images))
+            result = self.keeper.step(self.as_input(images))
+        if isinstance(images, np.ndarray):
+            return result
+        return replace(result, logits=_as_torch(result.logits), entropy=_as_torch(result.entropy))
 
-    def source(self, images: Tensor | NDArray[Any]) -> Tensor:
-        """Logits (N, classes) of the unadapted backbone with the statistics of its training."""
+    def source(self, images: Array | Tensor) -> Any:
+        """Logits (N, classes) of the network as it was shipped, with the statistics of its training."""
+        programs = self.engine.programs
         with self._turn:
-            if self._source is None:
-                self._source = self.engine.source()
-            logits: Tensor = self._source(self.as_input(images))
-            return logits
+            logits = self.engine.predict(self.as_input(images), programs.shipped, programs.source)
+        return logits if isinstance(images, np.ndarray) else _as_torch(logits)
 
-    def as_input(self, images: Tensor | NDArray[Any]) -> Tensor:
-        """Images as the network takes them: float32 (N, C, H, W) in [0, 1], contiguous, on the engine's device."""
-        tensor = torch.from_numpy(np.ascontiguousarray(images)) if isinstance(images, np.ndarray) else images
-        shape = self.bundle.model.input_shape
-        if tensor.dtype != torch.uint8 and not tensor.is_floating_point():
+    def as_input(self, images: Array | Tensor) -> Array:
+        """Images as programs take them: float32 (N, C, H, W) in [0, 1], contiguous, the runtime's own to keep."""
+        array = np.asarray(images if isinstance(images, np.ndarray) else images.detach().cpu().numpy())
+        channels, height, width = shape = self.bundle.input_shape
+        if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
             raise UsageError(f"images are {images.dtype}; give uint8 in [0, 255], or floats in [0, 1]")
-        if tensor.dim() == 3:
-            tensor = tensor[None]
-        if tensor.dtype == torch.uint8 and tensor.dim() == 4 and tensor.shape[3] == shape[0]:
-            tensor = tensor.permute(0, 3, 1, 2)
-        if tensor.dim() != 4 or tuple(tensor.shape[1:]) != shape or tensor.shape[0] == 0:
+        if array.ndim == 3:
+            array = array[None]
+        if array.dtype == np.uint8 and array.ndim == 4 and array.shape[3] == channels:
+            array = array.transpose(0, 3, 1, 2)
+        if array.ndim != 4 or tuple(array.shape[1:]) != shape or not len(array):
             raise UsageError(
                 f"images have shape {tuple(images.shape)}; this bundle takes float (N, {', '.join(map(str, shape))}) "
-                f"in [0, 1] or uint8 (N, {shape[1]}, {shape[2]}, {shape[0]})"
+                f"in [0, 1] or uint8 (N, {height}, {width}, {channels})"
             )
-        check_range(tensor)
-        tensor = tensor.to(self.network.device)  # pixels as bytes, where they are bytes
-        floats = tensor.to(torch.float32, memory_format=torch.contiguous_format)
-        return floats.div_(255) if tensor.dtype == torch.uint8 else floats
+        check_range(array)
+        if array.dtype == np.uint8:
+            return np.ascontiguousarray(array) * np.float32(1 / 255)
+        return np.ascontiguousarray(array, np.float32)
 
     def reset(self) -> None:
-        """Go back to the network that was shipped: weights, statistics, momentum, window and counters."""
+        """Go back to the network that was shipped: parameters, statistics, momentum, window and counters."""
         with self._turn:
-            self.network.load_state_dict(self._start)
-            self._attach(self._adapter())
+            self.adapter.state = self.adapter.begin()
 
     @property
     def learnt(self) -> object:
         """A value that changes when something was learnt: an update, a new average, or images of a young one."""
         adapter = self.adapter
-        young = 0 if adapter.stream.settled else adapter.steps
-        return adapter.updates, adapter.stream.changes, young
+        young = 0 if adapter.settled else adapter.state.steps
+        return adapter.state.updates, adapter.state.stream.changes, young
 
     def contents(self) -> Contents:
-        """What was learnt, as a copy of one moment between two steps: weights, statistics and what they are averages
-        of, momentum and counters; not the window of recent small batches."""
+        """All that was learnt, of one moment between two steps."""
         with self._turn:
-            tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
-            tensors |= self.adapter.optimizer_tensors()
-            tensors |= {f"stream.{name}": tensor for name, tensor in self.adapter.stream.tensors().items()}
-            arrays = {name: tensor.detach().cpu().numpy().copy() for name, tensor in tensors.items()}
-            return Contents(arrays, {"bundle": self.bundle.identity, "counters": self.adapter.counters()})
+            state = self.adapter.state  # never written in place
+        info = {"bundle": self.bundle.identity, "counters": state.counters()}
+        return Contents({name: np.ascontiguousarray(array) for name, array in state.arrays().items()}, info)
 
     def restore(self, contents: Contents) -> None:
         """Go on from `contents`.
@@ -224,26 +213,8 @@ class Runtime:
         """
         if contents.info.get("bundle") != self.bundle.identity:
             raise BundleError("the state belongs to another bundle; load it with the bundle that it was saved with")
-        counters = contents.info.get("counters")
-        if not isinstance(counters, dict) or not all(type(n) is int and 0 <= n < 1 << 62 for n in counters.values()):
-            raise ValueError("its counters are no numbers")
-        tensors = {name: torch.from_numpy(np.array(array)) for name, array in contents.arrays.items()}
-        for name, tensor in tensors.items():
-            if not bool(torch.isfinite(tensor).all()):
-                raise ValueError(f"{name!r} holds values that are not finite")
-            if tensor.is_floating_point() and tensor.numel() and float(tensor.abs().max()) > _LARGEST:
-                raise ValueError(f"{name!r} holds numbers beyond any that a network learns")
-            if name.endswith("running_var") and bool((tensor < 0).any()):
-                raise ValueError(f"{name!r} holds a variance below 0")
-        network = {k.removeprefix("network."): t for k, t in tensors.items() if k.startswith("network.")}
-        stream = {k.removeprefix("stream."): t for k, t in tensors.items() if k.startswith("stream.")}
-        optimizer = {k: t for k, t in tensors.items() if not k.startswith(("network.", "stream."))}
         with self._turn:
-            adapter = self._adapter()
-            adapter.stream.restore(stream)
-            adapter.restore(optimizer, counters)
-            self.network.load_state_dict(network)
-            self._attach(adapter)
+            self.adapter.state = restored_state(contents.arrays, self.adapter.state, self.adapter.normaliser)
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
         """Write `contents` to a file, atomically: a full disk or a crash leaves the file that was there.
@@ -263,31 +234,25 @@ class Runtime:
         except ValueError as error:
             raise BundleError(f"{path}: {error}; delete it and start from the bundle") from error
 
-    def _keeper(self, gradient: Gradient) -> Keeper:
+    def _keeper(self, memory: StepPlan | None) -> Keeper:
         plan = self.plan
         if plan is None:
-            memory = self.network.memory
-            unlimited = Choice(self.engine.name, 1 << 20, "", gradient, memory.storage, memory.slice)
-            return Keeper(self.adapter, ladder_without_costs(unlimited))
+            adapts = self.config.when != "off"
+            return Keeper(self.adapter, ladder_without_costs(self.engine.name, memory or KEEP, adapts))
         return Keeper(self.adapter, plan.ladder, needs=plan.at, budget=plan.budget, room=RoomMeter().read)
 
     def _rehearse(self, plan: Plan) -> None:
         """Take what a first step takes once, and see on a small batch whether this machine is as the plan has it."""
-        count = max(1, plan.choice.batch // 8)
-        images = torch.rand(count, *self.bundle.model.input_shape, generator=torch.Generator().manual_seed(0))
-        try:
-            # Every image counts, so that no part of the backward is left out.
-            self.keeper.attach(Adapter(self.network, replace(self.config, entropy_margin=1.0)))
-            self.keeper.rehearse(images)
-        finally:
-            self.reset()
+        learnt = plan.load.learnt(plan.choice, plan.choice.batch)
+        images = new_images(learnt if plan.window else max(2, plan.choice.batch // 8), self.bundle.input_shape)
+        adapter = Adapter(self.engine, rehearsing(self.config), self.bundle.content, self.bundle.rate_law)
+        self.keeper.rehearse(adapter, images)
 
-    def _adapter(self) -> Adapter:
-        return Adapter(self.network, self.config, self.bundle.rate_law, self._shipped, self._statistics)
 
-    def _attach(self, adapter: Adapter) -> None:
-        self.adapter = adapter
-        self.keeper.attach(adapter)
+def _as_torch(array: Array) -> Any:
+    import torch
+
+    return torch.from_numpy(array)
 
 
 def _processor_engine(bundle: Bundle, engine_cache: str | os.PathLike[str] | None) -> str:

@@ -17,14 +17,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 
+from edgetta.adaptation.normaliser import softmax
 from edgetta.errors import UsageError
 from edgetta.interruption import held
 from edgetta.patient_rows import PatientWriter
 from edgetta.predictions import Prediction, PredictionWriter
 from edgetta.sources import Frame, Skipped, Source
-from edgetta.sources.tensors import images_of
+from edgetta.sources.pictures import images_of
 
 RECENT = 512
 """Frames that the estimate of the current error looks back."""
@@ -51,6 +52,8 @@ class Summary:
     dropped: int = 0  # frames of a live source that newer ones replaced before they were taken
     skipped_frames: Sequence[Skipped] = ()  # the first of them, with reasons
     classes: dict[int, int] = field(default_factory=dict)  # class index -> predictions
+    kept_bytes: int = 0  # most that lay between the forward and the backward of an update
+    agreement: float | None = None  # share of the frames compared that the shipped network predicts alike; None: none
     entropy_sum: float = 0.0  # in nats, over the frames with finite logits
     recent_doubts: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))  # 1 - confidence, per frame
     errors_per_doubt: float | None = None  # of the bundle; None where it was not measured
@@ -124,7 +127,7 @@ def run_stream(
         raise UsageError(f"a batch of {batch} frames is none; use 1 or more")
     if limit is not None and limit < 1:
         raise UsageError(f"a limit of {limit} frames leaves none; use 1 or more")
-    channels = runtime.bundle.model.input_shape[0]
+    channels = runtime.bundle.input_shape[0]
     if channels not in (1, 3):
         raise UsageError(f"the bundle takes {channels} channels; sources deliver 3, and 1 can be made of them")
     summary = Summary() if summary is None else summary
@@ -145,7 +148,10 @@ def run_stream(
                 started = time.perf_counter()
                 result = runtime.step(images)
                 summary.step_seconds += time.perf_counter() - started
-                confidence, predicted = (t.tolist() for t in torch.softmax(result.logits, 1).max(1))
+                probabilities = softmax(result.logits)
+                known = np.isfinite(result.logits).all(1)
+                confidence = np.where(known, probabilities.max(1), np.nan).tolist()
+                predicted = result.logits.argmax(1).tolist()
                 _count(summary, predicted, [label_of(frame) for frame in chosen], result)
                 if writer is not None:
                     at = first + summary.frames - len(chosen)
@@ -187,15 +193,16 @@ def _labels_of(source: Source) -> Callable[[Frame], int | None]:
 
 
 def _count(summary: Summary, predicted: Sequence[int], labels: Sequence[int | None], result: StepResult) -> None:
-    finite = torch.isfinite(result.logits).all(1)
+    finite = np.isfinite(result.logits).all(1)
     summary.frames += len(predicted)
     summary.steps += 1
     summary.adapted += result.adapted
     summary.empty += result.adapted and result.kept == 0
+    summary.kept_bytes = max(summary.kept_bytes, result.kept_bytes)
     summary.refused += result.reason == "non-finite"
     summary.not_finite += len(predicted) - int(finite.sum())
     summary.entropy_sum += float(result.entropy[finite].sum())
-    summary.recent_doubts.extend((1 - result.logits[finite].softmax(1).amax(1)).tolist())
+    summary.recent_doubts.extend((1 - softmax(result.logits[finite]).max(1)).tolist())
     for guess in predicted:
         summary.classes[guess] = summary.classes.get(guess, 0) + 1
     wrong = [label != guess for label, guess in zip(labels, predicted, strict=True) if label is not None]

@@ -1,7 +1,7 @@
-"""Write an adaptable model and its warmed-up network as a bundle: a folder, or a zip of it, all of it or nothing.
+"""Write the programs of a network as a bundle: a folder, or a zip of it, all of it or nothing.
 
-The files are described in `edgetta.bundle.manifest`. Weights are stored once per segment, as safetensors: the ONNX
-files point into them.
+The files are described in `edgetta.bundle.manifest`. Weights are stored once, as safetensors, whichever programs read
+them.
 """
 
 from __future__ import annotations
@@ -16,51 +16,60 @@ import shutil
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
-from safetensors.numpy import save as save_arrays
-from safetensors.torch import save
+from safetensors.numpy import save
 from torch import Tensor
 
 from edgetta import __version__
-from edgetta.adaptation.adapter import AdaptConfig
-from edgetta.adaptation.model import AdaptableModel, Gradient, build
-from edgetta.adaptation.network import AdaptiveNetwork
-from edgetta.bundle import SelfTest, build_network, engine_name, read_bundle, self_test
-from edgetta.bundle.manifest import FORMAT, MANIFEST, PROGRAMS, SCHEMA, describe_segment, seal
+from edgetta.adaptation.config import AdaptConfig
+from edgetta.adaptation.content import ContentModel
+from edgetta.bundle import SelfTest, open_engine, processor_engines, read_bundle, self_test
+from edgetta.bundle.manifest import FORMAT, MANIFEST, PROGRAMS, SCHEMA, seal
 from edgetta.bundle.program_files import SHIPPED, SOURCE_MEAN, SOURCE_VARIANCE, describe_layout
 from edgetta.bundle.reference import golden_run
 from edgetta.engines.contract import ProgramSet
+from edgetta.engines.torch import TorchEngine
 from edgetta.errors import BundleError, EdgettaError, UsageError
-from edgetta.export.kept_bytes import kept_bytes
-from edgetta.export.onnx_writer import OPSET, to_onnx
-from edgetta.export.programs import ship
 from edgetta.memory.accuracy_costs import AccuracyCosts
 from edgetta.memory.cost_model import CostModel
 from edgetta.offline.source_statistics import synthetic_images
 from edgetta.rate_law import RateLaw
-from edgetta.segments.contract import SegmentGraphs, describe
 from edgetta.segments.graph import Graph
-from edgetta.segments.torch_engine import Program, TorchSegment
 from edgetta.signature import SIGNATURE
 from edgetta.storage import atomic_write, storage_error
 
 GOLDEN_IMAGES = 8
 GOLDEN_ELEMENTS = 1 << 17  # in all; larger images are fewer, but two at least: the self-test runs at every start
 PREPROCESSING = {"layout": "NCHW", "channels": "RGB", "range": [0, 1], "normalisation": "in the model"}
-META_TENSORS = "meta.safetensors"
 PROGRAMS_FOLDER = "programs"
+CONTENT = "content.safetensors"
 REFERENCE = "reference.npz"
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """What a bundle is made of: a network ready to be adapted.
+
+    programs     with what is shipped
+    cuts         module names after which the backbone was cut
+    batch_norm   "adaptive": the frozen BatchNorms take statistics from the stream; "source": they are folded
+    content      what content explains of the network's moments; None where no source images were given
+    """
+
+    programs: ProgramSet
+    cuts: tuple[str, ...]
+    batch_norm: Literal["adaptive", "source"] = "adaptive"
+    content: ContentModel | None = None
 
 
 def write_bundle(
     path: str | os.PathLike[str],
-    model: AdaptableModel,
-    network: AdaptiveNetwork,
+    shipment: Shipment,
     *,
     name: str,
     config: AdaptConfig,
@@ -70,15 +79,11 @@ def write_bundle(
     rate_law: RateLaw | Mapping[str, Any] | None = None,
     accuracy_costs: AccuracyCosts | None = None,
     golden: Tensor | None = None,
-    gradient: Gradient = "auto",
-    opset: int = OPSET,
     overwrite: bool = False,
     measure: Callable[[Path], CostModel | None] | None = None,
 ) -> dict[str, SelfTest]:
     """Write the bundle at `path`: a zip where the name ends in `.zip`, else a folder.
 
-    model, network  the derived graphs, and the network on any engine whose state (meta-networks, running statistics,
-                    biases) is shipped, with its BatchNorm policy
     name            of the model, for people
     config          hyper-parameters of adaptation on the device
     classes         names of the classes, in the order of the logits
@@ -87,62 +92,50 @@ def write_bundle(
     rate_law        learning rate by batch size, or `to_json` of it
     accuracy_costs  what a plan's choices cost in accuracy, where it was measured
     golden          images (N, C, H, W) in [0, 1] for the self-test; synthetic ones when None. They are shipped
-    gradient        mode that is self-tested; the bundle serves every mode
     overwrite       replace a bundle that is there; anything else that is there is never replaced
     measure         makes the cost model of the finished bundle at a path, which is then shipped with it
 
     It is built beside `path`, read back, self-tested on the engines that are here, and renamed: after a failure `path`
     is as it was. Returns what the self-test found, by engine.
     Raises `UsageError` for arguments that do not fit together or a path that is taken, `StorageError` when the disk is
-    full and the like, `BundleError` when what was written fails its checks, `MissingDependencyError` without onnx.
+    full and the like, `BundleError` when what was written fails its checks.
     """
-    if classes is not None and len(classes) != model.classes:
-        raise UsageError(f"{len(classes)} class names were given for a model with {model.classes} classes")
+    programs = shipment.programs
+    if classes is not None and len(classes) != programs.classes:
+        raise UsageError(f"{len(classes)} class names were given for a model with {programs.classes} classes")
     target = Path(os.path.realpath(path))
     zipped = target.suffix.lower() == ".zip"
     _check_target(target, zipped, overwrite)
     temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.tmp")
     try:
         temporary.mkdir()
-        writer = _Writer(temporary, opset)
-        segments = [
-            writer.segment(f"{index:02d}", segment, graphs)
-            for index, (segment, graphs) in enumerate(model.segments().items())
-        ]
-        source = writer.segment("source", "source", SegmentGraphs(model.source, None, None))
-        programs = writer.programs(model, network)
-        writer.write(META_TENSORS, save(_owned(network.state_dict())))
-        writer.write(REFERENCE, _reference(model, network, golden))
+        writer = _Writer(temporary)
+        entry = writer.programs(programs)
+        if shipment.content is not None:
+            writer.write(CONTENT, save(shipment.content.arrays()))
+        writer.write(REFERENCE, _reference(programs, golden))
         manifest = {
             "format": FORMAT,
             "schema": SCHEMA,
             "name": name,
-            "versions": {"edgetta": __version__, "torch": str(torch.__version__), "opset": opset},
-            "input": {"shape": list(model.input_shape), "dtype": "float32"},
-            "classes": {"count": model.classes, "names": None if classes is None else list(classes)},
+            "versions": {"edgetta": __version__, "torch": str(torch.__version__)},
+            "input": {"shape": list(programs.input_shape), "dtype": "float32"},
+            "classes": {"count": programs.classes, "names": None if classes is None else list(classes)},
             "preprocessing": {**PREPROCESSING, **(preprocessing or {})},
-            "cuts": list(model.cuts),
-            "batch_norm": {
-                "form": model.batch_norm,
-                "policy": network.batch_norm,
-                "ema_images": network.ema_images,
-            },
+            "cuts": list(shipment.cuts),
+            "batch_norm": shipment.batch_norm,
             "adaptation": asdict(config),
             "rate_law": rate_law.to_json() if isinstance(rate_law, RateLaw) else rate_law,
             "accuracy_costs": None if accuracy_costs is None else accuracy_costs.to_json(),
-            "memory": kept_bytes(model),
             "cost_model": None,
-            "metas": [spec.to_json() for spec in model.metas],
-            "segments": segments,
-            "source": source,
-            "programs": programs,
-            "meta_tensors": META_TENSORS,
+            "programs": entry,
+            "content": None if shipment.content is None else CONTENT,
             "reference": REFERENCE,
             "provenance": dict(provenance or {}),
             "files": writer.files,
         }
         writer.finish(manifest)
-        tested = _check_what_was_written(temporary, target, gradient)
+        tested = _check_what_was_written(temporary, target)
         costs = None if measure is None else measure(temporary)
         if costs is not None:
             (temporary / MANIFEST).unlink()
@@ -161,64 +154,31 @@ def write_bundle(
 class _Writer:
     """Writes files into a folder and remembers size and SHA-256 of each."""
 
-    def __init__(self, folder: Path, opset: int) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.opset = opset
         self.files: dict[str, dict[str, Any]] = {}
-        (folder / "segments").mkdir()
         (folder / PROGRAMS_FOLDER).mkdir()
 
     def write(self, name: str, data: bytes) -> None:
         _write(self.folder / name, data)
         self.files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
-    def segment(self, stem: str, name: str, graphs: SegmentGraphs) -> dict[str, Any]:
-        """Write the files of one segment and return its entry in the manifest."""
-        directions: dict[str, Graph] = {"forward": graphs.forward}
-        if graphs.backward is not None and graphs.recompute is not None:
-            directions |= {"backward": graphs.backward, "recompute": graphs.recompute}
-        tensors: dict[str, Tensor] = {}
-        for graph in directions.values():
-            for constant, tensor in graph.constants.items():
-                if not _same(tensors.setdefault(constant, tensor), tensor):
-                    raise EdgettaError(f"segment {name}: two graphs give {constant!r} different values; report this")
-        state = _add(tensors, graphs.initial_state)
-        biases = _add(tensors, graphs.initial_affine)
-        weights = f"segments/{stem}.safetensors"
-        self.write(weights, save(_owned(tensors)))
-        structure = {
-            **{direction: graph.to_json() for direction, graph in directions.items()},
-            "residuals": describe(graphs.residuals),
-            "state": dict(graphs.state),
-            "initial_state": state,
-            "initial_affine": biases,
-        }
-        self.write(f"segments/{stem}.json", _json(structure))
-        for direction, graph in directions.items():
-            onnx = to_onnx(graph, f"{name}_{direction}", self.folder / weights, self.opset)
-            self.write(f"segments/{stem}.{direction}.onnx", onnx.SerializeToString(deterministic=True))
-        return {
-            "name": name,
-            "graphs": f"segments/{stem}.json",
-            "tensors": weights,
-            "onnx": {direction: f"segments/{stem}.{direction}.onnx" for direction in directions},
-            **describe_segment(graphs),
-        }
-
-    def programs(self, model: AdaptableModel, network: AdaptiveNetwork) -> dict[str, Any]:
-        """Write the files of the whole network's programs, with what the network ships; returns their entry."""
-        if model.programs is None:
-            raise UsageError("the model has no programs of the whole network; derive it with this version of edgetta")
-        shipped = ship(model.programs, model, network.state_dict())
+    def programs(self, programs: ProgramSet) -> dict[str, Any]:
+        """Write the files of the programs, with what is shipped; returns their entry in the manifest."""
         tensors: dict[str, Any] = {
-            SHIPPED: shipped.shipped,
-            SOURCE_MEAN: shipped.source.mean,
-            SOURCE_VARIANCE: shipped.source.variance,
+            SHIPPED: programs.shipped,
+            SOURCE_MEAN: programs.source.mean,
+            SOURCE_VARIANCE: programs.source.variance,
         }
-        graphs, constants = self._graphs_and_constants(shipped)
+        graphs: dict[str, Graph] = {name: getattr(programs, name) for name in PROGRAMS}
+        constants: dict[str, Tensor] = {}
+        for graph in graphs.values():
+            for name, tensor in graph.constants.items():
+                if not _same(constants.setdefault(name, tensor), tensor):
+                    raise EdgettaError(f"two programs give {name!r} different values; report this")
         tensors |= {name: tensor.numpy() for name, tensor in _owned(constants).items()}
-        self.write(f"{PROGRAMS_FOLDER}/weights.safetensors", save_arrays(tensors))
-        self.write(f"{PROGRAMS_FOLDER}/layout.json", _json(describe_layout(shipped)))
+        self.write(f"{PROGRAMS_FOLDER}/weights.safetensors", save(tensors))
+        self.write(f"{PROGRAMS_FOLDER}/layout.json", _json(describe_layout(programs)))
         for name, graph in graphs.items():
             self.write(f"{PROGRAMS_FOLDER}/{name}.json", _json(graph.to_json()))
         return {
@@ -226,17 +186,6 @@ class _Writer:
             "layout": f"{PROGRAMS_FOLDER}/layout.json",
             "tensors": f"{PROGRAMS_FOLDER}/weights.safetensors",
         }
-
-    @staticmethod
-    def _graphs_and_constants(programs: ProgramSet) -> tuple[dict[str, Graph], dict[str, Tensor]]:
-        """The graphs, and all their constants by name: a constant is stored once, whichever programs read it."""
-        graphs: dict[str, Graph] = {name: getattr(programs, name) for name in PROGRAMS}
-        constants: dict[str, Tensor] = {}
-        for graph in graphs.values():
-            for name, tensor in graph.constants.items():
-                if not _same(constants.setdefault(name, tensor), tensor):
-                    raise EdgettaError(f"two programs give {name!r} different values; report this")
-        return graphs, constants
 
     def finish(self, manifest: Mapping[str, Any]) -> None:
         try:
@@ -246,44 +195,22 @@ class _Writer:
         _write(self.folder / MANIFEST, data)
 
 
-def _reference(model: AdaptableModel, network: AdaptiveNetwork, golden: Tensor | None) -> bytes:
+def _reference(programs: ProgramSet, golden: Tensor | None) -> bytes:
     """Golden images, logits and gradients, in float64 on the torch engine, as the bytes of `reference.npz`."""
+    shape = programs.input_shape
     if golden is None:
-        count = max(2, min(GOLDEN_IMAGES, GOLDEN_ELEMENTS // math.prod(model.input_shape)))
-        golden = next(synthetic_images(model.input_shape, count=count, batch=count))
-    if golden.dim() != 4 or tuple(golden.shape[1:]) != model.input_shape or golden.shape[0] < 1:
-        raise UsageError(f"golden images have shape {tuple(golden.shape)}, not (N, {model.input_shape})")
-    images = golden.detach().cpu().float()
-    exact = build(
-        model, lambda _, graphs, mode: TorchSegment(graphs, mode, dtype=torch.float64, pack=False), batch_norm="auto"
-    )
-    exact.metas.double()
-    start = {key: tensor.detach().cpu().double() for key, tensor in network.state_dict().items()}
-    try:
-        found = golden_run(model, exact, start, images.double())
-    except ValueError as error:
-        raise UsageError(f"the network does not belong to the model: {error}") from error
-    with torch.no_grad():
-        found["source_logits"] = Program(model.source, dtype=torch.float64).run({"x": images.double()})[0]
-    for key, tensor in found.items():
-        if not bool(torch.isfinite(tensor).all()):
+        count = max(2, min(GOLDEN_IMAGES, GOLDEN_ELEMENTS // math.prod(shape)))
+        golden = next(synthetic_images(shape, count=count, batch=count))
+    if golden.dim() != 4 or tuple(golden.shape[1:]) != shape or golden.shape[0] < 1:
+        raise UsageError(f"golden images have shape {tuple(golden.shape)}, not (N, {shape})")
+    images = golden.detach().cpu().float().numpy()
+    found = golden_run(TorchEngine(programs, torch.float64, pack=False), images)
+    for key, array in found.items():
+        if not bool(np.isfinite(array).all()):
             raise UsageError(f"the network's {key} is not finite on the golden images; it cannot be shipped")
     buffer = io.BytesIO()
-    arrays: dict[str, Any] = {name: tensor.float().numpy() for name, tensor in found.items()}
-    np.savez(buffer, images=images.numpy(), **arrays)
+    np.savez(buffer, images=images, **{name: array.astype(np.float32) for name, array in found.items()})
     return buffer.getvalue()
-
-
-def _add(tensors: dict[str, Tensor], more: Mapping[str, Tensor]) -> dict[str, str]:
-    """Add tensors under names of their own, and return which name each got."""
-    names: dict[str, str] = {}
-    for key, tensor in more.items():
-        name = key
-        while name in tensors:
-            name += "_"
-        names[key] = name
-        tensors[name] = tensor
-    return names
 
 
 def _owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -340,12 +267,11 @@ def _listed_files(target: Path) -> set[str] | None:
         return None
 
 
-def _check_what_was_written(temporary: Path, target: Path, gradient: Gradient) -> dict[str, SelfTest]:
+def _check_what_was_written(temporary: Path, target: Path) -> dict[str, SelfTest]:
     """A bundle that fails on the machine that wrote it would fail on every device."""
     try:
         bundle = read_bundle(temporary)
-        engines = dict.fromkeys(("torch", engine_name("auto")))
-        return {engine: self_test(bundle, build_network(bundle, engine, gradient)) for engine in engines}
+        return {engine: self_test(bundle, open_engine(bundle, engine)) for engine in processor_engines()}
     except BundleError as error:
         raise BundleError(str(error).replace(str(temporary), str(target))) from error
 

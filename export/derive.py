@@ -1,4 +1,4 @@
-"""From a torch model to an `AdaptableModel`: trace, cut, settle BatchNorm, differentiate, size the meta-networks."""
+"""From a torch model to an `AdaptableModel`: trace, cut, settle BatchNorm, size the meta-networks, differentiate."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ import torch
 from torch import nn
 
 from edgetta.adaptation.meta_network import Initialisation, MetaSpec
-from edgetta.adaptation.model import AdaptableModel
 from edgetta.errors import UsageError
+from edgetta.export.adaptable import AdaptableModel
 from edgetta.export.batch_norm import Adapt, fold, settle
 from edgetta.export.cut import CutModel, cut, stride_of
-from edgetta.export.differentiate import differentiate
 from edgetta.export.programs import derive_programs
 from edgetta.export.quantise import Ranges, quantise
 from edgetta.export.trace import trace
-from edgetta.segments.contract import SegmentGraphs
+from edgetta.segments.graph import Graph
 
 _WIDE_KERNEL_SHARE = 0.1  # 3x3 meta-networks may have this share of the backbone's weights, else 1x1
 
@@ -33,6 +32,7 @@ def derive(
     initialisation: Initialisation = "identity",
     kernel: int | None = None,
     ranges: Ranges | None = None,
+    seed: int = 0,
 ) -> AdaptableModel:
     """An adaptable model for images of `input_shape` (C, H, W) and any batch.
 
@@ -42,6 +42,7 @@ def derive(
                weights, too (`affine`), with the gradient through the statistics from one bit per element
     kernel     of the meta-networks' convolutions, 3 or 1; None chooses 3 where that stays small beside the backbone
     ranges     makes the backbone int8 (`quantise.measure_ranges` of the float model measures them)
+    seed       of the meta-networks' convolutions
     Raises `TraceError`, `UsageError`, `DifferentiationError` naming what stands in the way.
     """
     if kernel not in (None, 1, 3):
@@ -53,39 +54,25 @@ def derive(
     traced = trace(model, input_shape)
     pieces = cut(traced, cuts, parts)
     policy: Literal["ema", "source"] = "ema" if batch_norm == "adaptive" else "source"
-    settled = {f"part{k}": settle(part, policy, adapt) for k, part in enumerate(pieces.parts, 1)}
-    settled |= {"stem": settle(pieces.stem, policy), "classifier": settle(pieces.classifier, policy)}
+    _check_classes(pieces)
+    settled = {"stem": settle(pieces.stem, policy)}
+    settled |= {f"part{k}": settle(part, policy, adapt) for k, part in enumerate(pieces.parts, 1)}
+    settled["classifier"] = settle(pieces.classifier, policy)
     source = fold(traced.graph)
     if ranges is not None:
         settled = {n: replace(piece, graph=quantise(piece.graph, ranges.get(n, {}))) for n, piece in settled.items()}
         source = quantise(source, ranges.get("source", {}))
-    stem = differentiate(settled["stem"], needs_gradient=False)
-    frozen = [differentiate(settled[f"part{k}"]) for k in range(1, len(pieces.parts) + 1)]
-    classifier = differentiate(settled["classifier"])
     weights = sum(tensor.numel() for tensor in traced.graph.constants.values())
     normalised = any(node.op == "BatchNormalization" for node in traced.graph.nodes)
-    metas = tuple(_meta_specs(frozen, kernel, weights, normalised, initialisation))
-    return AdaptableModel(
-        stem,
-        tuple(frozen),
-        classifier,
-        source,
-        metas,
-        pieces.names,
-        input_shape,
-        _classes(pieces),
-        batch_norm,
-        derive_programs(
-            {name: settled[name] for name in ("stem", *(f"part{k}" for k in range(1, len(frozen) + 1)), "classifier")},
-            metas,
-        ),
-    )
+    metas = _meta_specs(pieces.parts, kernel, weights, normalised, initialisation)
+    programs = derive_programs(settled, metas, seed)
+    return AdaptableModel(programs, settled, source, pieces.names, batch_norm, tuple(metas))
 
 
 def _meta_specs(
-    parts: Sequence[SegmentGraphs], kernel: int | None, weights: int, normalised: bool, initialisation: Initialisation
+    parts: Sequence[Graph], kernel: int | None, weights: int, normalised: bool, initialisation: Initialisation
 ) -> list[MetaSpec]:
-    shapes = [(part.input.shape, part.output.shape) for part in parts]
+    shapes = [(part.values["x"].shape, part.values[part.outputs[0]].shape) for part in parts]
     if kernel is None:
         wide = sum(9 * source[1] * target[1] for source, target in shapes if len(source) == 4)
         kernel = 3 if wide <= _WIDE_KERNEL_SHARE * weights else 1
@@ -104,10 +91,9 @@ def _meta_specs(
     return specs
 
 
-def _classes(pieces: CutModel) -> int:
+def _check_classes(pieces: CutModel) -> None:
     shape = pieces.classifier.values[pieces.classifier.outputs[0]].shape
     if len(shape) != 2:
         raise UsageError(f"the model returns shape {shape}; a classifier returns (batch, classes)")
     if shape[1] < 2:
         raise UsageError("the model returns one number per image; a classifier has at least 2 classes")
-    return shape[1]

@@ -1,4 +1,4 @@
-"""The stages of a preparation that make meta-networks: source statistics, warm-up, and what they did to accuracy."""
+"""The stages of a preparation that make meta-networks: source statistics, warm-up, content, and their accuracy."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgetta.adaptation.network import AdaptiveNetwork
 from edgetta.errors import UsageError
+from edgetta.export.content import measure_content
 from edgetta.export.recipe import Derived, Recipe
-from edgetta.offline.running_statistics import settle_running_statistics
-from edgetta.offline.source_statistics import batches_of, set_source_statistics
+from edgetta.offline.network import Network
+from edgetta.offline.pixels import as_floats
+from edgetta.offline.running_statistics import with_running_statistics
+from edgetta.offline.source_statistics import batches_of, with_source_statistics
 from edgetta.offline.stage import Accuracies, Stage
 from edgetta.offline.stage_files import StageFiles
 from edgetta.offline.warm_up import WarmUpConfig, accuracy, warm_up
@@ -40,7 +42,7 @@ class PreparationReport:
     source_accuracy: float  # the network as it ships: as given, or as the stages before left it
     accuracy_before: float  # with meta-networks, before warm-up
     accuracy_after: float  # after it, statistics of batches of 128
-    accuracy_running: float  # after it, running statistics, as for single frames
+    accuracy_running: float  # after it, statistics of training, as for single frames
     images: int  # trained on
     held_out: int
     steps: int
@@ -56,11 +58,11 @@ def prepare(
     config: WarmUpConfig | None,
     files: StageFiles | None = None,
     progress: Progress | None = None,
-) -> tuple[AdaptiveNetwork, PreparationReport]:
-    """A network on the torch engine whose state is ready to be shipped, and how good it is.
+) -> tuple[Network, PreparationReport]:
+    """The network that is ready to be shipped, and how good it is.
 
     Args:
-        derived: the model and its segments.
+        derived: the model and its programs.
         train: source images for statistics and warm-up.
         held_out: source images for the accuracies.
         config: of the warm-up; None leaves it out.
@@ -84,12 +86,11 @@ def prepare(
 
         state = files.weights("meta", compute)
         facts = files.json("meta", dict)
-    network.load_state_dict(state)
-    return network, _report(facts, train, held_out, config)
+    return network.with_tensors(state), _report(facts, train, held_out, config)
 
 
 def _meta_networks(
-    network: AdaptiveNetwork,
+    network: Network,
     derived: Derived,
     train: Labelled,
     held_out: Labelled,
@@ -99,21 +100,25 @@ def _meta_networks(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What was measured, and the state that ships."""
     begun = time.perf_counter()
+    own = derived.adaptable.batch_norm == "adaptive"
     sample = train.shuffled(0, STATISTICS_IMAGES).images
-    set_source_statistics(network, map(_floats, batches_of(sample, _BATCH)), derived.adaptable.input_shape)
+    network = with_source_statistics(network, map(as_floats, batches_of(sample, _BATCH)))
     found: dict[str, Any] = {"source": source_accuracy(derived, held_out), "steps": 0, "final_loss": None}
     if config is None:
-        found["before"] = _accuracies(network, held_out)
+        found["before"] = _accuracies(network, held_out, own)
     else:
         found["seconds_before"] = time.perf_counter() - begun
         checkpoint = None if files is None else files.path(CHECKPOINT)
-        report = warm_up(
-            network, train.images, train.labels, (held_out.images, held_out.labels), config, checkpoint, progress
+        evaluated = held_out.images, held_out.labels
+        network, report = warm_up(
+            network, train.images, train.labels, evaluated, config, checkpoint, progress, own_statistics=own
         )
         found |= {"before": {"clean": report.accuracy_before}, "steps": report.steps, "final_loss": report.final_loss}
-        settle_running_statistics(network, map(_floats, batches_of(sample, _BATCH)))
-    found["after"] = _accuracies(network, held_out)
-    return {**found, "seconds": time.perf_counter() - begun}, network.state_dict()
+        if own:
+            network = with_running_statistics(network, map(as_floats, batches_of(sample, _BATCH)))
+    found["after"] = _accuracies(network, held_out, own)
+    content = measure_content(network.programs, map(as_floats, batches_of(sample, _BATCH)))
+    return {**found, "seconds": time.perf_counter() - begun}, Network(network.programs, content).tensors()
 
 
 def _report(
@@ -142,7 +147,7 @@ def _report(
 
 def calibration(train: Labelled) -> Iterator[Tensor]:
     """Source images that the ranges of int8 are measured on, drawn at random, in batches."""
-    return map(_floats, batches_of(train.shuffled(0, CALIBRATION_IMAGES).images, _BATCH))
+    return map(as_floats, batches_of(train.shuffled(0, CALIBRATION_IMAGES).images, _BATCH))
 
 
 def check(recipe: Recipe, classes: int, train: Labelled, held_out: Labelled, config: WarmUpConfig | None) -> None:
@@ -169,22 +174,11 @@ def source_accuracy(derived: Derived, data: Labelled) -> float:
     program = Program(derived.adaptable.source)
     right = 0
     for images, labels in zip(batches_of(data.images, 128), data.labels.split(128), strict=True):
-        right += int((program.run({"x": _floats(images)})[0].argmax(1) == labels).sum())
+        right += int((program.run({"x": as_floats(images)})[0].argmax(1) == labels).sum())
     return right / len(data)
 
 
-def _accuracies(network: AdaptiveNetwork, data: Labelled) -> dict[str, float]:
-    """Adaptation off, statistics of batches and running ones; the network is as before afterwards."""
-    clean = accuracy(network, data.images, data.labels)
-    policy, snapshot = network.batch_norm, network.statistics_snapshot()
-    if policy != "source":
-        network.batch_norm = "ema"
-    try:
-        return asdict(Accuracies(clean, running=accuracy(network, data.images, data.labels)))
-    finally:
-        network.batch_norm = policy
-        network.restore_statistics(snapshot)
-
-
-def _floats(images: Tensor) -> Tensor:
-    return images.float() / 255 if images.dtype == torch.uint8 else images
+def _accuracies(network: Network, data: Labelled, own: bool) -> dict[str, float]:
+    """Adaptation off, with each batch's statistics where these count, and with those of training."""
+    clean = accuracy(network, data.images, data.labels, own_statistics=own)
+    return asdict(Accuracies(clean, running=accuracy(network, data.images, data.labels, own_statistics=False)))

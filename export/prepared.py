@@ -2,7 +2,7 @@
 
 prepared.json           the recipe with its cuts spelled out, class names, and what the warm-up was started with
 weights.safetensors     of the backbone, so that the folder serves when the original file is gone or changed
-meta.safetensors        the warmed-up state (meta-networks, running statistics, biases), once it is
+meta.safetensors        what ships of the network (all that adapts, statistics, content), once it is made
 report.json             settings, accuracies stage by stage, what RiFT found
 report.html             the same for people
 rates.json              which learning rate each batch size bears, where that was measured
@@ -37,7 +37,8 @@ from edgetta.rate_law import RateLaw
 from edgetta.storage import atomic_write_bytes, atomic_write_json, atomic_write_text
 
 FORMAT = "edgetta.prepared"
-VERSION = 1
+VERSION = 2
+"""1 held the state of a network of frozen segments."""
 MANIFEST, WEIGHTS, META, REPORT, PAGE, RATES, STAGES = (
     *("prepared.json", "weights.safetensors", "meta.safetensors"),
     *("report.json", "report.html", "rates.json", "stages"),
@@ -119,7 +120,7 @@ def begin(
 
     Args:
         folder: made where it is missing; its parent must exist.
-        derived: the model and its segments.
+        derived: the model and its programs.
         classes: names of the classes.
         settings: everything else that the result depends on (data, stages); JSON-compatible.
         overwrite: start again where something else was begun or finished.
@@ -200,7 +201,7 @@ def finish(
 
     Args:
         folder: that `begin` prepared.
-        state: of the meta-networks.
+        state: what ships, as `Network.tensors` gives it.
         report: accuracies.
         rates: what `AdaptationRates.to_json` gives.
         ranges: of an int8 backbone.
@@ -297,6 +298,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
         raise BundleError(f"{path} was not written by `edgetta prepare`; choose another folder")
     if data["version"] > VERSION:
         raise BundleError(f"{path} was written by a newer edgetta; update this one")
+    if data["version"] < VERSION:
+        raise BundleError(f"{path} was written by an older edgetta, whose networks this one cannot use; prepare again")
     if not isinstance(data.get("complete"), bool):
         raise BundleError(f"{path} is damaged (it does not say whether it is complete); prepare again")
     return data

@@ -8,23 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-import numpy as np
 from torch import Tensor
 
 from edgetta.adaptation.meta_network import MetaSpec
 from edgetta.engines.contract import Array, Layout, ProgramSet, Statistics
 from edgetta.export.batch_norm import Frozen
 from edgetta.export.whole_backward import differentiate_whole
-from edgetta.export.whole_network import Layer, WholeNetwork, compose, statistics_keys
+from edgetta.export.whole_network import Layer, WholeNetwork, compose
 from edgetta.segments.graph import Graph, GraphBuilder
 
-if TYPE_CHECKING:
-    from edgetta.adaptation.model import AdaptableModel
-
 BEFORE, SHARE = "before", "share"
-MAPS = ("gain", "offset", "factor", "power")
+MAPS = ("gain", "offset", "factor", "power", "floor")
 """From the mixed moments to the statistics that are used, see `contract.Mixing`."""
 
 
@@ -56,22 +51,6 @@ def derive_programs(pieces: Mapping[str, Frozen], metas: Sequence[MetaSpec], see
         ),
         input_shape=network.graph.values["x"].shape[1:],  # type: ignore[arg-type]
         classes=network.graph.values[logits].shape[1],
-    )
-
-
-def ship(programs: ProgramSet, model: AdaptableModel, state: Mapping[str, Tensor]) -> ProgramSet:
-    """The programs with shipped parameters and statistics of training taken from a network's `state_dict()`."""
-    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in state.items()}
-    segments = {name: list(graphs.state) for name, graphs in model.segments().items()}
-    keys = statistics_keys(segments, list(programs.statistics.shapes))
-    mean, variance = (
-        programs.statistics.join({layer: arrays[pair[i]] for layer, pair in keys.items()}) for i in range(2)
-    )
-    shipped = programs.parameters.join({name: arrays[name] for name in programs.parameters.shapes})
-    return replace(
-        programs,
-        shipped=shipped.astype(np.float32),
-        source=Statistics(mean.astype(np.float32), variance.astype(np.float32)),
     )
 
 
@@ -138,13 +117,14 @@ def _mixed(
     """Mean and variance that a layer normalises with, see `contract.Mixing`."""
     emit, shape = builder.emit, tuple(layer.source_mean.shape)
     before = [mean, builder.input(f"{BEFORE}.variance.{layer.name}", shape)]
-    gain, offset, factor, power = (builder.input(f"{kind}.{layer.name}", shape) for kind in MAPS)
+    gain, offset, factor, power, floor = (builder.input(f"{kind}.{layer.name}", shape) for kind in MAPS)
     mixed = [
         emit("Add", emit("Mul", old, rest), emit("Mul", new, share)) for old, new in zip(before, own, strict=True)
     ]
     apart = emit("Sub", own[0], before[0])
     variance = emit("Add", mixed[1], emit("Mul", emit("Mul", apart, apart), both))
-    return emit("Add", emit("Mul", gain, mixed[0]), offset), emit("Mul", factor, emit("Pow", variance, power))
+    raised = emit("Pow", emit("Add", variance, floor), power)
+    return emit("Add", emit("Mul", gain, mixed[0]), offset), emit("Mul", factor, raised)
 
 
 def _read_only(graph: Graph) -> Graph:

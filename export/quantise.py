@@ -21,17 +21,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from edgetta.adaptation.model import AdaptableModel
 from edgetta.errors import UsageError
-from edgetta.export.batch_norm import EMA_MOMENTUM
-from edgetta.segments.contract import SegmentGraphs
+from edgetta.export.adaptable import AdaptableModel
+from edgetta.export.batch_norm import EMA_MOMENTUM, Frozen
 from edgetta.segments.graph import Graph, GraphBuilder, Node
 from edgetta.segments.torch_engine import Program
 
 Range = float | list[float]
 Ranges = Mapping[str, Mapping[str, Range]]
-"""Largest magnitude that int8 stands for, of a value or of each of its channels: segment name (or "source") -> name of
-the value -> range."""
+"""Largest magnitude that int8 stands for, of a value or of each of its channels: name of a piece (or "source") -> name
+of the value -> range."""
 
 _SHARES = torch.linspace(0.3, 1.0, 36)  # of the largest magnitude, tried as the range
 _SAMPLE = 1 << 14  # magnitudes per range and batch that it is chosen on
@@ -45,8 +44,7 @@ def measure_ranges(model: AdaptableModel, batches: Iterable[Tensor]) -> dict[str
     The float network runs with the running statistics of its training, part after part without meta-networks.
     Raises `UsageError` where there are no images, or no convolution and no matrix product with weights.
     """
-    chain = model.segments()
-    forwards = {name: graphs.forward for name, graphs in chain.items()} | {"source": model.source}
+    forwards = {name: piece.graph for name, piece in model.pieces.items()} | {"source": model.source}
     watched = {name: _roundings(graph) for name, graph in forwards.items()}
     if not any(watched.values()):
         raise UsageError("int8 rounds convolutions and linear layers, and this network has none")
@@ -56,8 +54,8 @@ def measure_ranges(model: AdaptableModel, batches: Iterable[Tensor]) -> dict[str
     for images in batches:
         count += len(images)
         x = images
-        for name, graphs in chain.items():
-            x, *values = programs[name].run(_inputs(graphs, x))
+        for name, piece in model.pieces.items():
+            x, *values = programs[name].run(_inputs(piece, x))
             _collect(samples[name], watched[name], values)
         _, *values = programs["source"].run({"x": images})
         _collect(samples["source"], watched["source"], values)
@@ -169,9 +167,9 @@ def _program(graph: Graph, watched: list[_Rounding]) -> Program:
     return Program(Graph(graph.inputs, outputs, graph.nodes, graph.values, graph.constants).pruned())
 
 
-def _inputs(graphs: SegmentGraphs, x: Tensor) -> dict[str, Tensor]:
-    momentum = {EMA_MOMENTUM: torch.zeros(1)} if graphs.state else {}
-    return {"x": x, **graphs.initial_state, **graphs.initial_affine, **momentum}
+def _inputs(piece: Frozen, x: Tensor) -> dict[str, Tensor]:
+    momentum = {EMA_MOMENTUM: torch.zeros(1)} if piece.state else {}
+    return {"x": x, **piece.initial_state, **piece.initial_affine, **momentum}
 
 
 def _collect(samples: list[list[Tensor]], watched: list[_Rounding], values: list[Tensor]) -> None:

@@ -1,7 +1,7 @@
 """Which model, which weights, cut where, beside which meta-networks: everything that decides what a bundle holds.
 
 `edgetta prepare` writes a recipe down and `edgetta export` repeats it, so that meta-networks that were warmed up
-always meet the segments that they were warmed up with.
+always meet the frozen parts that they were warmed up with.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ import torch
 from torch import Tensor
 
 from edgetta.adaptation.meta_network import Initialisation
-from edgetta.adaptation.model import AdaptableModel, Gradient, build
-from edgetta.adaptation.network import AdaptiveNetwork, BatchNorm
 from edgetta.errors import UsageError
+from edgetta.export.adaptable import AdaptableModel
 from edgetta.export.batch_norm import Adapt
 from edgetta.export.cut import automatic_cuts
 from edgetta.export.derive import derive
 from edgetta.export.quantise import Ranges, measure_ranges
 from edgetta.export.trace import trace
 from edgetta.models import Model, load_model
-from edgetta.segments.torch_engine import TorchSegment
+from edgetta.offline.network import Network
 from edgetta.sources.resize import Interpolation, Policy
 
 DEFAULT_PARTS = 4
@@ -103,12 +102,9 @@ class Derived:
     adaptable: AdaptableModel
     origin: CutOrigin  # of the cuts
 
-    def network(self, gradient: Gradient = "auto", batch_norm: BatchNorm = "auto") -> AdaptiveNetwork:
-        """A new network on the torch engine, meta-networks initialised but without source statistics."""
-        policy: BatchNorm = "source" if self.adaptable.batch_norm == "source" else batch_norm
-        return build(
-            self.adaptable, lambda _, graphs, mode: TorchSegment(graphs, mode), gradient, policy, self.recipe.seed
-        )
+    def network(self) -> Network:
+        """The network with its meta-networks initialised, but without source statistics."""
+        return Network(self.adaptable.programs)
 
 
 def load(recipe: Recipe) -> Model:
@@ -160,7 +156,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def derive_recipe(recipe: Recipe, model: Model | None = None, calibration: Iterable[Tensor] | None = None) -> Derived:
-    """Carry a recipe out: load its model (unless it is handed over), choose the cuts, derive the segments.
+    """Carry a recipe out: load its model (unless it is handed over), choose the cuts, derive the programs.
 
     calibration  source images (N, C, H, W) in [0, 1] that int8 ranges are measured on, where the recipe has none; the
                  recipe that comes back has them
@@ -189,6 +185,7 @@ def derive_recipe(recipe: Recipe, model: Model | None = None, calibration: Itera
         recipe.adapt,
         recipe.initialisation,
         kernel,
+        seed=recipe.seed,
     )
     if recipe.precision == "fp32":
         return Derived(recipe, model, derived(), origin)

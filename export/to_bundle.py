@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from edgetta.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgetta.adaptation.adapter import AdaptConfig
+    from edgetta.adaptation.config import AdaptConfig
 
 
 def export(
@@ -36,8 +36,8 @@ def export(
     parts          module names after which it is cut (the stem's end first), or how many parts; None: as many as fit,
                    four at most
     classes        their names, in the order of the logits
-    source_images  images (N, C, H, W), or batches of them, for the source statistics of the meta-networks; synthetic
-                   ones serve when there are none
+    source_images  images (N, C, H, W), or batches of them, for what content explains of the network's statistics and
+                   for the meta-networks'; a few hundred. Without them synthetic ones serve, and content is not known
     config         settings of adaptation that ship
     batch_norm     frozen BatchNorms follow the stream ("adaptive") or are folded away as trained ("source")
     overwrite      replace a bundle that is there
@@ -46,13 +46,14 @@ def export(
     Raises `UsageError` for arguments that do not fit, `TraceError` or `DifferentiationError` naming what stands in
     the way, `StorageError` when the disk is full and the like.
     """
-    from edgetta.adaptation.adapter import AdaptConfig
-    from edgetta.export.bundle_writer import write_bundle
+    from edgetta.adaptation.config import AdaptConfig
+    from edgetta.export.bundle_writer import Shipment, write_bundle
+    from edgetta.export.content import measure_content
     from edgetta.export.recipe import Recipe, derive_recipe
     from edgetta.models.model import Model
     from edgetta.models.probe import answer
     from edgetta.models.wrappers import in_float32, unwrapped
-    from edgetta.offline.source_statistics import batches_of, set_source_statistics
+    from edgetta.offline.source_statistics import batches_of, with_source_statistics
 
     shape = _image_shape(example)
     network, _ = in_float32(unwrapped(model), own=False)
@@ -60,13 +61,16 @@ def export(
     known = Model(network, called, shape, int(answer(network, called, shape).shape[1]))
     cuts, count = (None, parts) if parts is None or isinstance(parts, int) else (tuple(parts), None)
     derived = derive_recipe(Recipe(called, parts=count, cuts=cuts, batch_norm=batch_norm), known)
-    adapting = derived.network()
-    batches = batches_of(source_images, 64) if isinstance(source_images, Tensor) else source_images
-    set_source_statistics(adapting, batches, shape)
+    batches = None
+    if source_images is not None:
+        batches = list(batches_of(source_images, 64) if isinstance(source_images, Tensor) else source_images)
+    programs = with_source_statistics(derived.network(), batches).programs
+    content = None
+    if batches is not None and sum(map(len, batches)) > 1:
+        content = measure_content(programs, batches)
     write_bundle(
         path,
-        derived.adaptable,
-        adapting,
+        Shipment(programs, derived.adaptable.cuts, derived.adaptable.batch_norm, content),
         name=called,
         config=config or AdaptConfig(),
         classes=classes,

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
-from edgetta.adaptation.channel_norm import EPSILON
-from edgetta.adaptation.meta_network import MetaNetwork, MetaSpec
-from edgetta.errors import UsageError
+from edgetta.adaptation.meta_network import EPSILON, MetaSpec
 from edgetta.export.batch_norm import Frozen
 from edgetta.segments.graph import Graph, GraphBuilder, Node
 
@@ -67,6 +66,25 @@ def compose(pieces: Mapping[str, Frozen], metas: Sequence[MetaSpec], seed: int =
     A parameter or a layer of a piece begins with the piece's name, one of meta-network k with "metas.(k-1).".
     """
     return _Composition(pieces, metas, seed).result()
+
+
+def initial_values(spec: MetaSpec, seed: int) -> dict[str, Tensor]:
+    """Parameters of a meta-network before anything is known of its inputs.
+
+    The published block has no scale. `identity` starts with the branch silent but its gradient alive.
+    """
+    size = (spec.out_channels, spec.in_channels, spec.kernel, spec.kernel)
+    bound = (spec.in_channels * spec.kernel**2) ** -0.5  # torch's default for convolutions
+    generator = torch.Generator().manual_seed(seed)
+    one, zero = torch.ones(spec.out_channels), torch.zeros(spec.out_channels)
+    return {
+        "conv": (torch.rand(size, generator=generator) * 2 - 1) * bound,
+        "norm_weight": one,
+        "norm_bias": zero,
+        "branch_weight": one,
+        "branch_bias": zero,
+        "scale": zero,
+    }
 
 
 @dataclass
@@ -130,20 +148,17 @@ class _Composition:
         return names[graph.outputs[0]]
 
     def _meta(self, k: int, x_in: str, frozen: str) -> str:
-        """x~_k = norm(x_k) + scale * ReLU(branch_norm(conv(x~_{k-1}))), see `MetaNetwork`."""
+        """x~_k = norm(x_k) + scale * ReLU(branch_norm(conv(x~_{k-1}))), see `adaptation.meta_network`."""
         spec, builder, start = self.specs[k], self.builder, len(self.builder.nodes)
-        meta = MetaNetwork(spec, self.seed + k)
+        initial = initial_values(spec, self.seed + k)
         channels = spec.out_channels
 
         def parameter(name: str, shape: tuple[int, ...]) -> str:
-            value = getattr(meta, name).detach().reshape(shape)
-            return self._parameter(self.meta_parameters, f"metas.{k}.{name}", value)
+            return self._parameter(self.meta_parameters, f"metas.{k}.{name}", initial[name].reshape(shape))
 
         def norm(name: str, x: str) -> str:
             weight, bias = parameter(f"{name}_weight", (channels,)), parameter(f"{name}_bias", (channels,))
-            layer = self._layer(
-                f"metas.{k}.{name}", x, getattr(meta, f"{name}_mean"), getattr(meta, f"{name}_variance")
-            )
+            layer = self._layer(f"metas.{k}.{name}", x, torch.zeros(channels), torch.ones(channels))
             return builder.emit("BatchNormalization", x, weight, bias, layer.mean, layer.variance, epsilon=EPSILON)
 
         def turned(x: str) -> str:  # tokens (N, T, C) <-> (N, C, T)
@@ -231,24 +246,3 @@ def _layer_name(state: str) -> str:
     if number.isdigit():  # a module that runs twice
         return f"{head.removesuffix('.running_mean')}{dot}{number}"
     return name.removesuffix(".running_mean")
-
-
-def statistics_keys(segment_states: Mapping[str, Sequence[str]], layers: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Layer -> the names of its mean and variance in the state of a network of segments.
-
-    segment_states   names of the running statistics of each segment, in order: mean, variance, mean, ...
-    Raises `UsageError` where they do not belong together.
-    """
-    found: dict[str, tuple[str, str]] = {}
-    for segment, state in segment_states.items():
-        mine = [layer for layer in layers if layer.startswith(f"{segment}.")]
-        if 2 * len(mine) != len(state):
-            raise UsageError(f"{segment} has {len(state)} running statistics for {len(mine)} layers")
-        for i, layer in enumerate(mine):
-            found[layer] = (f"{segment}.{state[2 * i]}", f"{segment}.{state[2 * i + 1]}")
-    for layer in layers:
-        if layer.startswith("metas."):
-            found[layer] = (f"{layer}_mean", f"{layer}_variance")
-    if missing := [layer for layer in layers if layer not in found]:
-        raise UsageError(f"no segment has the layer {missing[0]!r}")
-    return found

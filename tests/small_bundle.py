@@ -13,45 +13,46 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 
-from edgetta.adaptation.adapter import AdaptConfig
-from edgetta.adaptation.model import AdaptableModel
-from edgetta.adaptation.network import AdaptiveNetwork
+from edgetta.adaptation.config import AdaptConfig
+from edgetta.adaptation.content import ContentModel, fit_content
+from edgetta.adaptation.signals import image_signals
 from edgetta.bundle import read_bundle
 from edgetta.bundle.manifest import seal
+from edgetta.engines.contract import ProgramSet
 from edgetta.errors import BundleError
-from edgetta.export.bundle_writer import write_bundle
-from edgetta.offline.source_statistics import set_source_statistics
-from tests.adaptation.backbones import network_of, small_model
+from edgetta.export.bundle_writer import Shipment, write_bundle
+from tests.adaptation.backbones import SmallNet, small_programs
+from tests.adaptation.pictures import pictures
 
 ENGINES = ("torch", "onnxruntime")
 NAMES = ("zero", "one", "two", "three", "four")
 
 
-def small_network(model: AdaptableModel, policy: str = "auto") -> AdaptiveNetwork:
-    """A network away from its initialisation, as after warm-up."""
-    network = network_of(model, policy, dtype=torch.float32)  # type: ignore[arg-type]
-    set_source_statistics(network, None, model.input_shape)
-    generator = torch.Generator().manual_seed(3)
-    for parameter in network.metas.parameters():
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return network
+def small_content(programs: ProgramSet) -> ContentModel:
+    """A content model that explains little, of made-up source images around the statistics of training."""
+    rng = np.random.default_rng(11)
+    probabilities = rng.dirichlet(np.full(programs.classes, 0.3), 400)
+    mean, deviation = programs.source.mean, np.sqrt(programs.source.variance)
+    means = mean + 0.3 * deviation * rng.standard_normal((400, len(mean)))
+    variances = programs.source.variance * np.exp(0.2 * rng.standard_normal((400, len(mean))))
+    return fit_content(probabilities, means, variances, image_signals(pictures(400, 12)))
 
 
-def write_small(path: Path, model: AdaptableModel | None = None, **options: Any) -> Path:
+def write_small(path: Path, programs: ProgramSet | None = None, **options: Any) -> Path:
     """Write the small bundle at `path`."""
-    model = model or small_model()
+    programs = programs or small_programs()
     arguments: dict[str, Any] = {
         "name": "small",
-        "config": AdaptConfig(learning_rate=3e-3, when="every 2"),
+        "config": AdaptConfig(learning_rate=3e-3, when="every 2", hold_back=False),
         "classes": NAMES,
         "provenance": {"weights": "seeded"},
         **options,
     }
-    network = arguments.pop("network", None) or small_network(model)
-    write_bundle(path, model, network, **arguments)
+    content = arguments.pop("content") if "content" in arguments else small_content(programs)
+    write_bundle(path, Shipment(programs, SmallNet.cuts, "adaptive", content), **arguments)
     return path
 
 
@@ -100,7 +101,7 @@ def replace_file(bundle: Path, name: str, data: bytes) -> None:
 
 
 def edit_graphs(bundle: Path, name: str, edit: Callable[[dict[str, Any]], object]) -> None:
-    """Change the JSON of a segment's graphs as a forger would."""
+    """Change the JSON of a program as a forger would."""
     graphs = json.loads((bundle / name).read_bytes())
     edit(graphs)
     replace_file(bundle, name, json.dumps(graphs).encode())

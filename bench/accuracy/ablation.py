@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from edgetta.adaptation.adapter import AdaptConfig
+from edgetta.adaptation.config import AdaptConfig
 from edgetta.bench.accuracy.edgetta_method import Edgetta
 from edgetta.bench.accuracy.images import ImageCache
 from edgetta.bench.accuracy.methods import SourceModel
@@ -17,14 +17,17 @@ Rows = list[dict[str, Any]]
 CHANGES: dict[str, dict[str, Any]] = {
     "as shipped": {},
     "not adapted": {"when": "off"},
-    "statistics of each batch": {"statistics": "batch"},
-    "not adapted, statistics of each batch": {"when": "off", "statistics": "batch"},
+    "statistics of each batch": {"batch_norm": "batch"},
+    "not adapted, statistics of each batch": {"when": "off", "batch_norm": "batch"},
+    "all images learn": {"learn_images": 64},
+    "16 images learn": {"learn_images": 16},
+    "8 images learn": {"learn_images": 8},
+    "never held back": {"hold_back": False},
     "no change is noticed": {"change": float("inf")},
     "statistics of 128 images": {"statistics_images": 128},
     "no regulariser": {"regulariser": 0.0},
     "regulariser 2": {"regulariser": 2.0},
     "no entropy filter": {"entropy_margin": 1.0},
-    "two passes": {"passes": 2},
     "no filter, no regulariser": {"entropy_margin": 1.0, "regulariser": 0.0},
     "no anchor": {"anchor": 0.0},
     "anchor 0.1": {"anchor": 0.1},
@@ -60,7 +63,7 @@ def ablate(
     for position, (name, change, how) in enumerate(plans):
         if (name, model, batch, images) not in done:
             made = source(model, **how)
-            method = Edgetta(made.adaptable, made.state, AdaptConfig.from_json(change))
+            method = Edgetta(made.network, AdaptConfig.from_json(change))
             found = score(method, tuning_stream(images, batch), cache, clean=0).row()
             row = {
                 "variant": name,

@@ -6,17 +6,16 @@ Each has the same number of trials (`TRIALS`) on the tuning stream; the best one
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from edgetta.adaptation.adapter import AdaptConfig
-from edgetta.adaptation.model import AdaptableModel
-from edgetta.adaptation.step_memory import FULL, StepMemory
-from edgetta.bench.accuracy.edgetta_method import AffineOracle, Edgetta, MetaOracle, network_of
+from edgetta.adaptation.config import AdaptConfig
+from edgetta.adaptation.step_plan import KEEP, StepPlan
+from edgetta.bench.accuracy.edgetta_method import AffineOracle, Edgetta, MetaOracle
 from edgetta.bench.accuracy.images import CLEAN, ImageCache
 from edgetta.bench.accuracy.mirrored import MirroredTent
 from edgetta.bench.accuracy.published import EcottaPublished, warmed_up
@@ -41,9 +40,11 @@ from edgetta.bench.baselines import (
 )
 from edgetta.errors import UsageError
 from edgetta.export.batch_norm import Adapt
+from edgetta.export.content import measure_content
 from edgetta.export.derive import derive
 from edgetta.models import cuts, load_model
-from edgetta.offline.source_statistics import batches_of, set_source_statistics
+from edgetta.offline.network import Network
+from edgetta.offline.source_statistics import batches_of, with_source_statistics
 from edgetta.sources.datasets import data_folder
 
 TRIALS = 4
@@ -60,12 +61,12 @@ class SourceModel:
     weights: str
     module: nn.Module
     images: Tensor  # float (N, C, H, W), clean training images
-    adaptable: AdaptableModel
-    state: dict[str, Tensor]  # of edgetta's network as it ships
+    network: Network  # edgetta's, as it ships
+    cuts: tuple[str, ...]
     cache: ImageCache
 
     @cached_property
-    def published(self) -> tuple[AdaptableModel, dict[str, Tensor]]:
+    def published(self) -> Network:
         """EcoTTA's network as published, warmed up; the first call may train for minutes."""
         return warmed_up(self.architecture, self.weights, self.cache)
 
@@ -83,10 +84,9 @@ class SourceModel:
         loaded = load_model(architecture, weights=data_folder() / "weights" / f"{weights}.npz")
         adaptable = derive(loaded.module, loaded.input_shape, cuts(architecture, parts), kernel=3, adapt=adapt)
         images = as_tensor(cache.images("train", CLEAN, 1, SOURCE_IMAGES, SOURCE_SEED).images)
-        network = network_of(adaptable)
-        set_source_statistics(network, batches_of(images, 64), loaded.input_shape)
-        state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-        return SourceModel(architecture, weights, loaded.module, images, adaptable, state, cache)
+        network = with_source_statistics(Network(adaptable.programs), batches_of(images, 64))
+        network = replace(network, content=measure_content(network.programs, batches_of(images, 64)))
+        return SourceModel(architecture, weights, loaded.module, images, network, adaptable.cuts, cache)
 
 
 Make = Callable[[SourceModel, Settings, int], Method]
@@ -108,8 +108,8 @@ def _eata(source: SourceModel, settings: Settings, seed: int) -> Method:
     return Eata(source.module, source.images.split(64), EataConfig(**settings))
 
 
-def _edgetta(source: SourceModel, settings: Settings, seed: int, memory: StepMemory = FULL) -> Method:
-    return Edgetta(source.adaptable, source.state, AdaptConfig.from_json(dict(settings)), memory)
+def _edgetta(source: SourceModel, settings: Settings, seed: int, plan: StepPlan = KEEP) -> Method:
+    return Edgetta(source.network, AdaptConfig.from_json(dict(settings)), plan)
 
 
 METHODS: dict[str, Entry] = {
@@ -136,21 +136,23 @@ METHODS: dict[str, Entry] = {
         _rates(2.5e-4, 5e-4, 1e-3, 2e-3),
     ),
     "ecotta_published": Entry(
-        lambda source, settings, seed: EcottaPublished(*source.published, **settings),
+        lambda source, settings, seed: EcottaPublished(source.module, source.cuts, source.published, **settings),
         _rates(6e-4, 1.25e-3, 2.5e-3, 5e-3),
     ),
     "ecotta_warm_up_only": Entry(
-        lambda source, settings, seed: EcottaPublished(*source.published, learning_rate=0.0, when="off")
+        lambda source, settings, seed: EcottaPublished(
+            source.module, source.cuts, source.published, learning_rate=0.0, adapts=False
+        )
     ),
     "oracle_affine": Entry(
         lambda source, settings, seed: AffineOracle(source.module, **settings), _rates(5e-4, 1e-3, 2e-3, 4e-3)
     ),
     "oracle_meta": Entry(
-        lambda source, settings, seed: MetaOracle(source.adaptable, source.state, **settings),
+        lambda source, settings, seed: MetaOracle(source.network, **settings),
         _rates(5e-4, 1e-3, 2e-3, 4e-3),
     ),
     "oracle_constant": Entry(
-        lambda source, settings, seed: MetaOracle(source.constant.adaptable, source.constant.state, **settings)
+        lambda source, settings, seed: MetaOracle(source.constant.network, **settings)
     ),
     "edgetta_constant": Entry(lambda source, settings, seed: _edgetta(source.constant, settings, seed)),
     "warm_up_only": Entry(lambda source, settings, seed: _edgetta(source, {**settings, "when": "off"}, seed)),
@@ -159,18 +161,18 @@ METHODS: dict[str, Entry] = {
     "edgetta_budgeted": Entry(
         lambda source, settings, seed: _edgetta(source, {**settings, "when": "budgeted 20%"}, seed)
     ),
-    "edgetta_recompute_int8": Entry(
-        lambda source, settings, seed: _edgetta(source, settings, seed, StepMemory("recompute-int8", 8))
+    "edgetta_smallest": Entry(
+        lambda source, settings, seed: _edgetta(source, settings, seed, StepPlan(keep=False, learn=8, slice=1))
     ),
     "edgetta_batch_statistics": Entry(
-        lambda source, settings, seed: _edgetta(source, {**settings, "statistics": "batch"}, seed)
+        lambda source, settings, seed: _edgetta(source, {**settings, "batch_norm": "batch"}, seed)
     ),
     "edgetta": Entry(
         _edgetta,
         (
             *_rates(5e-3, 1e-2, anchor=0.02),
             *_rates(5e-3, entropy_margin=1.0, regulariser=0.0, anchor=0.02),
-            *_rates(5e-4, optimizer="adam", entropy_margin=1.0, regulariser=0.0, anchor=0.01),
+            *_rates(5e-3, anchor=0.02, learn_images=64),
         ),
     ),
 }
@@ -179,7 +181,7 @@ VARIANTS = {
     "oracle_constant": "oracle_meta",
     "edgetta_constant": "edgetta",
     "tent_mirrored": "tent",
-    "edgetta_recompute_int8": "edgetta",
+    "edgetta_smallest": "edgetta",
     "warm_up_only": "edgetta",
     "edgetta_mirrored": "edgetta",
     "edgetta_on_drift": "edgetta",

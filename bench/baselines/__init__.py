@@ -25,7 +25,7 @@ from edgetta.bench.baselines.batch_norm_statistics import BatchNormStatistics
 from edgetta.bench.baselines.cotta import Cotta, CottaConfig
 from edgetta.bench.baselines.delta import Delta, DeltaConfig
 from edgetta.bench.baselines.eata import Eata, EataConfig
-from edgetta.bench.baselines.ecotta_stock import EcottaStock
+from edgetta.bench.baselines.ecotta_stock import EcottaStock, StockMeta, stock_metas
 from edgetta.bench.baselines.method import Method, error_rate
 from edgetta.bench.baselines.note import Note, NoteConfig
 from edgetta.bench.baselines.rdumb import Rdumb
@@ -56,9 +56,11 @@ __all__ = [
     "Sar",
     "SarConfig",
     "Source",
+    "StockMeta",
     "Tent",
     "TentConfig",
     "UnmixTns",
     "UnmixTnsConfig",
     "error_rate",
+    "stock_metas",
 ]

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from edgetta.adaptation.objective import entropy
 from edgetta.bench.baselines.batch_norm_statistics import batch_norms, with_batch_statistics
+from edgetta.bench.baselines.entropy import entropy
 from edgetta.memory.meter import stock_saved_bytes
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from edgetta.adaptation.objective import entropy
 from edgetta.bench.baselines.affine import AffineMethod
+from edgetta.bench.baselines.entropy import entropy
 from edgetta.errors import UsageError
 from edgetta.memory.meter import stock_saved_bytes
 

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgetta.adaptation.objective import entropy
 from edgetta.bench.baselines.affine import AffineMethod
+from edgetta.bench.baselines.entropy import entropy
 from edgetta.errors import UsageError
 
 PROBABILITY_MOMENTUM = 0.9  # of the moving average of predictions, equation 4

@@ -2,27 +2,29 @@
 
 The backbone is the torch module itself, the meta-networks are ordinary modules, and autograd keeps what it keeps: the
 input of every frozen convolution and BatchNorm behind the first meta-network, and every ReLU's output, all as floats.
-Frozen BatchNorms use the batch's statistics as constants, as edgetta's policy `batch` does. A step here and a step of
-edgetta (without adapted biases) are the same step, which is what makes the bytes comparable.
+Every BatchNorm uses the batch's statistics; those of frozen ones are constants in the backward. Predictions are those
+of edgetta with the same parameters and the batch's statistics, which is what makes the bytes comparable; gradients
+differ in that edgetta takes the way through a meta-network's statistics from one bit per element.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from edgetta.adaptation.adapter import AdaptConfig
-from edgetta.adaptation.channel_norm import EPSILON
-from edgetta.adaptation.meta_network import MetaNetwork
-from edgetta.adaptation.objective import entropy
+from edgetta.adaptation.config import AdaptConfig
+from edgetta.adaptation.meta_network import EPSILON, MetaSpec
 from edgetta.adaptation.step_rate import DEFAULT_RATE
+from edgetta.bench.baselines.entropy import entropy
+from edgetta.engines.contract import Array, ProgramSet
 from edgetta.errors import UsageError
+from edgetta.export.whole_network import initial_values
 from edgetta.memory.meter import stock_saved_bytes
 
 
@@ -31,7 +33,7 @@ class EcottaStock:
 
     model   classifier; a copy is taken
     cuts    module names after which it is cut, the stem's end first
-    metas   one meta-network per part, copied, with weights and initialisation as they are; they use batch statistics
+    metas   one meta-network per part, copied, with weights as they are; they use batch statistics
     config  learning rate, momentum, regulariser and entropy margin count; schedule and window do not
     constant_statistics  False: the gradient of a frozen BatchNorm passes through the batch's statistics, too, as an
             attack on the images wants it; outputs are the same
@@ -42,7 +44,7 @@ class EcottaStock:
         self,
         model: nn.Module,
         cuts: Sequence[str],
-        metas: Sequence[MetaNetwork],
+        metas: Sequence[StockMeta],
         config: AdaptConfig | None = None,
         *,
         constant_statistics: bool = True,
@@ -51,7 +53,7 @@ class EcottaStock:
             raise UsageError(f"{len(cuts)} cuts make {len(cuts) - 1} parts, but there are {len(metas)} meta-networks")
         self.config = config or AdaptConfig()
         self.backbone = _with_batch_statistics(copy.deepcopy(model), constant_statistics).eval().requires_grad_(False)
-        self.metas = nn.ModuleList(_StockMeta(meta) for meta in metas)
+        self.metas = nn.ModuleList(copy.deepcopy(meta) for meta in metas)
         self._pass = _Pass(list(cuts))
         modules = dict(self.backbone.named_modules())
         for place, name in enumerate(cuts):
@@ -102,13 +104,14 @@ class EcottaStock:
         logits, distances = self.forward(images, regulariser)
         return torch.stack([self.objective(logits), *distances]).sum()
 
-    def follow(self, metas: Sequence[MetaNetwork]) -> None:
-        """Take over the weights of meta-networks that adapt elsewhere."""
-        for own, meta in zip(self.metas, metas, strict=True):
-            weights = dict(meta.named_parameters())
+    def follow(self, programs: ProgramSet, parameters: Array) -> None:
+        """Take over the weights of meta-networks that adapt elsewhere: parameters (P,) of programs."""
+        values = programs.parameters.split(parameters)
+        for k, own in enumerate(self.metas):
             with torch.no_grad():
                 for name, parameter in own.named_parameters():
-                    parameter.copy_(weights[name])
+                    if f"metas.{k}.{name}" in values:
+                        parameter.copy_(torch.from_numpy(values[f"metas.{k}.{name}"]))
 
     def reset(self) -> None:
         """Back to the meta-networks that were given, with a fresh optimizer."""
@@ -159,8 +162,11 @@ class _Pass:
         return self._distances
 
 
-class _StockMeta(nn.Module):
-    """A meta-network as anybody would write it: x~_k = norm(x_k) + scale * relu(branch_norm(conv(x~_{k-1})))."""
+class StockMeta(nn.Module):
+    """A meta-network as anybody would write it: x~_k = norm(x_k) + scale * relu(branch_norm(conv(x~_{k-1}))).
+
+    values  parameters by name; those of its initialisation when None. The published block has no scale.
+    """
 
     conv: Tensor
     norm_weight: Tensor
@@ -169,19 +175,49 @@ class _StockMeta(nn.Module):
     branch_bias: Tensor
     scale: Tensor
 
-    def __init__(self, meta: MetaNetwork) -> None:
+    def __init__(self, spec: MetaSpec, values: Mapping[str, Tensor] | None = None, seed: int = 0) -> None:
         super().__init__()
-        if meta.spec.tokens or not meta.spec.normalised:
+        if spec.tokens or not spec.normalised:
             raise UsageError("EcoTTA on stock autograd is for feature maps and BatchNorm networks")
-        self.stride, self.padding = meta.spec.stride, meta.spec.kernel // 2
-        adapted = {id(parameter) for parameter in meta.trainable()}
-        for name, parameter in meta.named_parameters():
-            self.register_parameter(name, nn.Parameter(parameter.detach().clone(), id(parameter) in adapted))
+        self.stride, self.padding = spec.stride, spec.kernel // 2
+        identity = spec.initialisation == "identity"
+        given = {**initial_values(spec, seed), **(values or {})}
+        if not identity:
+            given["scale"] = torch.ones_like(given["scale"])
+        for name, value in given.items():
+            self.register_parameter(name, nn.Parameter(value.detach().clone(), identity or name != "scale"))
 
     def forward(self, x_in: Tensor, x_frozen: Tensor) -> Tensor:
         branch = F.conv2d(x_in, self.conv, None, self.stride, self.padding)
         branch = F.relu(_normalise(branch, self.branch_weight, self.branch_bias))
         return _normalise(x_frozen, self.norm_weight, self.norm_bias) + self.scale.view(1, -1, 1, 1) * branch
+
+
+def stock_metas(programs: ProgramSet) -> list[StockMeta]:
+    """The meta-networks of programs, with the parameters that ship.
+
+    Raises:
+        UsageError: they are for tokens, or stand beside a network without BatchNorm.
+    """
+    values = {name: torch.tensor(array) for name, array in programs.parameters.split(programs.shipped).items()}
+    convolutions = {node.inputs[1]: node for node in programs.predict.nodes if node.op == "Conv"}
+    found: list[StockMeta] = []
+    while (name := f"metas.{len(found)}.conv") in values:
+        prefix = name.removesuffix("conv")
+        own = {n.removeprefix(prefix): value for n, value in values.items() if n.startswith(prefix)}
+        outputs, inputs, kernel, _ = own["conv"].shape
+        stride = convolutions[name].attributes["strides"][0] if name in convolutions else 1
+        spec = MetaSpec(
+            inputs,
+            outputs,
+            kernel,
+            stride,
+            name not in convolutions,
+            "identity" if "scale" in own else "published",
+            f"{prefix}norm" in programs.statistics.shapes,
+        )
+        found.append(StockMeta(spec, own))
+    return found
 
 
 class _FrozenNorm(nn.Module):

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgetta.adaptation.objective import entropy
 from edgetta.bench.baselines.affine import AffineMethod
+from edgetta.bench.baselines.entropy import entropy
 from edgetta.errors import UsageError
 from edgetta.memory.meter import stock_saved_bytes
 from edgetta.offline.augment import Augmentation, augment

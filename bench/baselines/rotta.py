@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from edgetta.adaptation.objective import entropy
 from edgetta.bench.baselines.batch_norm_statistics import batch_norms, moments
 from edgetta.bench.baselines.cotta import augmented
+from edgetta.bench.baselines.entropy import entropy
 from edgetta.errors import UsageError
 from edgetta.memory.meter import stock_saved_bytes
 

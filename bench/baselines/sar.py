@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from edgetta.adaptation.objective import entropy
 from edgetta.bench.baselines.affine import AffineMethod
+from edgetta.bench.baselines.entropy import entropy
 from edgetta.errors import UsageError
 
 AVERAGE = 0.9  # of the moving average of the loss

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from edgetta.adaptation.objective import entropy
 from edgetta.bench.baselines.affine import AffineMethod
+from edgetta.bench.baselines.entropy import entropy
 from edgetta.errors import UsageError
 
 

@@ -113,20 +113,20 @@ def small_bundle(path: Path) -> Path:
     """A bundle of a small network with seeded weights, as the exporter writes it."""
     import torch
 
-    from edgetta.adaptation.adapter import AdaptConfig
-    from edgetta.adaptation.model import build
-    from edgetta.export.bundle_writer import write_bundle
+    from edgetta.adaptation.config import AdaptConfig
+    from edgetta.export.bundle_writer import Shipment, write_bundle
+    from edgetta.export.content import measure_content
     from edgetta.export.derive import derive
     from edgetta.models.resnet8 import ResNet8
-    from edgetta.offline.source_statistics import set_source_statistics
-    from edgetta.segments.torch_engine import TorchSegment
+    from edgetta.offline.network import Network
+    from edgetta.offline.source_statistics import synthetic_images, with_source_statistics
 
     torch.manual_seed(0)
     module = ResNet8(num_classes=5, width=0.5)
     model = derive(module.eval(), (3, 16, 16), ("layer1", "layer2", "layer3"))
-    network = build(model, lambda _, graphs, mode: TorchSegment(graphs, mode))
-    set_source_statistics(network, None, model.input_shape)
-    write_bundle(path, model, network, name="small", config=AdaptConfig(), classes=[f"class {k}" for k in range(5)])
+    programs = with_source_statistics(Network(model.programs), None).programs
+    shipment = Shipment(programs, model.cuts, content=measure_content(programs, synthetic_images(model.input_shape)))
+    write_bundle(path, shipment, name="small", config=AdaptConfig(), classes=[f"class {k}" for k in range(5)])
     return path
 
 

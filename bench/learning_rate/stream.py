@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgetta.adaptation.adapter import AdaptConfig, Adapter
-from edgetta.adaptation.network import AdaptiveNetwork
+from edgetta.adaptation.config import AdaptConfig
 from edgetta.corruption import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt
 from edgetta.offline.learning_rate.adaptation_curvature import measure_adaptation
 from edgetta.offline.learning_rate.adaptation_law import AdaptationRates, Domains, adaptation_rates
-from edgetta.offline.source_statistics import batches_of, set_source_statistics
+from edgetta.offline.network import Network
+from edgetta.offline.source_statistics import batches_of, with_source_statistics
 from edgetta.rate_law import RateLaw
 from edgetta.sources.datasets import cifar10_jpeg, data_folder
 
@@ -101,7 +101,7 @@ class Stream:
         self.runs: list[dict[str, Any]] = list((earlier or {}).get("runs", []))
         self.laws: dict[str, Any] | None = (earlier or {}).get("law")
         self._done = {_key(run): run for run in self.runs}
-        self._network: AdaptiveNetwork | None = None
+        self._network: Network | None = None
         self._images: tuple[int, Domains] | None = None
 
     def make_law(self, say: Say) -> None:
@@ -110,7 +110,7 @@ class Stream:
             self.laws = source_rates(self.network, self.config, say).to_json()
 
     @property
-    def network(self) -> AdaptiveNetwork:
+    def network(self) -> Network:
         """The network as it ships; every run puts it back."""
         if self._network is None:
             self._network = shipped_network(self.config)
@@ -211,21 +211,19 @@ class Stream:
         """Percent wrong under each corruption, one after the other without a reset."""
         if self._images is None or self._images[0] != plan["seed"]:
             self._images = plan["seed"], stream_images(self.config, plan["seed"])
-        network, adaptation = self.network, self.config.adaptation
-        start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        adaptation = self.config.adaptation
         small = adaptation.small_batch if plan["window"] else 1
         when = "always" if plan["rate"] else "off"
-        adapter = Adapter(network, replace(adaptation, learning_rate=plan["rate"], small_batch=small, when=when))
+        config = replace(adaptation, learning_rate=plan["rate"], small_batch=small, when=when)
+        adapter = self.network.adapter(config)
         errors = []
-        try:
-            for images, labels in self._images[1].values():
-                wrong = 0
-                for k in range(0, len(labels), plan["batch_size"]):
-                    logits = adapter.step(images[k : k + plan["batch_size"]]).logits
-                    wrong += int((logits.argmax(1) != labels[k : k + plan["batch_size"]]).sum())
-                errors.append(100 * wrong / len(labels))
-        finally:
-            network.load_state_dict(start)
+        for images, labels in self._images[1].values():
+            frames, truth = images.numpy(), labels.numpy()
+            wrong = 0
+            for k in range(0, len(labels), plan["batch_size"]):
+                logits = adapter.step(frames[k : k + plan["batch_size"]]).logits
+                wrong += int((logits.argmax(1) != truth[k : k + plan["batch_size"]]).sum())
+            errors.append(100 * wrong / len(labels))
         return errors
 
     def _error(self, batch: int, plan: tuple[int, float], seed: int) -> float | None:
@@ -234,19 +232,19 @@ class Stream:
         return None if run is None else fmean(run["errors"])
 
 
-def shipped_network(config: StreamConfig) -> AdaptiveNetwork:
+def shipped_network(config: StreamConfig) -> Network:
     """Identity meta-networks with source statistics: the start that needs no warm-up."""
+    from edgetta.export.content import measure_content
     from edgetta.export.recipe import Recipe, derive_recipe
 
     derived = derive_recipe(Recipe(config.model, weights=str(data_folder() / config.weights), adapt="meta"))
-    network = derived.network()
     rows = _drawn(TRAINING_IMAGES, config.statistics_images, config.source_seed + 1)
     clean = _tensor(cifar10_jpeg("train", rows).images)
-    set_source_statistics(network, batches_of(clean, 64), derived.adaptable.input_shape)
-    return network
+    network = with_source_statistics(derived.network(), batches_of(clean, 64))
+    return replace(network, content=measure_content(network.programs, batches_of(clean, 64)))
 
 
-def source_rates(network: AdaptiveNetwork, config: StreamConfig, say: Say) -> AdaptationRates:
+def source_rates(network: Network, config: StreamConfig, say: Say) -> AdaptationRates:
     """The law, from training images under the four corruptions that the stream does not have."""
     domains = corrupted("train", TRAINING_IMAGES, config.source_images, config.source_seed, EXTRA_CORRUPTIONS, config)
     curvature = measure_adaptation(

@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from edgetta.adaptation.step_memory import STORAGES
+from edgetta.adaptation.step_plan import KEEP, StepPlan
 from edgetta.errors import UsageError
 
 METHODS = ("inference", "bn", "tent", "eata", "cotta", "ecotta-stock", "edgetta")
 ENGINES = ("onnxruntime", "torch")
 OWN = "edgetta"
+LEARN = 32
+"""Images that an update learns from by default."""
 STOCK = METHODS[1:-1]
 """Methods that are written for torch, and run there alone."""
 
-SLICES = 8
-"""A step in slices has so many of them."""
+WAYS = (
+    KEEP,
+    StepPlan(slice=8),
+    StepPlan(slice=4, predict=8),
+    StepPlan(False, slice=4, predict=8),
+    StepPlan(False, slice=1, predict=2),
+)
+"""What there is to choose from, from that of no budget to the smallest."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row: what runs, and how. Names and values as in `edgetta.load`, "-" where they say nothing."""
+    """One row: what runs, and how. Names and values as in `StepPlan`, and 0 where they say nothing."""
 
     method: str
     model: str
     batch: int
     engine: str
-    gradient: str = "-"
-    bn: str = "-"
-    storage: str = "-"
+    keep: bool = True
+    learn: int = 0
     slice: int = 0
+    predict: int = 0
 
     @staticmethod
     def of(row: Mapping[str, Any]) -> Case:
@@ -43,37 +51,31 @@ class Case:
     @property
     def inference(self) -> Case:
         """What it is compared with: plain inference of the same images on the same engine."""
-        return Case("inference", self.model, self.batch, self.engine, bn="source")
+        return Case("inference", self.model, self.batch, self.engine)
+
+    @property
+    def plan(self) -> StepPlan:
+        return StepPlan(self.keep, self.learn, self.slice, self.predict)
 
 
-def cases(
-    models: Mapping[str, int], methods: Sequence[str], engines: Sequence[str], storages: Sequence[str] = STORAGES
-) -> list[Case]:
+def cases(models: Mapping[str, int], methods: Sequence[str], engines: Sequence[str]) -> list[Case]:
     """All rows for these models (name -> batch), inference first: the others stand beside it."""
     found: dict[Case, None] = {}
     for model, batch in models.items():
         for engine in engines:
-            found[Case("inference", model, batch, engine, bn="source")] = None
+            found[Case("inference", model, batch, engine)] = None
         for method in methods:
             if method in STOCK:
-                found[Case(method, model, batch, "torch").inference] = None
-                gradient = "-" if method == "bn" else "autograd"
-                found[Case(method, model, batch, "torch", gradient, "batch")] = None
+                found[Case("inference", model, batch, "torch")] = None
+                found[Case(method, model, batch, "torch")] = None
             elif method == OWN:
-                ways = (way for engine in engines for way in _own(model, batch, engine))
-                found |= dict.fromkeys(way for way in ways if way.storage in storages)
+                found |= dict.fromkeys(
+                    Case(OWN, model, batch, engine, plan.keep, plan.learn, plan.slice, plan.predict)
+                    for engine in engines
+                    for plan in WAYS
+                    if plan.slice < min(batch, LEARN)
+                )
     return list(found)
-
-
-def _own(model: str, batch: int, engine: str) -> Iterator[Case]:
-    """edgetta, the storages whole and in slices, then other gradients, then another policy."""
-    size = max(1, batch // SLICES)
-    for storage in STORAGES:
-        for images in dict.fromkeys((0, size % batch)):
-            yield Case(OWN, model, batch, engine, "exact", "batch", storage, images)
-    for storage in ("recompute", "recompute-int8"):
-        yield Case(OWN, model, batch, engine, "recompute", "batch", storage, size % batch)
-    yield Case(OWN, model, batch, engine, "local", "batch", "recompute-int8", size % batch)
 
 
 def chosen(text: str, known: Sequence[str], option: str) -> list[str]:

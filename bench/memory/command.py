@@ -8,8 +8,7 @@ from typing import Any
 
 import click
 
-from edgetta.adaptation.step_memory import STORAGES
-from edgetta.bench.memory.cases import ENGINES, METHODS, Case, cases, chosen
+from edgetta.bench.memory.cases import ENGINES, METHODS, OWN, Case, cases, chosen
 from edgetta.bench.work_folder import work_folder
 
 BATCHES = {"resnet50_imagenet": 8, "mobilenet_v2_1.0_224": 16}
@@ -27,7 +26,6 @@ Examples:
 @click.option("--batch", metavar="N", type=click.IntRange(2), help="Images per step; default 64, and 8 at 224x224.")
 @click.option("--methods", default=",".join(METHODS), show_default=True, help="What is compared; comma-separated.")
 @click.option("--engine", "engines", default=",".join(ENGINES), show_default=True, help="Of inference and edgetta.")
-@click.option("--storage", "storages", default=",".join(STORAGES), show_default=True, help="Of edgetta.")
 @click.option("--threads", default=0, type=click.IntRange(0), help="Threads per engine; 0: as many as torch takes.")
 @click.option(
     "--work",
@@ -47,16 +45,16 @@ def command(
     batch: int | None,
     methods: str,
     engines: str,
-    storages: str,
     threads: int,
     work: Path | None,
     path: Path | None,
 ) -> None:
     """Peak memory, kept bytes and time of a step, method by method, a fresh process for every row.
 
-    Peaks are those of the process above its level with the model loaded and warmed up, as the kernel counts them;
-    the C library gives freed memory back at once, for every method. Weights are random: memory does not depend on
-    them. Baselines run on stock torch; edgetta in every storage, whole and in slices. Needs Linux.
+    Peaks are those of the process above its level with the model loaded and warmed up, as the kernel counts them; the
+    C library gives freed memory back at once, for every method. Beside them stands the most that a whole process has
+    resident, from the bare interpreter to 50 steps. Weights are random: memory does not depend on them. Baselines run
+    on stock torch; edgetta in the ways that a plan chooses from. Needs Linux.
     """
     names = [name.strip() for name in models.split(",")]
     sizes = {name: batch or BATCHES.get(name, 64) for name in names}
@@ -64,7 +62,6 @@ def command(
         sizes,
         chosen(methods, METHODS, "--methods"),
         chosen(engines, ENGINES, "--engine"),
-        chosen(storages, STORAGES, "--storage"),
     )
     rows = run(wanted, threads, work, path)
     shown = [row for row in rows if Case.of(row) in wanted]
@@ -89,7 +86,7 @@ def run(wanted: Sequence[Case], threads: int = 0, work: Path | None = None, path
     rows: dict[Case, dict[str, Any]] = {Case.of(row): row for row in earlier}
     with progress_bar("measuring", total=len(wanted), unit="rows") as update, work_folder(work, "memory") as folder:
         for number, case in enumerate(wanted):
-            update(number, note=f"{case.model}, {case.method} {case.storage.strip('-')}")
+            update(number, note=f"{case.model}, {case.method}")
             if case in rows:
                 continue
             bundle = exported(case.model, folder).path
@@ -105,11 +102,11 @@ def _in_order(rows: Mapping[Case, dict[str, Any]], wanted: Sequence[Case]) -> li
 
 
 def _print(rows: Sequence[Mapping[str, Any]]) -> None:
-    from edgetta.bench.memory.summary import goals, ratio_text, tent_of
+    from edgetta.bench.memory.summary import goals, ratio_text, tent_of, way
     from edgetta.cli.tables import print_line, print_table
 
     columns = (
-        *("model", "batch", "method", "engine", "gradient", "storage", "slice", "kept", "alive", "peak"),
+        *("model", "batch", "method", "engine", "way", "kept", "alive", "peak", "process"),
         *("inference", "TENT", "analytic", "seconds", "inference "),
     )
     cells = []
@@ -117,9 +114,9 @@ def _print(rows: Sequence[Mapping[str, Any]]) -> None:
         tent = tent_of(rows, row)
         cells.append(
             (
-                *(row[name] for name in ("model", "batch", "method", "engine", "gradient", "storage")),
-                row["slice"] or "-",
-                *(_megabytes(row[name]) for name in ("kept_bytes", "alive_bytes", "peak_bytes")),
+                *(row[name] for name in ("model", "batch", "method", "engine")),
+                way(row) if row["method"] == OWN else "-",
+                *(_megabytes(row[name]) for name in ("kept_bytes", "alive_bytes", "peak_bytes", "process_bytes")),
                 ratio_text(row["peak_bytes"], row["inference_peak_bytes"]),
                 ratio_text(row["peak_bytes"], None if tent is None else tent["peak_bytes"]),
                 "-" if row["analytic_bytes"] is None else _megabytes(row["analytic_bytes"]),
@@ -127,7 +124,7 @@ def _print(rows: Sequence[Mapping[str, Any]]) -> None:
                 ratio_text(row["step_seconds"], row["inference_seconds"]),
             )
         )
-    print_table(columns, cells, left=("model", "method", "engine", "gradient", "storage"))
+    print_table(columns, cells, left=("model", "method", "engine", "way"))
     for goal in goals(rows):
         print_line(goal.told(), style="" if goal.held else "yellow")
 

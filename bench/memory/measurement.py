@@ -7,18 +7,24 @@ process grows while the graph of one forward is held.
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from edgetta.adaptation.step_plan import KEEP
 from edgetta.bench.memory.cases import OWN, Case
 from edgetta.memory.fresh_process import in_fresh_process
-from edgetta.memory.step_peak import StepCase, measure_calls, measure_inference
+from edgetta.memory.keep import new_images
+from edgetta.memory.meter import alive_bytes
+from edgetta.memory.peak import high_water
+from edgetta.memory.step_peak import STEPS, StepCase, measure_calls, measure_inference, process_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from edgetta.bundle import Bundle
+    from edgetta.adaptation.meta_network import MetaSpec
 
 AUGMENTED = "cotta"
 """Predicts with 32 augmentations, one after the other: one of them is run, and timed for the rest."""
@@ -38,8 +44,9 @@ def measure(case: Case, bundle: str, inference: dict[str, Any] | None, threads: 
         "kept_bytes": found["kept_bytes"],
         "alive_bytes": found["alive_bytes"],
         "peak_bytes": found["peak_bytes"],
+        "process_bytes": _process(case, bundle, threads),
         "inference_peak_bytes": own["peak_bytes"],
-        "analytic_bytes": found["analytic_bytes"],
+        "analytic_bytes": _analytic(case),
         "step_seconds": found["seconds"],
         "inference_seconds": own["step_seconds"],
     }
@@ -47,65 +54,92 @@ def measure(case: Case, bundle: str, inference: dict[str, Any] | None, threads: 
 
 def _measured(case: Case, bundle: str, threads: int) -> dict[str, Any]:
     if case.method == "inference" and case.engine != "torch":
-        found = measure_inference(StepCase(bundle, case.batch, case.engine, threads=threads))
-        return {**vars(found), "analytic_bytes": None}
-    target = f"{__name__}:own_here" if case.method == OWN else f"{__name__}:stock_here"
-    result: dict[str, Any] = in_fresh_process(target, bundle=bundle, threads=threads, case=case.to_json())
-    return result
+        return dict(vars(measure_inference(_step_case(case, bundle, threads))))
+    if case.method == OWN:
+        own = _step_case(case, bundle, threads)
+        return dict(in_fresh_process("edgetta.memory.step_peak:step_here", **asdict(own)))
+    return dict(in_fresh_process(f"{__name__}:stock_here", **_stock(case, threads)))
 
 
-def own_here(bundle: str, threads: int, case: dict[str, Any]) -> dict[str, Any]:
-    """A step of edgetta, in this process."""
-    from edgetta.memory.step_peak import step_here
-
-    row = Case(**case)
-    found = step_here(
-        bundle=bundle,
-        batch=row.batch,
-        engine=row.engine,
-        gradient=row.gradient,
-        batch_norm=row.bn,
-        storage=row.storage,
-        slice=row.slice,
-        threads=threads,
-    )
-    return {**found, "analytic_bytes": _analytic(bundle, row)}
+def _process(case: Case, bundle: str, threads: int) -> int:
+    """The most that a whole process has resident: without a budget freed memory is kept, else given back."""
+    own = _step_case(case, bundle, threads)
+    if case.method == OWN:
+        return process_bytes(own, give_back=case.plan != KEEP)
+    if case.method == "inference" and case.engine != "torch":
+        return int(in_fresh_process(f"{__name__}:inference_process_here", give_back=False, **asdict(own)))
+    return int(in_fresh_process(f"{__name__}:stock_process_here", give_back=False, **_stock(case, threads)))
 
 
-def stock_here(bundle: str, threads: int, case: dict[str, Any]) -> dict[str, Any]:
+def _step_case(case: Case, bundle: str, threads: int) -> StepCase:
+    return StepCase(bundle, case.batch, case.engine, case.keep, case.learn, case.slice, case.predict, threads)
+
+
+def _stock(case: Case, threads: int) -> dict[str, Any]:
+    """The arguments of a stock method's process; only EcoTTA needs cuts and meta-networks."""
+    cuts, metas = _cut(case.model) if case.method == "ecotta-stock" else ((), ())
+    return {
+        "case": case.to_json(),
+        "threads": threads,
+        "cuts": list(cuts),
+        "metas": [asdict(spec) for spec in metas],
+    }
+
+
+def inference_process_here(**arguments: Any) -> int:
+    """The most that this process has resident after predictions on an engine."""
+    from edgetta.bundle import open_engine, read_bundle
+
+    case = StepCase(**arguments)
+    engine = open_engine(read_bundle(case.bundle), case.engine, case.threads)
+    programs = engine.programs
+    images = new_images(case.batch, programs.input_shape)
+    for _ in range(STEPS):
+        engine.predict(images, programs.shipped, programs.source)
+    return high_water()
+
+
+def stock_process_here(**arguments: Any) -> int:
+    """The most that this process has resident after steps of a method on stock torch."""
+    method, images = _ready(**arguments)
+    for _ in range(STEPS):
+        method(images)
+    return high_water()
+
+
+def stock_here(**arguments: Any) -> dict[str, Any]:
     """A step of a method on stock torch, in this process."""
-    import torch
-
     from edgetta.bench.baselines import CottaConfig
-    from edgetta.bundle import read_bundle
 
-    if threads:
-        torch.set_num_threads(threads)
-    row, opened = Case(**case), read_bundle(bundle)
-    shape = (row.batch, *opened.model.input_shape)
-    images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-    method = _method(row.method, opened, images)
+    method, images = _ready(**arguments)
     found = measure_calls(lambda: method(images))
-    if row.method == AUGMENTED:
+    if arguments["case"]["method"] == AUGMENTED:
         found["seconds"] += (CottaConfig().augmentations - 1) * _augmented_seconds(method, images)
     if hasattr(method, "saved_bytes"):
         found["kept_bytes"] = method.saved_bytes(images)
-        found["alive_bytes"] = _alive(lambda: method.forward(images))
-    return {**found, "analytic_bytes": _analytic(bundle, row)}
+        found["alive_bytes"] = alive_bytes(lambda: method.forward(images))
+    return found
 
 
-def backbone(name: str) -> nn.Module:
-    """The torch module whose bundle `edgetta.bench.plan.exported` writes."""
+def _ready(
+    case: dict[str, Any], threads: int = 0, cuts: Sequence[str] = (), metas: Sequence[dict[str, Any]] = ()
+) -> tuple[Any, Tensor]:
+    """A stock method and the images of its step."""
+    import torch
+
     from edgetta.export.recipe import Recipe, load
 
-    return load(Recipe(name, seed=0)).module
+    if threads:
+        torch.set_num_threads(threads)
+    row = Case(**case)
+    model = load(Recipe(row.model, seed=0))
+    images = torch.rand((row.batch, *model.input_shape), generator=torch.Generator().manual_seed(0))
+    return _method(row.method, model.module, images, cuts, metas), images
 
 
-def _method(name: str, bundle: Bundle, images: Tensor) -> Any:
+def _method(name: str, module: nn.Module, images: Tensor, cuts: Sequence[str], metas: Sequence[dict[str, Any]]) -> Any:
     from edgetta.bench import baselines
-    from edgetta.bundle import build_network
 
-    module = backbone(bundle.name)
     if name == "inference":
         return baselines.Source(module)
     if name == "bn":
@@ -117,10 +151,21 @@ def _method(name: str, bundle: Bundle, images: Tensor) -> Any:
         return baselines.Eata(module, [images], config)
     if name == "cotta":
         return baselines.Cotta(module, baselines.CottaConfig(augmentations=1))
-    from edgetta.adaptation.adapter import AdaptConfig
+    from edgetta.adaptation.meta_network import MetaNetwork, MetaSpec
 
-    metas = build_network(bundle, "torch").metas
-    return baselines.EcottaStock(module, bundle.model.cuts, list(metas), AdaptConfig(entropy_margin=1.0))  # type: ignore[arg-type]
+    made = [MetaNetwork(MetaSpec(**spec)) for spec in metas]
+    from edgetta.adaptation.config import AdaptConfig
+
+    return baselines.EcottaStock(module, cuts, made, AdaptConfig(entropy_margin=1.0))
+
+
+@functools.cache
+def _cut(model: str) -> tuple[tuple[str, ...], tuple[MetaSpec, ...]]:
+    """Cuts and meta-networks of a model, as exported."""
+    from edgetta.export.recipe import Recipe, derive_recipe
+
+    adaptable = derive_recipe(Recipe(model, adapt="affine", seed=0)).adaptable
+    return adaptable.cuts, adaptable.metas
 
 
 def _augmented_seconds(method: Any, images: Tensor) -> float:
@@ -136,28 +181,15 @@ def _augmented_seconds(method: Any, images: Tensor) -> float:
     return time.perf_counter() - begun
 
 
-def _alive(forward: Callable[[], object]) -> int:
-    """By how much the process grows while what `forward` returns is held."""
-    from edgetta.memory.peak import give_back, resident
-
-    give_back()
-    before = resident()
-    held = forward()
-    give_back()
-    grown = resident() - before
-    del held
-    return max(0, grown)
-
-
-def _analytic(bundle: str, row: Case) -> int | None:
+def _analytic(row: Case) -> int | None:
     """The count of the literature; None for methods that it does not have."""
-    from edgetta.bundle import read_bundle
+    from edgetta.export.recipe import Recipe, load
     from edgetta.memory.analytic import analytic_bytes
 
     names = {"tent": "tent", "eata": "eata", "cotta": "cotta", "ecotta-stock": "ecotta", OWN: "ecotta"}
     if row.method not in names:
         return None
-    model = read_bundle(bundle).model
-    cuts, metas = (model.cuts, model.metas) if names[row.method] == "ecotta" else ((), ())
     kind: Any = names[row.method]
-    return analytic_bytes(kind, backbone(row.model), model.input_shape, row.batch, cuts, metas)
+    cuts, metas = _cut(row.model) if kind == "ecotta" else ((), ())
+    model = load(Recipe(row.model, seed=0))
+    return analytic_bytes(kind, model.module, model.input_shape, row.batch, cuts, metas)

@@ -1,13 +1,20 @@
-"""The section on memory in bench/README.md, from the result file."""
+"""The table and the plot for README, from the result file: `edgetta bench memory --json FILE --readme README.md`."""
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgetta.bench.memory.cases import OWN
-from edgetta.bench.memory.summary import ENGINE, Row, goals, is_exact, ratio_text, smallest_of, tent_of, way
+from edgetta.bench.memory.summary import ENGINE, Row, goals, ratio_text, tent_of, way
+from edgetta.errors import UsageError
+from edgetta.storage import atomic_write_text
+
+BEGIN = "<!-- memory table: begin; written by `edgetta bench memory --readme` -->"
+END = "<!-- memory table: end -->"
 
 TITLES = {
     "inference": "plain inference",
@@ -20,6 +27,17 @@ TITLES = {
 }
 
 
+def write_section(readme: Path, results: Path, plot: Path) -> None:
+    """Replace what stands between the markers in `readme`. Raises `UsageError` where they are not there."""
+    text = readme.read_text()
+    before, found, rest = text.partition(BEGIN)
+    _, closed, after = rest.partition(END)
+    if not found or not closed:
+        raise UsageError(f"{readme} has no lines {BEGIN!r} and {END!r}; put them where the table belongs")
+    content = section(json.loads(results.read_text()), *(_link(path, readme) for path in (results, plot)))
+    atomic_write_text(readme, f"{before}{BEGIN}\n{content}\n{END}{after}")
+
+
 def section(data: Mapping[str, Any], results: str, plot: str) -> str:
     """Markdown: how it was measured, one table per model, the plot, and whether the goals hold."""
     rows: list[Row] = data["rows"]
@@ -27,7 +45,8 @@ def section(data: Mapping[str, Any], results: str, plot: str) -> str:
     runtime = f", ONNX Runtime {versions['onnxruntime']}" if "onnxruntime" in versions else ""
     threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
     lines = [
-        "Peak of the process above the loaded, warmed-up model, a fresh process for every row",
+        "Peak of the process above the loaded, warmed-up model, and the most that a whole process has resident over",
+        "50 steps, a fresh process for every row",
         f"({machine['processor']}, {threads}, torch {versions['torch']}{runtime}, {data['date']}; `edgetta bench",
         f"memory`, [{results}]({results})).",
     ]
@@ -42,8 +61,8 @@ def _table(rows: Sequence[Row]) -> Iterator[str]:
     """The baselines, and what there is to choose from on ONNX Runtime."""
     yield f"`{rows[0]['model']}`, batch {rows[0]['batch']}:"
     yield ""
-    yield "| method | engine | kept | peak | of inference | of TENT | analytic |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| method | engine | kept | peak | of inference | of TENT | whole process | analytic |"
+    yield "|---|---|---|---|---|---|---|---|"
     for row in _shown(rows):
         tent = tent_of(rows, row)
         cells = (
@@ -53,21 +72,15 @@ def _table(rows: Sequence[Row]) -> Iterator[str]:
             _megabytes(row["peak_bytes"]),
             ratio_text(row["peak_bytes"], row["inference_peak_bytes"]),
             ratio_text(row["peak_bytes"], None if tent is None else tent["peak_bytes"]),
+            _megabytes(row["process_bytes"]),
             "" if row["analytic_bytes"] is None else _megabytes(row["analytic_bytes"]),
         )
         yield f"| {' | '.join(cells)} |"
 
 
 def _shown(rows: Sequence[Row]) -> list[Row]:
-    """Every row but those of edgetta, of which the better of slices and none stands for a storage on ONNX Runtime."""
-    best: dict[Any, Row] = {}
-    for row in rows:
-        if row["method"] != OWN:
-            best[row["method"], row["engine"]] = row
-        elif row["engine"] == ENGINE:
-            key = (OWN, row["gradient"], row["storage"])
-            best[key] = smallest_of([row, best.get(key, row)])
-    return list(best.values())
+    """Every row but those of edgetta on other engines than the one for which the goals are set."""
+    return [row for row in rows if row["method"] != OWN or row["engine"] == ENGINE]
 
 
 def _title(row: Row) -> str:
@@ -79,9 +92,8 @@ def _title(row: Row) -> str:
 def write_plot(path: Path, rows: Sequence[Row]) -> Path:
     """Bars of the peaks, one panel per model, as SVG; the same rows give the same bytes."""
     import matplotlib
+    from edgetta.bench.report import PALETTE
     from matplotlib.figure import Figure
-
-    from edgetta.report import PALETTE
 
     models = list(dict.fromkeys(row["model"] for row in rows))
     shown = {model: _shown([row for row in rows if row["model"] == model]) for model in models}
@@ -90,9 +102,7 @@ def write_plot(path: Path, rows: Sequence[Row]) -> Path:
     axes = figure.subplots(len(models), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axis, (model, found) in zip(axes, shown.items(), strict=True):
         peaks = [row["peak_bytes"] / 1e6 for row in found]
-        colours = [
-            PALETTE[4] if is_exact(row) else PALETTE[1] if row["method"] == OWN else PALETTE[0] for row in found
-        ]
+        colours = [PALETTE[4] if row["method"] == OWN else PALETTE[0] for row in found]
         bars = axis.barh(range(len(found)), peaks, color=colours)
         axis.barh(range(len(found)), [r["kept_bytes"] / 1e6 for r in found], height=0.25, color="black", alpha=0.55)
         axis.bar_label(bars, [f"{peak:.0f}" for peak in peaks], padding=3, fontsize=8)
@@ -114,3 +124,7 @@ def _plain(row: Row) -> str:
 
 def _megabytes(count: int) -> str:
     return f"{count / 1e6:.0f} MB"
+
+
+def _link(path: Path, readme: Path) -> str:
+    return Path(os.path.relpath(path, readme.parent)).as_posix()

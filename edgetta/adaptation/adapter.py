@@ -1,127 +1,54 @@
-"""The adapter: predict, then update. One `step` per batch of the stream."""
+"""The adapter: normalise, predict, then learn if an update is due. One `step` per batch of the stream."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from edgetta.adaptation.blend import States, before_images, stream_alone
-from edgetta.adaptation.network import AdaptiveNetwork, Tape
-from edgetta.adaptation.objective import Objective, entropy, filtered_entropy
-from edgetta.adaptation.schedule import ON_DRIFT, schedule
-from edgetta.adaptation.step_rate import DEFAULT_RATE, StepRate
-from edgetta.adaptation.stream_statistics import RUNS_SHARE, Domain, StreamStatistics
-from edgetta.errors import UsageError
+from edgetta.adaptation.comparison import Comparison
+from edgetta.adaptation.config import AdaptConfig
+from edgetta.adaptation.content import ContentModel
+from edgetta.adaptation.learner import Learner, Learnt
+from edgetta.adaptation.normaliser import FRESH, Gathered, Normaliser, StreamState, fixed
+from edgetta.adaptation.objective import entropy, mirrored
+from edgetta.adaptation.schedule import schedule
+from edgetta.adaptation.state import AdaptationState
+from edgetta.adaptation.step_plan import KEEP, StepPlan
+from edgetta.engines.contract import Engine, Mixing, Moments, Statistics
 from edgetta.rate_law import RateLaw
 
-_OPTIMIZER_STATE = {
-    "sgd": {"momentum": "momentum_buffer"},
-    "adam": {"mean": "exp_avg", "square": "exp_avg_sq", "step": "step"},
-}
-"""What an optimizer remembers of a parameter: our name and torch's."""
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
-Reason = Literal["adapted", "off", "waiting", "non-finite", "no memory"]
+    Array = NDArray[np.floating[Any]]
 
+Reason = Literal["adapted", "off", "waiting", "nothing new", "held back", "non-finite", "no memory"]
 
-@dataclass(frozen=True)
-class AdaptConfig:
-    """How the stream is adapted to. The same names stand in TOML files and on the command line."""
-
-    optimizer: Literal["sgd", "adam"] = "sgd"  # the rate law is one of SGD
-    learning_rate: float | None = None  # None: by the rate law for the images of an update, else 5e-3
-    momentum: float = 0.9  # of SGD, and Adam's first beta; the second is 0.999
-    regulariser: float = 0.5  # lambda: weight of the self-distilled regularisation
-    anchor: float = 0.02  # after each update, weights go back by this share of the way to those that were shipped
-    entropy_margin: float = 0.4  # samples with entropy above this share of ln(classes) do not count
-    passes: int = 1  # 2: the published order, a regulariser step and then an entropy step on a second forward
-    when: str = (
-        "always"  # "always", "off", "every N" (batches), "on-drift": until a change is settled, "budgeted P%" of time
-    )
-    window: int = 64  # batches smaller than `small_batch` are gathered: one update per this many images
-    small_batch: int = 16
-    adapt_affine: bool = (
-        True  # biases and weights of frozen segments adapt too, in a bundle exported with them (--adapt)
-    )
-    mirrored: bool = False  # predict the mean of an image's and its mirror image's prediction: a second inference
-    watched: int = 4  # first updates whose effect on the predictions may damp a rate of the law; 0: none
-    statistics: Literal["stream", "batch"] = "stream"  # BatchNorm: of all images since a change, or of each batch
-    statistics_images: int = 512  # "stream": images that the average reaches back, at most
-    source_share: float | None = None  # "stream": of training's in the average; None: what predicts most surely
-    change: float = 4.0  # "stream": so many times the usual departure from the average is a change
-
-    def __post_init__(self) -> None:
-        checks = {
-            "learning_rate": self.learning_rate is None or 0 <= self.learning_rate < math.inf,
-            "optimizer": self.optimizer in _OPTIMIZER_STATE,
-            "momentum": 0 <= self.momentum < 1,
-            "regulariser": self.regulariser >= 0 and math.isfinite(self.regulariser),
-            "anchor": 0 <= self.anchor <= 1,
-            "entropy_margin": 0 < self.entropy_margin <= 1,
-            "passes": self.passes in (1, 2),
-            "window": self.window >= 1,
-            "small_batch": self.small_batch >= 1,
-            "watched": self.watched >= 0,
-            "statistics": self.statistics in ("stream", "batch"),
-            "statistics_images": self.statistics_images >= 1,
-            "source_share": self.source_share is None or 0 <= self.source_share < 1,
-            "change": self.change > 0,
-        }
-        ranges = {
-            "learning_rate": "a number of at least 0",
-            "optimizer": "sgd or adam",
-            "momentum": "between 0 and 1 (1 excluded)",
-            "regulariser": "a number of at least 0",
-            "anchor": "between 0 and 1",
-            "entropy_margin": "above 0 and at most 1",
-            "passes": "1 or 2",
-            "window": "at least 1",
-            "small_batch": "at least 1",
-            "watched": "at least 0",
-            "statistics": "stream or batch",
-            "statistics_images": "at least 1",
-            "source_share": "at least 0 and below 1",
-            "change": "above 0",
-        }
-        for name, good in checks.items():
-            if not good:
-                raise UsageError(f"{name} must be {ranges[name]}, not {getattr(self, name)!r}")
-        schedule(self.when)
-        if self.when == ON_DRIFT and self.statistics != "stream":
-            raise UsageError(f"when {ON_DRIFT!r} needs the statistics of the stream, which tell a change")
-
-    @staticmethod
-    def from_json(data: dict[str, Any]) -> AdaptConfig:
-        """Settings by name; raises `UsageError` for a name that is not a setting."""
-        known = {field.name for field in fields(AdaptConfig)}
-        odd = sorted(set(data) - known)
-        if odd:
-            raise UsageError(f"unknown setting {odd[0]!r}; the settings are {', '.join(sorted(known))}")
-        return AdaptConfig(**data)
-
-
-def law_for(config: AdaptConfig, law: RateLaw | None) -> RateLaw | None:
-    """The law, where it is one of the optimizer that is configured."""
-    return law if config.optimizer == "sgd" else None
+NEW = 0.05
+"""Images of less novelty than this are those before them once more: nothing is learnt from them."""
+EVERY = 3
+"""Once the average reaches back as far as it may, every so many batches that are only predicted are measured."""
+COMPARED = 32
+"""One image of so many is predicted by the shipped network as well; all are in the first ones after a change."""
 
 
 @dataclass(frozen=True)
 class StepResult:
     """Predictions made before the update, and what the update did."""
 
-    logits: Tensor  # (N, classes)
-    entropy: Tensor  # (N,) in nats
+    logits: Array  # (N, classes)
+    entropy: Array  # (N,) in nats
     adapted: bool
     reason: Reason
-    objective: float  # value of the entropy objective over the samples that count, nan without an update
+    objective: float  # value of the entropy objective over the images that count, nan without an update
     regulariser: float  # sum over parts of mean |x~_k - x_k|, nan without an update
-    kept: int  # samples that counted in the update
+    kept: int  # images that counted in the update
+    kept_bytes: int = 0  # held between the forward and the backward of the update
 
 
 def merged(results: Sequence[StepResult]) -> StepResult:
@@ -130,333 +57,331 @@ def merged(results: Sequence[StepResult]) -> StepResult:
         return results[0]
     updates = [result for result in results if result.adapted]
     kept = sum(result.kept for result in updates)
+    counted = [result for result in updates if result.kept]
     return StepResult(
-        torch.cat([result.logits for result in results]),
-        torch.cat([result.entropy for result in results]),
+        np.concatenate([result.logits for result in results]),
+        np.concatenate([result.entropy for result in results]),
         bool(updates),
         (updates or results)[0].reason,
-        sum(result.objective * result.kept for result in updates) / max(1, kept) if updates else math.nan,
+        sum(result.objective * result.kept for result in counted) / kept if counted else math.nan,
         sum(result.regulariser for result in updates) / len(updates) if updates else math.nan,
         kept,
+        max(result.kept_bytes for result in results),
     )
 
 
 class Adapter:
-    """Adapts a network to a stream, batch by batch.
+    """Adapts a network to a stream, batch by batch. `state` is all that changes.
 
-    Counters: `steps` batches seen, `updates` made, `skipped` updates refused because something was not finite,
-    `empty` updates in which no sample passed the entropy filter (only the regulariser acted). `kept_bytes` is the most
-    that lay between the forward and the backward of an update.
+    A step that raises, for want of memory above all, leaves the state as it was.
 
-    shipped   the values that `network.parameters()` had when it was shipped, where it is not as shipped now
-    source    the network's running statistics when it was shipped, likewise
+    Args:
+        engine: runs the network's programs.
+        content: what content explains of the network's moments; None where it was not measured.
+        rate_law: gives the learning rate, where none was configured.
     """
 
     def __init__(
         self,
-        network: AdaptiveNetwork,
+        engine: Engine,
         config: AdaptConfig | None = None,
+        content: ContentModel | None = None,
         rate_law: RateLaw | None = None,
-        shipped: Sequence[Tensor] | None = None,
-        source: States | None = None,
     ) -> None:
-        self.network = network
+        self.engine = engine
         self.config = config or AdaptConfig()
-        law = law_for(self.config, rate_law)
-        self.rate = StepRate(self.config.learning_rate, law, self.config.momentum, self.config.watched)
-        network.adapt_affine = self.config.adapt_affine
-        self._parameters = list(network.parameters())
-        if self.config.anchor:
-            self._shipped = [value.detach().clone() for value in shipped or self._parameters]
-        self._source = source or network.statistics_snapshot()
-        self.optimizer = self._make_optimizer()
-        self.schedule = schedule(self.config.when)
-        self.stream = StreamStatistics(self.config.statistics_images, self.config.change)
-        self._recent: deque[Tensor] = deque(maxlen=self.config.window)
-        self._fresh = 0
-        self.steps = self.updates = self.skipped = self.empty = 0
-        self.kept_bytes = 0
-        self.largest_update: int | None = None  # images; set where memory is short
+        programs = engine.programs
+        self.normaliser = Normaliser(
+            programs.statistics,
+            programs.source,
+            content,
+            programs.classes,
+            programs.input_shape[0],
+            limit=self.config.statistics_images,
+            change=self.config.change,
+        )
+        self.learner = Learner(engine, self.config, rate_law, programs.shipped)
+        self._due = schedule(self.config.when)
+        self.state = self.begin()
+
+    def begin(self) -> AdaptationState:
+        """The state of the network as shipped."""
+        programs = self.engine.programs
+        return AdaptationState(
+            programs.shipped,
+            np.zeros_like(programs.shipped),
+            self.normaliser.begin(),
+            np.zeros((0, *programs.input_shape), np.float32),
+        )
 
     @property
-    def window(self) -> int:
-        """Images that an update sees when batches are small: as configured, fewer where memory is short."""
-        return min(self.config.window, self.largest_update or self.config.window)
+    def settled(self) -> bool:
+        """Whether the stream has not changed for so many images that the average reaches back as far as it may."""
+        return self.state.stream.average.count >= self.normaliser.limit
+
+    def gathers(self, batch: int) -> bool:
+        """Whether batches of so many images are gathered before an update."""
+        return self.config.gathers(batch)
 
     def update_images(self, batch: int) -> int:
-        """Images that an update sees where the stream brings so many at a time."""
-        return self.window if batch < min(self.config.small_batch, self.window) else batch
+        """Images that an update learns from where the stream brings so many at a time."""
+        return self.config.update_images(batch)
 
-    @property
-    def gathered_bytes(self) -> int:
-        """Bytes of the frames in the window."""
-        return sum(frame.numel() * frame.element_size() for frame in self._recent)
+    def step(self, images: Array, plan: StepPlan = KEEP, gather: bool | None = None) -> StepResult:
+        """Predict images (N, C, H, W), float32 in [0, 1], then learn if an update is due.
 
-    def step(self, images: Tensor, gather: bool = True) -> StepResult:
-        """Predict (N, C, H, W) images in [0, 1], then update.
-
-        Small batches are predicted at once and gathered in a sliding window, which is what the update sees, unless
-        `gather` is False: then the update sees the batch, however small. Where anything is raised, for want of memory
-        above all, the step is undone: weights, statistics, momentum, window and counters are as before it.
+        plan     what the step may use of memory
+        gather   whether the images are gathered with others for an update; by default small batches are
         """
-        statistics, counters = self._statistics(), self.counters()
-        recent, fresh = list(self._recent), self._fresh
         start = time.perf_counter()
-        try:
-            result = self._step(images, gather)
-            self.schedule.record(time.perf_counter() - start, images.shape[0], self.updates > counters["updates"])
-            return result
-        except BaseException:
-            self._restore_statistics(statistics)
-            self.optimizer.zero_grad(set_to_none=True)
-            self._recent.clear()
-            self._recent.extend(recent)
-            self._fresh = fresh
-            for name, count in counters.items():
-                setattr(self, name, count)
-            raise
-
-    def predict(self, images: Tensor, track: bool = True) -> StepResult:
-        """Only predict; running statistics move along unless `track` is False. Undone like `step` where it raises."""
-        statistics = self._statistics()
-        try:
-            return self._predict(images, "no memory", track)[0]
-        except BaseException:
-            self._restore_statistics(statistics)
-            raise
-
-    def counters(self) -> dict[str, int]:
-        return {"steps": self.steps, "updates": self.updates, "skipped": self.skipped, "empty": self.empty}
-
-    def optimizer_tensors(self) -> dict[str, Tensor]:
-        """What the optimizer remembers, as `kind.number of the parameter`: momentum; of Adam mean, square and step."""
-        return {f"{kind}.{i}": t for i, held in enumerate(self._optimizer_state()) for kind, t in held.items()}
-
-    def restore(self, tensors: dict[str, Tensor], counters: dict[str, int]) -> None:
-        """Continue where `optimizer_tensors` and `counters` were taken.
-
-        Raises `ValueError` for a tensor that belongs to no parameter or has another shape; nothing changes then.
-        """
-        found: dict[int, dict[str, Tensor]] = {}
-        keys = _OPTIMIZER_STATE[self.config.optimizer]
-        for name, tensor in tensors.items():
-            kind, _, number = name.partition(".")
-            known = kind in {kind for names in _OPTIMIZER_STATE.values() for kind in names} and number.isdecimal()
-            if not known or int(number) >= len(self._parameters):
-                raise ValueError(f"it holds {name!r}, which belongs to no parameter of this network")
-            if tensor.shape != (self._parameters[int(number)].shape if kind != "step" else ()):
-                raise ValueError(f"{name!r} has another shape than its parameter")
-            if kind in keys:
-                found.setdefault(int(number), {})[keys[kind]] = tensor
-        for i, state in found.items():
-            if len(state) == len(keys):  # those of another optimizer are of no use
-                parameter = self._parameters[i]
-                copies = {key: t.clone() if key == "step" else t.to(parameter).clone() for key, t in state.items()}
-                self.optimizer.state[parameter].update(copies)
-        for name in self.counters():
-            setattr(self, name, int(counters.get(name, 0)))
-
-    def _make_optimizer(self) -> torch.optim.Optimizer:
-        """Its rate is set at each update."""
-        if self.config.optimizer == "adam":
-            return torch.optim.Adam(self._parameters, DEFAULT_RATE, (self.config.momentum, 0.999))
-        return torch.optim.SGD(self._parameters, DEFAULT_RATE, self.config.momentum)
-
-    def _optimizer_state(self) -> list[dict[str, Tensor]]:
-        """What the optimizer remembers of each parameter, by our names."""
-        keys = _OPTIMIZER_STATE[self.config.optimizer]
-        states = [self.optimizer.state.get(parameter, {}) for parameter in self._parameters]
-        return [{kind: state[key] for kind, key in keys.items() if state.get(key) is not None} for state in states]
-
-    def _step(self, images: Tensor, gather: bool) -> StepResult:
-        small = gather and images.shape[0] < min(self.config.small_batch, self.window)
-        due = self.schedule.due(self.steps, self.stream.settled)
-        self.steps += 1
-        if small and self.config.when != "off":
-            return self._small_step(images, due)
-        if not due:
-            return self._predict(images, "off" if self.config.when == "off" else "waiting")[0]
-        logits, objective, distance = self._update(images)
-        return self._result(logits, objective, distance)
-
-    def _small_step(self, images: Tensor, due: bool) -> StepResult:
-        result, sound = self._predict(images, "waiting")
-        if sound:  # a frame that is not finite would cost the window its update
-            self._recent.extend(images.clone())  # the caller may fill the same buffer again
-            self._fresh += images.shape[0]
-        if not due or self._fresh < self.window:
-            return result
-        self._fresh = 0
-        _, objective, distance = self._update(torch.stack(list(self._recent)[-self.window :]), track=False)
-        done = self._result(result.logits, objective, distance)
-        return replace(done, entropy=result.entropy)
-
-    def _predict(self, images: Tensor, reason: Reason, track: bool = True) -> tuple[StepResult, bool]:
-        """The prediction, and whether everything in it was finite; otherwise statistics are as before."""
-        snapshot = self._statistics()
-        logits, _ = self.forward(images, keep=False, track=track)
-        sound = bool(torch.isfinite(logits).all()) and self.network.statistics_finite()
-        if not sound:
-            self._restore_statistics(snapshot)
-        predicted = self._with_mirror(images, logits)
-        return StepResult(predicted, entropy(predicted), False, reason, math.nan, math.nan, 0), sound
-
-    def _update(self, images: Tensor, track: bool = True) -> tuple[Tensor, Objective | None, float]:
-        """One update; the objective is None when it was refused, and then nothing has changed."""
-        statistics = self._statistics()
-        watching = self.rate.watching
-        # A single pass moves weights last, when all is checked.
-        learnt = self._learnt() if self.config.passes == 2 or watching else []
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate.choice(images.shape[0]).rate
-        try:
-            logits, objective, distance = self._try_update(images, track)
-            if watching and objective is not None:
-                self.rate.watch(logits, self._with_mirror(images, self.again(images, keep=False)[0]))
-        except BaseException:
-            self._restore_learnt(learnt)
-            raise
-        self.optimizer.zero_grad(set_to_none=True)
-        if objective is None:
-            self._restore_statistics(statistics)
-            self._restore_learnt(learnt)
-            self.skipped += 1
+        state, count = replace(self.state, steps=self.state.steps + 1), len(images)
+        due = self._due(self.state.steps, self.settled, state.spent)
+        small = self.gathers(count) if gather is None else gather
+        usable = np.isfinite(images.sum((1, 2, 3)))
+        if usable.all():
+            after, result = self._step(state, images, plan, due, small)
         else:
-            self.updates += 1
-            self.empty += objective.kept == 0
-        return logits, objective, distance
+            after, result = self._step_of_usable(state, images, usable, plan, due, small)
+        if self.config.when.startswith("budgeted"):  # for which alone the clock is asked
+            updated = after.updates > state.updates
+            after = replace(after, spent=state.spent.after(time.perf_counter() - start, count, updated))
+        self.state = after
+        return result
 
-    def _try_update(self, images: Tensor, track: bool) -> tuple[Tensor, Objective | None, float]:
-        """As `_update`, but where the objective is None, statistics and the first of two passes may have moved."""
-        predicted, tape = self.forward(images, track=track)
-        self.kept_bytes = max(self.kept_bytes, sum(tape.kept_bytes().values()))
-        logits, regulariser = predicted, self.config.regulariser
-        if self.config.passes == 2:
-            if not self._sound(logits, tape):
-                return predicted, None, math.nan
-            self.network.backward(tape, None, regulariser)
-            predicted = self._with_mirror(images, predicted)
-            if not self._apply():
-                return predicted, None, math.nan
-            logits, tape = self.again(images)
-            regulariser = 0.0
-        if not self._sound(logits, tape):
-            return predicted, None, math.nan
-        objective = filtered_entropy(logits, self.config.entropy_margin)
-        distance = float(torch.stack(tape.distances).sum())
-        self.network.backward(tape, objective.gradient, regulariser)
-        if self.config.passes == 1:  # once activations are free, and before weights move
-            predicted = self._with_mirror(images, predicted)
-        return predicted, objective if self._apply() else None, distance
+    def predict(self, images: Array, track: bool = True, plan: StepPlan = KEEP) -> StepResult:
+        """Only predict; statistics move along unless `track` is False."""
+        state, logits = self._predicted(self.state, images, plan, track)
+        self.state = state
+        return _prediction(logits, "no memory")
 
-    def _with_mirror(self, images: Tensor, logits: Tensor) -> Tensor:
-        """The logarithm of the mean probabilities of images and of their mirror images, where that is asked for."""
+    def _step(
+        self, state: AdaptationState, images: Array, plan: StepPlan, due: bool, small: bool
+    ) -> tuple[AdaptationState, StepResult]:
+        off = self.config.when == "off"
+        if small and not off:
+            return self._small_step(state, images, plan, due)
+        if not due:
+            state, logits = self._predicted(state, images, plan)
+            return state, _prediction(logits, "off" if off else "waiting")
+        return self._learning_step(state, images, plan)
+
+    def _step_of_usable(
+        self, state: AdaptationState, images: Array, usable: Array, plan: StepPlan, due: bool, small: bool
+    ) -> tuple[AdaptationState, StepResult]:
+        """A step on the images that are finite; of the others there is no prediction, and nothing is taken."""
+        state = replace(state, unusable=state.unusable + int((~usable).sum()))
+        logits = np.full((len(images), self.engine.programs.classes), np.nan, np.float32)
+        if not usable.any():
+            return state, _prediction(logits, "non-finite")
+        after, result = self._step(state, images[usable], plan, due, small)
+        logits[usable] = result.logits
+        return after, replace(result, logits=logits, entropy=entropy(logits))
+
+    def _learning_step(
+        self, state: AdaptationState, images: Array, plan: StepPlan
+    ) -> tuple[AdaptationState, StepResult]:
+        """Predict all images, learn from some: what these show of the stream is taken from the same forward."""
+        stream, novelty = self._seen(state.stream, images)
+        count = min(len(images), plan.learn or self.config.learn_images, self.config.learn_images)
+        chosen = np.argsort(-novelty, kind="stable")[:count] if novelty.min() < NEW else np.arange(count)
+        chosen = np.sort(chosen[novelty[chosen] >= NEW])
+        if not len(chosen) or stream.comparison.held:
+            moved, logits = self._predicted(state, images, plan)
+            held = moved.stream.comparison.held
+            return moved, _prediction(logits, "held back" if held or len(chosen) else "nothing new")
+        if self._fresh(stream, len(images)):
+            return self._settled_learning(state, stream, images, novelty, chosen, plan)
+        statistics = self._statistics(stream)
+        moved, learnt = self.learner.update(replace(state, stream=stream), images[chosen], statistics, None, plan)
+        followed, changed = self._followed(stream, float(novelty[chosen].sum()), learnt)
+        if changed:  # nothing is kept that was learnt with the statistics of another domain
+            return self._settled_learning(state, followed, images, novelty, chosen, plan)
+        logits = np.empty((len(images), self.engine.programs.classes), np.float32)
+        logits[chosen] = learnt.logits
+        rest = np.setdiff1d(np.arange(len(images)), chosen)
+        if len(rest):
+            logits[rest] = self._run(images[rest], state.parameters, statistics, plan)
+        if learnt.adapted:
+            moved = replace(moved, stream=self._compared(followed, state.steps, images, logits))
+        return moved, _update(self._with_mirror(images, logits, state.parameters, statistics, plan), learnt)
+
+    def _settled_learning(
+        self,
+        state: AdaptationState,
+        stream: StreamState,
+        images: Array,
+        novelty: Array,
+        chosen: Array,
+        plan: StepPlan,
+    ) -> tuple[AdaptationState, StepResult]:
+        """As `_learning_step`, where the batch's own moments count in its statistics."""
+        after, statistics, logits = self._settled(state, stream, images, novelty, plan)
+        if after.comparison.held:
+            return replace(state, stream=after), _prediction(logits, "held back")
+        moved, learnt = self.learner.update(replace(state, stream=after), images[chosen], statistics, None, plan)
+        if not (np.isfinite(logits).all() and _finite(after.average)):
+            moved = replace(moved, stream=stream)
+        return moved, _update(self._with_mirror(images, logits, state.parameters, statistics, plan), learnt)
+
+    def _small_step(
+        self, state: AdaptationState, images: Array, plan: StepPlan, due: bool
+    ) -> tuple[AdaptationState, StepResult]:
+        """Predict at once, gather what is new, and learn when there is a window of it."""
+        novelty = self.normaliser.novelty(state.stream, images)[0]
+        state, logits = self._predicted(state, images, plan)
+        result = _prediction(logits, "waiting")
+        new = images[(novelty >= NEW) & np.isfinite(logits).all(1)]
+        if not len(new):
+            return state, replace(result, reason="nothing new" if np.isfinite(logits).all() else "non-finite")
+        window = np.concatenate([state.window, new])[-self.config.window :]
+        state = replace(state, window=window, fresh=state.fresh + len(new))
+        if not due or state.fresh < min(self.config.window, plan.learn or self.config.window):
+            return state, result
+        latest = window[-min(plan.learn or self.config.learn_images, self.config.learn_images) :]
+        moved, learnt = self.learner.update(state, latest, self._statistics(state.stream), None, plan)
+        done = _update(logits, learnt)
+        return replace(moved, fresh=0.0), replace(done, entropy=result.entropy)
+
+    def _predicted(
+        self, state: AdaptationState, images: Array, plan: StepPlan, track: bool = True
+    ) -> tuple[AdaptationState, Array]:
+        """The state behind a batch that is only predicted, and its logits (N, classes)."""
+        parameters = state.parameters
+        if not track or self.config.batch_norm == "source" or not self.engine.programs.statistics.size:
+            statistics = self._statistics(state.stream)
+            logits = self._run(images, parameters, statistics, plan)
+            return state, self._with_mirror(images, logits, parameters, statistics, plan)
+        stream, novelty = self._seen(state.stream, images)
+        if self._fresh(stream, len(images)):
+            stream, statistics, logits = self._settled(state, stream, images, novelty, plan)
+        elif self.settled and state.steps % EVERY and not stream.comparison.held:
+            statistics = self._statistics(stream)
+            logits = self._run(images, parameters, statistics, plan)
+            stream = self._compared(stream, state.steps, images, logits)
+        else:
+            statistics = self._statistics(stream)
+            count = min(len(images), self.config.measure_images, plan.predict or len(images))
+            first, own = self.engine.measure(images[:count], parameters, fixed(statistics))
+            stream, changed = self.normaliser.follow(stream, float(novelty[:count].sum()), own, first)
+            if changed:
+                stream, statistics, logits = self._settled(state, stream, images, novelty, plan)
+            elif stream.comparison.held:
+                logits = self._shipped(images, plan)
+                stream = replace(stream, comparison=self._joined(stream, logits[:count], first))
+            else:
+                rest = [self._run(images[count:], parameters, statistics, plan)] if count < len(images) else []
+                logits = np.concatenate([first, *rest])
+                stream = self._compared(stream, state.steps, images, logits)
+        if not (np.isfinite(logits).all() and _finite(stream.average)):
+            stream = state.stream
+        return replace(state, stream=stream), self._with_mirror(images, logits, parameters, statistics, plan)
+
+    def _compared(self, stream: StreamState, step: int, images: Array, logits: Array) -> StreamState:
+        """With some images predicted by the shipped network, too: all of the first ones, later one of `COMPARED`."""
+        if self.config.batch_norm != "stream":
+            return stream
+        if stream.average.count < FRESH:
+            some = images
+        elif len(images) >= COMPARED:
+            some = images[: len(images) // COMPARED]
+        else:
+            period = COMPARED // len(images)
+            some = images[:1] if step % period == 0 else images[:0]
+        if not len(some):
+            return stream
+        shipped = self._shipped(some, KEEP)
+        return replace(stream, comparison=self._joined(stream, shipped, logits[: len(some)]))
+
+    def _joined(self, stream: StreamState, shipped: Array, adapted: Array) -> Comparison:
+        return stream.comparison.joined(shipped, adapted, self.config.hold_back)
+
+    def _shipped(self, images: Array, plan: StepPlan) -> Array:
+        """Logits of the network as it was shipped."""
+        programs = self.engine.programs
+        return self._run(images, programs.shipped, programs.source, plan)
+
+    def _seen(self, stream: StreamState, images: Array) -> tuple[StreamState, Array]:
+        """The stream with these images as its latest, and how new each of them is (N,)."""
+        novelty, last = self.normaliser.novelty(stream, images)
+        return replace(stream, last=last), novelty
+
+    def _fresh(self, stream: StreamState, images: int) -> bool:
+        return self.config.batch_norm == "batch" or (
+            self.config.batch_norm == "stream"
+            and self.engine.programs.statistics.size > 0
+            and self.normaliser.is_fresh(stream, images)
+        )
+
+    def _settled(
+        self, state: AdaptationState, stream: StreamState, images: Array, novelty: Array, plan: StepPlan
+    ) -> tuple[StreamState, Statistics, Array]:
+        """Stream, statistics and logits where a batch's own moments count in its statistics.
+
+        The moments are those of as many images as may go at a time.
+        """
+        count = min(len(images), plan.predict or len(images))
+
+        def measure(mixing: Mixing) -> tuple[Array, Moments]:
+            return self.engine.measure(images[:count], state.parameters, mixing)
+
+        if self.config.batch_norm == "batch":
+            source = self.engine.programs.source
+            logits, own = measure(Mixing.plain(Moments(source.mean, source.variance), 1.0))
+            statistics = Statistics(own.mean, own.variance)
+        else:
+            weight = float(novelty[:count].sum())
+            logits, statistics, stream = self.normaliser.settle(stream, weight, measure)
+        if count < len(images):
+            logits = np.concatenate([logits, self._run(images[count:], state.parameters, statistics, plan)])
+        if self.config.batch_norm == "stream":
+            shipped = self._shipped(images, plan)
+            comparison = self._joined(stream, shipped, logits)
+            stream, logits = replace(stream, comparison=comparison), shipped if comparison.held else logits
+        return stream, statistics, logits
+
+    def _followed(self, stream: StreamState, weight: float, learnt: Learnt) -> tuple[StreamState, bool]:
+        if self.config.batch_norm != "stream" or learnt.moments is None or not learnt.adapted:
+            return stream, False
+        return self.normaliser.follow(stream, weight, learnt.moments, learnt.logits)
+
+    def _statistics(self, stream: StreamState) -> Statistics:
+        if self.config.batch_norm != "stream":
+            return self.engine.programs.source
+        return self.normaliser.statistics(stream)
+
+    def _run(self, images: Array, parameters: Array, statistics: Statistics, plan: StepPlan) -> Array:
+        size = plan.predict or len(images)
+        pieces = [
+            self.engine.predict(images[start : start + size], parameters, statistics)
+            for start in range(0, len(images), size)
+        ]
+        return np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
+
+    def _with_mirror(
+        self, images: Array, logits: Array, parameters: Array, statistics: Statistics, plan: StepPlan
+    ) -> Array:
+        """The mean with the mirror images' predictions, where that is asked for."""
         if not self.config.mirrored:
             return logits
-        other = self.again(images.flip(3), keep=False)[0]
-        return torch.logaddexp(logits.log_softmax(1), other.log_softmax(1)).sub_(math.log(2))
+        return mirrored(logits, self._run(np.ascontiguousarray(images[..., ::-1]), parameters, statistics, plan))
 
-    def forward(self, images: Tensor, keep: bool = True, track: bool = True) -> tuple[Tensor, Tape]:
-        """The first forward of images, which statistics follow unless `track` is False: logits, and the tape.
 
-        Where the statistics of the images depart from the average, it is done once more with their own.
-        """
-        if self.config.statistics == "batch" or (self.stream.domain is None and not track):
-            return self.network.forward(images, keep=keep, track=track)
-        if not track:
-            return self.again(images, keep)
-        before = self.stream.source
-        follows = self.network.batch_norm == "auto"
-        segments = [segment for _, segment in self.network.segments()]
-        has_statistics = follows and any(name.endswith("running_mean") for s in segments for name in s.state)
-        share = self.stream.share(images, signals_tell=not has_statistics)
-        if not follows:
-            return self.network.forward(images, keep=keep)
-        stream = stream_alone(self.network.statistics_snapshot(), self._source, before)
-        logits, tape = self._blended(images, keep, stream, share)
-        if has_statistics and share < 1:
-            now = [segment.state for segment in segments]
-            alone = stream_alone(now, self._source[: len(now)], self.stream.source)
-            if self.stream.departs(images, share, stream[: len(now)], alone):
-                del logits, tape  # before another takes their place
-                logits, tape = self._blended(images, keep, stream, 1.0)
-        self.stream.saw(logits)
-        return logits, tape
+def _prediction(logits: Array, reason: Reason) -> StepResult:
+    return StepResult(logits, entropy(logits), False, reason, math.nan, math.nan, 0)
 
-    def _blended(
-        self, images: Tensor, keep: bool, stream: list[dict[str, Tensor]], share: float
-    ) -> tuple[Tensor, Tape]:
-        """A forward of images that have that share in the stream's statistics, blended with the source's."""
 
-        def forward(source: float, keep: bool) -> tuple[Tensor, Tape]:
-            states, momentum = before_images(stream, self._source, source, share)
-            self.network.restore_statistics(states)
-            return self.network.forward(images, keep=keep, share=momentum)
+def _update(logits: Array, learnt: Learnt) -> StepResult:
+    return StepResult(
+        logits,
+        entropy(logits),
+        learnt.adapted,
+        "adapted" if learnt.adapted else "non-finite",
+        learnt.objective,
+        learnt.distance,
+        learnt.kept,
+        learnt.kept_bytes,
+    )
 
-        source = self.config.source_share
-        if source is None:
-            source = self.stream.source
-            if self.stream.compares:
-                source = self.stream.choose_source(lambda candidate: entropy(forward(candidate, False)[0]))
-            if self.stream.in_runs:
-                source = max(source, RUNS_SHARE)
-        self.stream.blend(source)
-        return forward(source, keep)
 
-    def again(self, images: Tensor, keep: bool = True) -> tuple[Tensor, Tape]:
-        """A further forward of images that were taken in already."""
-        averaged = self.config.statistics == "stream" and self.stream.domain is not None
-        return self.network.forward(images, keep=keep, track=False, share=0.0 if averaged else None)
-
-    def _statistics(self) -> tuple[list[dict[str, Tensor]], Domain | None, int]:
-        """Everything that moves without learning, for `_restore_statistics`."""
-        return self.network.statistics_snapshot(), self.stream.domain, self.stream.changes
-
-    def _restore_statistics(self, snapshot: tuple[list[dict[str, Tensor]], Domain | None, int]) -> None:
-        self.network.restore_statistics(snapshot[0])
-        self.stream.domain, self.stream.changes = snapshot[1:]
-
-    def _sound(self, logits: Tensor, tape: Tape) -> bool:
-        """Whether everything that a forward made is finite."""
-        made = torch.cat([logits.flatten(), torch.stack(tape.distances)])
-        return bool(torch.isfinite(made).all()) and self.network.statistics_finite()
-
-    def _apply(self) -> bool:
-        """Move the parameters by their gradients, unless one is not finite: then nothing moves."""
-        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        if gradients and not bool(torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all()):
-            return False
-        learnt = self._learnt()  # the activations are gone by now, so these copies raise no peak
-        try:
-            self.optimizer.step()
-            if self.config.anchor:
-                with torch.no_grad():
-                    for parameter, value in zip(self._parameters, self._shipped, strict=True):
-                        parameter.lerp_(value, self.config.anchor)
-        except BaseException:
-            self._restore_learnt(learnt)
-            raise
-        self.optimizer.zero_grad(set_to_none=True)
-        return True
-
-    def _learnt(self) -> list[tuple[Tensor, dict[str, Tensor]]]:
-        """Copies of every parameter and of what the optimizer remembers of it."""
-        return [
-            (parameter.detach().clone(), {kind: tensor.clone() for kind, tensor in state.items()})
-            for parameter, state in zip(self._parameters, self._optimizer_state(), strict=True)
-        ]
-
-    @torch.no_grad()
-    def _restore_learnt(self, learnt: list[tuple[Tensor, dict[str, Tensor]]]) -> None:
-        keys = _OPTIMIZER_STATE[self.config.optimizer]
-        for parameter, (value, state) in zip(self._parameters, learnt, strict=False):
-            parameter.copy_(value)
-            self.optimizer.state.pop(parameter, None)
-            if state:
-                self.optimizer.state[parameter].update({keys[kind]: tensor for kind, tensor in state.items()})
-
-    def _result(self, logits: Tensor, objective: Objective | None, distance: float) -> StepResult:
-        if objective is None:
-            return StepResult(logits, entropy(logits), False, "non-finite", math.nan, math.nan, 0)
-        kept, value = objective.kept, objective.value
-        return StepResult(logits, entropy(logits), True, "adapted", value, distance, kept)
+def _finite(gathered: Gathered) -> bool:
+    return bool(np.isfinite(gathered.mean).all() and np.isfinite(gathered.variance).all())

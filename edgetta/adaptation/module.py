@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from edgetta.adaptation.adapter import AdaptConfig, Adapter, StepResult
-from edgetta.adaptation.model import Gradient, build, check_choices
-from edgetta.adaptation.network import AdaptiveNetwork, BatchNorm
-from edgetta.adaptation.step_memory import FULL, StepMemory
+from edgetta.adaptation.adapter import Adapter, StepResult
+from edgetta.adaptation.config import AdaptConfig, BatchNorm
+from edgetta.adaptation.state import restored_state
+from edgetta.adaptation.step_plan import KEEP, StepPlan
+from edgetta.engines.torch import TorchEngine
 from edgetta.errors import UsageError
-from edgetta.segments.contract import GradientMode, SegmentGraphs
-from edgetta.segments.torch_engine import TorchSegment
+
+if TYPE_CHECKING:
+    from edgetta.offline.network import Network
 
 
 class AdaptedModule(nn.Module):
     """A drop-in classifier: `module(images)` returns logits (N, classes) and adapts.
 
-    `last` is the `StepResult` of the latest forward; `reset()` goes back to the start. `state_dict()` holds everything
-    learnt but momentum and the window, what lies in frozen segments as extra state.
+    `last` is the `StepResult` of the latest forward, in numpy; `adapter.state` is all that changes, and `reset()` goes
+    back to its start. `state_dict()` holds it, as extra state: plain tensors, read without unpickling objects.
     """
 
-    def __init__(self, network: AdaptiveNetwork, config: AdaptConfig, input_shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self, network: Network, config: AdaptConfig, plan: StepPlan = KEEP, device: torch.device | str = "cpu"
+    ) -> None:
         super().__init__()
-        self.metas = network.metas
         self.network = network
         self.config = config
-        self.input_shape = input_shape
-        self.adapter = Adapter(network, config)
+        self.plan = plan
+        self.device = torch.device(device)
+        self.adapter = Adapter(TorchEngine(network.programs, device=self.device), config, network.content)
         self.last: StepResult | None = None
-        self._start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return self.network.programs.input_shape
 
     def forward(self, images: Tensor) -> Tensor:
         """Raises `UsageError` for images of another shape than (N, *input_shape), or that are no floats."""
@@ -43,22 +51,33 @@ class AdaptedModule(nn.Module):
             )
         if not images.is_floating_point():
             raise UsageError(f"images are {images.dtype}; give floats in [0, 1], which bytes become by / 255")
-        self.last = self.adapter.step(images.detach().float())
-        return self.last.logits
+        self.last = self.adapter.step(images.detach().cpu().float().numpy(), self.plan)
+        return torch.from_numpy(self.last.logits).to(images.device)
 
     def get_extra_state(self) -> dict[str, Tensor]:
-        """Running statistics and adapted biases of the frozen segments."""
-        return {name: t.clone() for name, t in self.network.state_dict().items() if not name.startswith("metas.")}
+        """All that was learnt, by name: parameters, momentum, statistics, the window, counters."""
+        return {name: torch.tensor(array) for name, array in self.adapter.state.arrays().items()}
 
     def set_extra_state(self, state: dict[str, Tensor]) -> None:
         """Put back what `get_extra_state` returned; raises `ValueError` where it is another network's."""
-        metas = {name: t for name, t in self.network.state_dict().items() if name.startswith("metas.")}
-        self.network.load_state_dict({**metas, **state})
+        arrays = {name: tensor.detach().cpu().numpy() for name, tensor in state.items()}
+        self.adapter.state = restored_state(arrays, self.adapter.state, self.adapter.normaliser)
 
     def reset(self) -> None:
         """Forget everything learnt: weights, statistics, momentum and the window."""
-        self.network.load_state_dict(self._start)
-        self.adapter = Adapter(self.network, self.config)
+        self.adapter.state = self.adapter.begin()
+        self.last = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdaptedModule:
+        """What `to`, `cuda` and `cpu` do: the programs move; they stay in float32."""
+        super()._apply(fn, recurse)
+        device = fn(torch.empty(0, device=self.device)).device
+        if device != self.device:
+            state, self.device = self.adapter.state, device
+            engine = TorchEngine(self.network.programs, device=device)
+            self.adapter = Adapter(engine, self.config, self.network.content)
+            self.adapter.state = state
+        return self
 
 
 def adapt(
@@ -68,9 +87,8 @@ def adapt(
     input_shape: tuple[int, int, int] = (3, 32, 32),
     source_images: Tensor | Iterable[Tensor] | None = None,
     config: AdaptConfig | None = None,
-    gradient: Gradient = "auto",
-    batch_norm: BatchNorm = "auto",
-    memory: StepMemory = FULL,
+    batch_norm: BatchNorm | None = None,
+    plan: StepPlan = KEEP,
     device: torch.device | str = "cpu",
     seed: int = 0,
     **options: Any,
@@ -78,27 +96,35 @@ def adapt(
     """Wrap `model` (eval mode, images (N, C, H, W) in [0, 1] -> logits) so that it adapts to what it sees.
 
     parts          module names after which the model is cut (the stem's end first), or how many parts to make
-    source_images  images (N, C, H, W), or batches of them, for the source statistics of the meta-networks; synthetic
-                   ones serve when there are none
-    memory         what a step keeps between forward and backward
+    source_images  images (N, C, H, W), or batches of them, for the source statistics of the meta-networks, and for
+                   what content explains of the network's moments; synthetic ones serve for the first when there are
+                   none, and nothing for the second: then statistics follow the stream less readily
+    batch_norm     in place of the configured one; "source" also folds the BatchNorms of the frozen parts
+    plan           what a step may use of memory
     options        go to `edgetta.export.derive.derive` (kernel, initialisation, adapt)
     Raises `TraceError` or `UsageError` naming what stands in the way.
     """
+    from dataclasses import replace
+
+    from edgetta.export.content import measure_content
     from edgetta.export.derive import derive
-    from edgetta.offline.source_statistics import batches_of, set_source_statistics
+    from edgetta.offline.network import Network
+    from edgetta.offline.source_statistics import batches_of, with_source_statistics
 
     cuts, count = (None, parts) if isinstance(parts, int) else (tuple(parts), 4)
     if count < 1:
         raise UsageError(f"parts must be at least 1, not {count}")
-    check_choices(gradient, batch_norm)
+    if batch_norm is not None and batch_norm not in get_args(BatchNorm):
+        raise UsageError(f"unknown BatchNorm policy {batch_norm!r}; choose one of {', '.join(get_args(BatchNorm))}")
+    config = config or AdaptConfig()
+    if batch_norm is not None:
+        config = replace(config, batch_norm=batch_norm)
     form: Literal["adaptive", "source"] = "source" if batch_norm == "source" else "adaptive"
-    derived = derive(model, input_shape, cuts, count, form, **options)
-
-    def make_segment(name: str, graphs: SegmentGraphs, mode: GradientMode) -> TorchSegment:
-        return TorchSegment(graphs, mode, device)
-
-    network = build(derived, make_segment, gradient, batch_norm, seed, memory)
-    network.metas.to(device)
-    batches = batches_of(source_images, 64) if isinstance(source_images, Tensor) else source_images
-    set_source_statistics(network, batches, input_shape)
-    return AdaptedModule(network, config or AdaptConfig(), input_shape)
+    network = Network(derive(model, input_shape, cuts, count, form, seed=seed, **options).programs)
+    batches = None
+    if source_images is not None:
+        batches = list(batches_of(source_images, 64) if isinstance(source_images, Tensor) else source_images)
+    network = with_source_statistics(network, batches)
+    if batches is not None and sum(map(len, batches)) > 1:
+        network = replace(network, content=measure_content(network.programs, batches))
+    return AdaptedModule(network, config, plan, device)

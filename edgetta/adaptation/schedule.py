@@ -1,93 +1,61 @@
-"""When to adapt: always, never, every so many batches, after a change of the stream, or for a share of the time."""
+"""When to learn: always, never, every so many batches, after a change of the stream, or for a share of the time."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from edgetta.errors import UsageError
 
 ON_DRIFT = "on-drift"
 
 
-class Schedule:
-    """Decides, batch by batch, whether to adapt. This one: always."""
+@dataclass(frozen=True)
+class Spent:
+    """What steps have taken so far, in seconds: what a schedule by time goes by."""
 
-    def due(self, step: int, settled: bool) -> bool:
-        """Whether to adapt to the batch of that number, from 0; `settled`: the last change of the stream is over."""
-        return True
+    updating: float = 0.0  # of updates, beyond predicting as many images
+    total: float = 0.0  # of all steps
+    predicting: float = 0.0  # of steps without an update
+    predicted: int = 0  # images of these
 
-    def record(self, seconds: float, images: int, updated: bool) -> None:
-        """Take in what a step took."""
-
-
-class Off(Schedule):
-    """Never."""
-
-    def due(self, step: int, settled: bool) -> bool:
-        return False
-
-
-class Every(Schedule):
-    """Every so many batches."""
-
-    def __init__(self, period: int) -> None:
-        self.period = period
-
-    def due(self, step: int, settled: bool) -> bool:
-        return step % self.period == 0
+    def after(self, seconds: float, images: int, updated: bool) -> Spent:
+        """With one more step."""
+        total = self.total + seconds
+        if not updated:
+            return replace(self, total=total, predicting=self.predicting + seconds, predicted=self.predicted + images)
+        plain = self.predicting / self.predicted * images if self.predicted else 0.0
+        return replace(self, total=total, updating=self.updating + max(0.0, seconds - plain))
 
 
-class OnDrift(Schedule):
-    """From a change of the stream until its statistics are settled."""
-
-    def due(self, step: int, settled: bool) -> bool:
-        return not settled
+Due = Callable[[int, bool, Spent], bool]
+"""Whether to learn from the batch of that number, from 0, the last change being over or not, after what was spent."""
 
 
-class Budgeted(Schedule):
-    """As long as updates have taken at most a share of the time.
-
-    What an update takes is what its step takes beyond predicting as many images. What is saved while the stream rests
-    is spent when images come. The clock decides, so that two runs need not update on the same batches.
-
-    share  above 0 and at most 1
-    """
-
-    def __init__(self, share: float) -> None:
-        self.share = share
-        self.updating = self.total = 0.0
-        """Seconds of updates, and of all steps."""
-        self._predicting = 0.0  # seconds of steps without an update, and their images
-        self._predicted = 0
-
-    def due(self, step: int, settled: bool) -> bool:
-        return self.updating <= self.share * self.total
-
-    def record(self, seconds: float, images: int, updated: bool) -> None:
-        self.total += seconds
-        if updated:
-            plain = self._predicting / self._predicted * images if self._predicted else 0.0
-            self.updating += max(0.0, seconds - plain)
-        else:
-            self._predicting += seconds
-            self._predicted += images
-
-
-def schedule(when: str) -> Schedule:
+def schedule(when: str) -> Due:
     """The schedule of that name: "always", "off", "every N", "on-drift", "budgeted P%".
+
+    Budgeted: updates as long as they have taken at most that share of the time. What is saved while the stream rests
+    is spent when images come. The clock decides, so that two runs need not update on the same batches.
 
     Raises `UsageError` for another one.
     """
-    plain: dict[str, Callable[[], Schedule]] = {"always": Schedule, "off": Off, ON_DRIFT: OnDrift}
+    plain: dict[str, Due] = {
+        "always": lambda step, settled, spent: True,
+        "off": lambda step, settled, spent: False,
+        ON_DRIFT: lambda step, settled, spent: not settled,
+    }
     if when in plain:
-        return plain[when]()
+        return plain[when]
     every = re.fullmatch(r"every +(\d+)", when)
     if every is not None and int(every[1]) > 0:
-        return Every(int(every[1]))
+        period = int(every[1])
+        return lambda step, settled, spent: step % period == 0
     budgeted = re.fullmatch(r"budgeted +(\d+(?:\.\d+)?) *%", when)
     if budgeted is not None and 0 < float(budgeted[1]) <= 100:
-        return Budgeted(float(budgeted[1]) / 100)
+        share = float(budgeted[1]) / 100
+        return lambda step, settled, spent: spent.updating <= share * spent.total
     raise UsageError(
         f"unknown schedule {when!r}; use 'always', 'off', 'on-drift', 'every N' with N of at least 1, "
         "or 'budgeted P%' with P above 0 and at most 100"

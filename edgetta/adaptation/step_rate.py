@@ -8,9 +8,7 @@ rate is only ever lowered, and only one that came from a law.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-
-from torch import Tensor
+from dataclasses import dataclass, replace
 
 from edgetta.rate_law import RateLaw
 
@@ -26,6 +24,14 @@ class RateChoice:
 
     rate: float
     reason: str  # in words, for people
+
+
+@dataclass(frozen=True)
+class Damping:
+    """What the first updates said of the law."""
+
+    factor: float = 1.0  # at most 1, of what the law says
+    ratios: tuple[float, ...] = ()  # observed over expected divergence of the updates watched so far
 
 
 def choose_rate(given: float | None, law: RateLaw | None, momentum: float, images: int) -> RateChoice:
@@ -48,51 +54,43 @@ def choose_rate(given: float | None, law: RateLaw | None, momentum: float, image
     return RateChoice(rate, f"the rate law at {images} images, {law.regime(images)}")
 
 
+@dataclass(frozen=True)
 class StepRate:
     """Gives the rate update by update, and watches the first ones.
 
-    Args:
-        given, law, momentum: as in `choose_rate`.
-        watched: so many updates are watched; 0: none.
+    given, law, momentum   as in `choose_rate`
+    watched                so many updates are watched; 0: none
     """
 
-    def __init__(self, given: float | None, law: RateLaw | None, momentum: float, watched: int) -> None:
-        self.given, self.law, self.momentum = given, law, momentum
-        self.damping = 1.0  # at most 1, of what the law says
-        expects = given is None and law is not None and bool(law.divergence)
-        self._left = watched if expects else 0
-        self._ratios: list[float] = []
+    given: float | None
+    law: RateLaw | None
+    momentum: float
+    watched: int
 
-    def choice(self, images: int) -> RateChoice:
+    def choice(self, images: int, damping: Damping) -> RateChoice:
         """The rate of an update on so many images, and why."""
         chosen = choose_rate(self.given, self.law, self.momentum, images)
-        if self.damping == 1.0:
+        if damping.factor == 1.0:
             return chosen
         why = f"{chosen.reason}, damped: the first updates changed predictions more than expected"
-        return RateChoice(chosen.rate * self.damping, why)
+        return RateChoice(chosen.rate * damping.factor, why)
 
-    @property
-    def watching(self) -> bool:
+    def watches(self, damping: Damping) -> bool:
         """Whether the next update is to be followed by `watch`."""
-        return self._left > 0
+        expects = self.given is None and self.law is not None and bool(self.law.divergence)
+        return expects and len(damping.ratios) < self.watched
 
-    def watch(self, before: Tensor, after: Tensor) -> None:
-        """Logits (N, classes) of an update's images before it and after it.
+    def watch(self, damping: Damping, divergence: float, images: int) -> Damping:
+        """After an update that changed the predictions of its own images so much, in nats per image.
 
         After the last watched update the rate is damped if the median of observed over expected divergence exceeds
         `TOLERANCE`: by the root of that ratio, since divergence grows with the square of the rate.
         """
         assert self.law is not None
-        self._left -= 1
-        ratio = divergence(before, after) / self.law.expected_divergence(len(before))
-        self._ratios.append(ratio if math.isfinite(ratio) else math.inf)
-        if self._left == 0:
-            ratio = sorted(self._ratios)[len(self._ratios) // 2]
-            if ratio > TOLERANCE:
-                self.damping = max(ratio**-0.5, 1e-3)
-
-
-def divergence(before: Tensor, after: Tensor) -> float:
-    """Mean Kullback-Leibler divergence, in nats per image, of the predictions `after` from those `before`."""
-    old, new = before.double().log_softmax(1), after.double().log_softmax(1)  # differences below float32
-    return float((old.exp() * (old - new)).sum(1).mean())
+        ratio = divergence / self.law.expected_divergence(images)
+        ratios = (*damping.ratios, ratio if math.isfinite(ratio) else math.inf)
+        if len(ratios) < self.watched:
+            return replace(damping, ratios=ratios)
+        median = sorted(ratios)[len(ratios) // 2]
+        factor = max(median**-0.5, 1e-3) if median > TOLERANCE else 1.0
+        return Damping(factor, ratios)

@@ -1,4 +1,4 @@
-"""The manifest of a bundle: schema version 2, parsed strictly, and the description of a segment that it holds.
+"""The manifest of a bundle: schema version 2, parsed strictly.
 
 `manifest.json` ends with a line that holds the SHA-256 of everything before it, so that a damaged manifest is noticed
 too. The hash guards against damage, not against a forger, who can compute it as well: whatever the manifest says is
@@ -16,34 +16,26 @@ from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar, get_args
 
-from edgetta.adaptation.adapter import AdaptConfig
-from edgetta.adaptation.meta_network import Initialisation, MetaSpec
-from edgetta.adaptation.model import Gradient
-from edgetta.adaptation.network import BatchNorm
-from edgetta.adaptation.step_memory import STORAGES, Storage
+from edgetta.adaptation.config import AdaptConfig
 from edgetta.bounded_json import parse_json
 from edgetta.errors import BundleError, EdgettaError
 from edgetta.memory.accuracy_costs import AccuracyCosts
 from edgetta.memory.cost_model import CostModel
 from edgetta.rate_law import RateLaw
-from edgetta.segments.contract import SegmentGraphs, describe
-from edgetta.segments.graph import BATCH, Graph
 from edgetta.signature import SIGNATURE
 from edgetta.sources.resize import Resize
 from edgetta.storage import StorageError, safe_name
 
 FORMAT = "edgetta.bundle"
 SCHEMA = 2
-"""1 had no programs of the whole network."""
+"""1 was one of frozen segments, with its meta-networks in torch."""
 MANIFEST = "manifest.json"
-DIRECTIONS = ("forward", "backward", "recompute")
 PROGRAMS = ("predict", "measure", "forward", "backward", "recompute")
 
 MAX_MANIFEST_BYTES = 8 << 20
 MAX_FILES = 4096
 MAX_TOTAL_BYTES = 16 << 30
 MAX_TEXT_BYTES = 32 << 20  # of all JSON, which takes seconds to read by the ten million bytes
-MAX_SEGMENTS = 128
 MAX_SIDE = 1 << 16
 MAX_SETTING = 1 << 16  # a number among the settings of adaptation; images in a window above all
 
@@ -75,37 +67,12 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
-class SegmentEntry:
-    """The files of one segment; `onnx` maps a direction to its file, where the segment has that direction."""
-
-    name: str
-    graphs: str
-    tensors: str
-    onnx: Mapping[str, str]
-    described: Any  # what `describe_segment` said at export
-
-
-@dataclass(frozen=True)
 class ProgramsEntry:
     """The files of the whole-network programs: a graph each, what they have in common, and the weights of all."""
 
     graphs: Mapping[str, str]
     layout: str
     tensors: str
-
-
-@dataclass(frozen=True)
-class KeptBytes:
-    """Bytes kept between forward and backward in one gradient mode: `per_image` times the batch, and `fixed`."""
-
-    per_image: int  # meta-networks and frozen segments, at storage full
-    frozen_per_image: int  # of it the frozen segments
-    fixed: int
-    by_storage: Mapping[str, int]  # per image, of everything
-
-    def at(self, batch: int, storage: Storage = "full") -> int:
-        """Bytes for a batch."""
-        return self.by_storage[storage] * batch + self.fixed
 
 
 @dataclass(frozen=True)
@@ -124,21 +91,15 @@ class Manifest:
     classes: int
     class_names: tuple[str, ...] | None
     preprocessing: Mapping[str, Any]
-    segments: tuple[SegmentEntry, ...]
-    source: SegmentEntry
     programs: ProgramsEntry
-    metas: tuple[MetaSpec, ...]
+    content: str | None
     cuts: tuple[str, ...]
     batch_norm: BatchNormForm
-    policy: BatchNorm
-    ema_images: int
     config: AdaptConfig
     rate_law: RateLaw | None
-    memory: Mapping[Gradient, KeptBytes]
     cost_model: CostModel | None
     accuracy_costs: AccuracyCosts | None
     provenance: Mapping[str, Any]
-    meta_tensors: str
     reference: str
     files: Mapping[str, FileEntry]
 
@@ -182,27 +143,6 @@ def parse_manifest(raw: bytes, bundle: Path) -> Manifest:
         raise BundleError(f"{where}: {what}; export the bundle again") from error
 
 
-def describe_segment(graphs: SegmentGraphs) -> dict[str, Any]:
-    """Inputs and outputs of each direction, with "batch" in place of the batch, and residuals: JSON-compatible."""
-    directions = {"forward": graphs.forward, "backward": graphs.backward, "recompute": graphs.recompute}
-    return {
-        "signatures": {name: _signature(graph) for name, graph in directions.items() if graph is not None},
-        "residuals": describe(graphs.residuals),
-    }
-
-
-def _signature(graph: Graph) -> dict[str, list[dict[str, Any]]]:
-    def value(name: str) -> dict[str, Any]:
-        v = graph.values[name]
-        return {
-            "name": name,
-            "shape": ["batch" if s == BATCH else f"{-s} * batch" if s < 0 else s for s in v.shape],
-            "dtype": v.dtype,
-        }
-
-    return {"inputs": [value(n) for n in graph.inputs], "outputs": [value(n) for n in graph.outputs]}
-
-
 def _typed(data: dict[str, Any], identity: str) -> Manifest:
     image, classes = _get(data, "input", dict), _get(data, "classes", dict)
     shape = tuple(_integer(size, "input.shape", 1, MAX_SIDE) for size in _get(image, "shape", list))
@@ -215,13 +155,7 @@ def _typed(data: dict[str, Any], identity: str) -> Manifest:
         if len(names) != count:
             raise ValueError(f"classes.names has {len(names)} names for {count} classes")
     Resize.from_json(_get(data, "preprocessing", dict), (shape[1], shape[2]))  # read again by who resizes
-    norm = _get(data, "batch_norm", dict)
     files = _files(_get(data, "files", dict))
-    segments = tuple(_segment(entry, files) for entry in _get(data, "segments", list))
-    metas = tuple(_meta(entry) for entry in _get(data, "metas", list))
-    expected = ("stem", *(f"part{k}" for k in range(1, len(metas) + 1)), "classifier")
-    if tuple(s.name for s in segments) != expected or not 1 <= len(metas) <= MAX_SEGMENTS:
-        raise ValueError(f"{len(metas)} meta-networks need the segments {', '.join(expected[:3])}, ... in that order")
     rate_law = None if data["rate_law"] is None else RateLaw.from_json(data["rate_law"])
     versions = _get(data, "versions", dict)
     return Manifest(
@@ -234,21 +168,15 @@ def _typed(data: dict[str, Any], identity: str) -> Manifest:
         classes=count,
         class_names=names,
         preprocessing=_get(data, "preprocessing", dict),
-        segments=segments,
-        source=_segment(_get(data, "source", dict), files),
         programs=_programs(_get(data, "programs", dict), files),
-        metas=metas,
+        content=None if data["content"] is None else _listed(data["content"], files, ".safetensors"),
         cuts=_texts(data["cuts"], "cuts"),
-        batch_norm=_one_of(norm["form"], get_args(BatchNormForm), "batch_norm.form"),
-        policy=_one_of(norm["policy"], get_args(BatchNorm), "batch_norm.policy"),
-        ema_images=_integer(norm["ema_images"], "batch_norm.ema_images", 1, 1 << 31),
+        batch_norm=_one_of(data["batch_norm"], get_args(BatchNormForm), "batch_norm"),
         config=AdaptConfig.from_json(_bounded(_get(data, "adaptation", dict))),
         rate_law=rate_law,
-        memory={mode: _kept(_get(data["memory"], mode, dict)) for mode in get_args(Gradient)},
         cost_model=CostModel.from_json(data["cost_model"]) if data.get("cost_model") is not None else None,
         accuracy_costs=_accuracy_costs(data.get("accuracy_costs")),
         provenance=_get(data, "provenance", dict),
-        meta_tensors=_listed(data["meta_tensors"], files, ".safetensors"),
         reference=_listed(data["reference"], files, ".npz"),
         files=files,
     )
@@ -287,21 +215,6 @@ def _files(table: dict[str, Any]) -> dict[str, FileEntry]:
     return entries
 
 
-def _segment(entry: Any, files: Mapping[str, FileEntry]) -> SegmentEntry:
-    if not isinstance(entry, dict):
-        raise ValueError("segments: an entry is not an object")
-    onnx = _get(entry, "onnx", dict)
-    if "forward" not in onnx or not set(onnx) <= set(DIRECTIONS):
-        raise ValueError(f"segments: onnx must name forward and may name {', '.join(DIRECTIONS[1:])}")
-    return SegmentEntry(
-        _get(entry, "name", str),
-        _listed(entry["graphs"], files, ".json"),
-        _listed(entry["tensors"], files, ".safetensors"),
-        {direction: _listed(name, files, ".onnx") for direction, name in onnx.items()},
-        {"signatures": entry["signatures"], "residuals": entry["residuals"]},
-    )
-
-
 def _programs(entry: dict[str, Any], files: Mapping[str, FileEntry]) -> ProgramsEntry:
     graphs = _get(entry, "graphs", dict)
     if set(graphs) != set(PROGRAMS):
@@ -311,36 +224,6 @@ def _programs(entry: dict[str, Any], files: Mapping[str, FileEntry]) -> Programs
         _listed(entry["layout"], files, ".json"),
         _listed(entry["tensors"], files, ".safetensors"),
     )
-
-
-def _kept(entry: dict[str, Any]) -> KeptBytes:
-    storages = _get(entry, "by_storage", dict)
-    per_image, frozen, fixed = (
-        _integer(entry[name], f"memory.{name}", 0, 1 << 62) for name in ("per_image", "frozen_per_image", "fixed")
-    )
-    return KeptBytes(
-        per_image,
-        frozen,
-        fixed,
-        {name: _integer(storages[name], f"memory.by_storage.{name}", 0, 1 << 62) for name in STORAGES},
-    )
-
-
-def _meta(entry: Any) -> MetaSpec:
-    if not isinstance(entry, dict):
-        raise ValueError("metas: an entry is not an object")
-    spec = MetaSpec(
-        _integer(entry["in_channels"], "metas.in_channels", 1, MAX_SIDE),
-        _integer(entry["out_channels"], "metas.out_channels", 1, MAX_SIDE),
-        _one_of(entry["kernel"], (1, 3), "metas.kernel"),
-        _integer(entry["stride"], "metas.stride", 1, MAX_SIDE),
-        _get(entry, "tokens", bool),
-        _one_of(entry["initialisation"], get_args(Initialisation), "metas.initialisation"),
-        _get(entry, "normalised", bool),
-    )
-    if spec.to_json() != entry:
-        raise ValueError(f"metas: unknown field {sorted(set(entry) - set(spec.to_json()))[:1]}")
-    return spec
 
 
 def _listed(name: Any, files: Mapping[str, FileEntry], suffix: str) -> str:

@@ -1,13 +1,10 @@
-"""The whole-network programs of a bundle: read, checked, and put on an engine of the processor.
-
-Nothing here imports torch, but for the engine that is torch.
-"""
+"""The whole-network programs of a bundle: read and checked. Nothing here imports torch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import numpy as np
 
@@ -15,42 +12,15 @@ from edgetta.bounded_json import parse_json
 from edgetta.bundle.files import BundleFiles
 from edgetta.bundle.graph_limits import check_limits, check_sizes
 from edgetta.bundle.manifest import ProgramsEntry
-from edgetta.engines.contract import Array, Engine, Layout, ProgramSet, Statistics
-from edgetta.errors import BundleError, UsageError, one_line
+from edgetta.engines.contract import Array, Layout, ProgramSet, Statistics
+from edgetta.errors import BundleError, one_line
 from edgetta.segments.contract import Residual, ResidualKind, describe
 from edgetta.segments.graph import BATCH, Graph
 from edgetta.tensor_file import parse_tensors
 
-if TYPE_CHECKING:
-    from edgetta.bundle.reading import Bundle
-
 SHIPPED, SOURCE_MEAN, SOURCE_VARIANCE = "shipped", "source.mean", "source.variance"
 MAX_NUMBERS = 1 << 30  # of all parameters
 _AGAIN = "export the bundle again"
-
-
-def open_programs(bundle: Bundle, engine: str = "auto", threads: int = 0) -> Engine:
-    """The bundle's programs on an engine of the processor: "onnxruntime", "torch", or the first that is installed.
-
-    threads   of ONNX Runtime, 0 for its own choice
-    Raises `UsageError` for another engine, `MissingDependencyError` for one that is not installed.
-    """
-    from edgetta.engines.onnxruntime import OnnxRuntimeEngine, import_onnxruntime
-    from edgetta.errors import MissingDependencyError
-
-    if engine == "auto":
-        try:
-            import_onnxruntime()
-            engine = "onnxruntime"
-        except MissingDependencyError:
-            engine = "torch"
-    if engine == "onnxruntime":
-        return OnnxRuntimeEngine(bundle.programs, threads)
-    if engine == "torch":
-        from edgetta.engines.torch import TorchEngine
-
-        return TorchEngine(bundle.programs)
-    raise UsageError(f"programs run on onnxruntime or torch, not on {engine!r}")
 
 
 def read_programs(
@@ -93,7 +63,7 @@ def check_programs(programs: ProgramSet) -> None:
     image, logits = (BATCH, *programs.input_shape), (BATCH, programs.classes)
     shapes: dict[str, tuple[int, ...]] = {"x": image, **parameters.shapes}
     given = {f"{kind}.{n}": s for kind in ("mean", "variance") for n, s in layers.shapes.items()}
-    maps = ("before.mean", "before.variance", "gain", "offset", "factor", "power")
+    maps = ("before.mean", "before.variance", "gain", "offset", "factor", "power", "floor")
     mixed = {"share": (1,), **{f"{kind}.{n}": s for kind in maps for n, s in layers.shapes.items()}}
     cotangents = {"grad_logits": logits, "regulariser": (1,)}
     residuals = {residual.value.name: residual.value.shape for residual in programs.residuals}

@@ -5,65 +5,48 @@ from __future__ import annotations
 import io
 import math
 import zipfile
-from collections.abc import Mapping
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from edgetta.adaptation.model import AdaptableModel
-from edgetta.adaptation.network import EMA_IMAGES, AdaptiveNetwork
 from edgetta.bundle.files import BundleFiles
+from edgetta.engines.contract import Array, Engine, Mixing, Moments, ProgramSet
 from edgetta.errors import BundleError, one_line
 
 MAX_GRADIENT_ELEMENTS = 1 << 14
 """Larger parameters are not compared: their gradients would make up most of the bundle."""
-
 MAX_REFERENCE_BYTES = 256 << 20
+SHARE = 0.5
+"""Of the golden images in the statistics of `measure`: every operator takes part, and channels without variance
+
+amplify nothing.
+"""
 
 
-@torch.no_grad()
-def golden_run(
-    model: AdaptableModel,
-    network: AdaptiveNetwork,
-    start: Mapping[str, Tensor],
-    images: Tensor,
-    with_gradients: bool = True,
-) -> dict[str, Tensor]:
-    """Logits of `images` from the state `start`, and gradients of a linear function of them as "gradient.NAME".
+def golden_run(engine: Engine, images: Array, with_gradients: bool = True) -> dict[str, Array]:
+    """What the network as shipped makes of images (N, C, H, W): "logits" (N, classes) with the statistics of training,
 
-    Statistics are running ones, moved by this batch before they are used, so that every operator takes part while
-    channels without variance amplify nothing. The network is put back as it was.
+    "mixed_logits" with these and the images' own, and "gradient.NAME" of a fixed linear function of the logits by each
+    parameter that is not too large. Linear, because the gradient of the entropy vanishes where a network is sure or
+    knows nothing, and rounding errors would then drown what is tested.
     """
-    parameters = _parameters(network)
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    gradients = {name: parameter.grad for name, parameter in parameters.items()}
-    policy, ema_images = network.batch_norm, network.ema_images
-    try:
-        for parameter in parameters.values():
-            parameter.grad = None
-        network.load_state_dict(dict(start))
-        network.batch_norm = "source" if model.batch_norm == "source" else "ema"
-        network.ema_images = EMA_IMAGES
-        logits, tape = network.forward(images, keep=with_gradients)
-        if with_gradients:
-            network.backward(tape, _pattern(logits))
-        found = {"logits": logits.clone()}
-        for name, parameter in parameters.items():
-            if parameter.grad is not None and parameter.numel() <= MAX_GRADIENT_ELEMENTS:
-                found[f"gradient.{name}"] = parameter.grad.clone()
-        return found
-    finally:
-        network.batch_norm, network.ema_images = policy, ema_images
-        network.load_state_dict(before)
-        for name, parameter in parameters.items():
-            parameter.grad = gradients[name]
+    programs = engine.programs
+    source, shipped = programs.source, programs.shipped
+    found = {"logits": engine.predict(images, shipped, source)}
+    mixing = Mixing.plain(Moments(source.mean, source.variance), SHARE)
+    found["mixed_logits"] = engine.measure(images, shipped, mixing)[0]
+    if with_gradients:
+        passed = engine.forward(images, shipped, source, moments=False)
+        gradients = engine.backward(passed.residuals, _pattern(passed.logits), 0.0, shipped)
+        for name, gradient in programs.parameters.split(gradients).items():
+            if gradient.size <= MAX_GRADIENT_ELEMENTS:
+                found[f"gradient.{name}"] = gradient
+    return found
 
 
-def read_reference(files: BundleFiles, model: AdaptableModel) -> dict[str, Tensor]:
-    """The arrays of `reference.npz`: float32, "images", "source_logits", "logits", "gradient.NAME".
+def read_reference(files: BundleFiles, programs: ProgramSet) -> dict[str, Array]:
+    """The arrays of `reference.npz`: float32, "images", "logits", "mixed_logits", "gradient.NAME".
 
-    Raises `BundleError` where they are pickled, compressed, of another type, or not those of `model`.
+    Raises `BundleError` where they are pickled, compressed, of another type, or not those of the programs.
     """
     name = files.manifest.reference
     where = f"{name} in bundle {files.path}"
@@ -72,17 +55,17 @@ def read_reference(files: BundleFiles, model: AdaptableModel) -> dict[str, Tenso
     try:
         arrays = _read_arrays(files.read(name))
         images = arrays["images"]
-        if images.ndim != 4 or images.shape[0] < 1 or images.shape[1:] != model.input_shape:
-            raise ValueError(f"its images have shape {images.shape}, not (N, {model.input_shape})")
-        for key in ("source_logits", "logits"):
-            if arrays[key].shape != (images.shape[0], model.classes):
+        if images.ndim != 4 or images.shape[0] < 1 or images.shape[1:] != programs.input_shape:
+            raise ValueError(f"its images have shape {images.shape}, not (N, {programs.input_shape})")
+        for key in ("logits", "mixed_logits"):
+            if arrays[key].shape != (images.shape[0], programs.classes):
                 raise ValueError(f"{key} has shape {arrays[key].shape}")
     except (ValueError, KeyError, OSError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
         raise BundleError(f"{where} cannot be used: {one_line(error)}; export the bundle again") from error
-    return {key: torch.from_numpy(array) for key, array in arrays.items()}
+    return arrays
 
 
-def _read_arrays(data: bytes | bytearray) -> dict[str, np.ndarray]:
+def _read_arrays(data: bytes | bytearray) -> dict[str, Array]:
     """Arrays of an uncompressed `.npz`; the size that a header declares is checked before memory is reserved."""
     arrays = {}
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -101,19 +84,7 @@ def _read_arrays(data: bytes | bytearray) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _pattern(logits: Tensor) -> Tensor:
+def _pattern(logits: Array) -> Array:
     """The gradient with respect to the logits (N, C): numbers of both signs that repeat nowhere."""
-    numbers = torch.arange(logits.numel(), dtype=torch.float64)
-    return (torch.cos(0.7 + numbers) / logits.shape[0]).view(logits.shape).to(logits)
-
-
-def _parameters(network: AdaptiveNetwork) -> dict[str, Tensor]:
-    """What adaptation updates, named as in the network's state."""
-    named: dict[str, Tensor] = {}
-    for k, meta in enumerate(network.metas):
-        trainable = {id(parameter) for parameter in meta.trainable()}  # type: ignore[operator]
-        named |= {f"metas.{k}.{name}": p for name, p in meta.named_parameters() if id(p) in trainable}
-    segments = {**{f"part{k}": part for k, part in enumerate(network.parts, 1)}, "classifier": network.classifier}
-    for prefix, segment in segments.items():
-        named |= {f"{prefix}.{name}": bias for name, bias in segment.affine.items()}
-    return named
+    numbers = np.arange(logits.size, dtype=np.float64)
+    return (np.cos(0.7 + numbers) / logits.shape[0]).reshape(logits.shape).astype(logits.dtype)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgetta.adaptation.model import Gradient, build
+from edgetta.adaptation.model import Gradient
 from edgetta.bundle.reading import Bundle
 from edgetta.bundle.segment_jobs import Job, jobs_of, jobs_of_model, source_job
 from edgetta.errors import MissingDependencyError, UsageError
@@ -216,29 +216,17 @@ class BundleEngines:
 
     @cached_property
     def _golden(self) -> dict[str, Tensor]:
-        """What reaches each segment when the golden images run through the network, on the torch engine."""
-        seen: dict[str, Tensor] = {}
-
-        class Seen(TorchSegment):
-            name = ""
-
-            def forward(self, x: Tensor, **options: Any) -> Any:
-                seen[self.name] = x
-                return super().forward(x, **options)
-
-        def make(name: str, graphs: SegmentGraphs, _: GradientMode) -> TorchSegment:
-            segment = Seen(graphs, "local")
-            segment.name = name
-            return segment
-
-        network = build(self.bundle.model, make, "local", self.bundle.batch_norm)
-        network.load_state_dict(self.bundle.meta_tensors())
-        images = self.bundle.reference()["images"]
+        """What reaches each segment when the golden images run through the frozen ones, on the torch engine."""
+        images = torch.as_tensor(self.bundle.reference()["images"])
         smallest, _, largest = self.options.batch
         count = min(max(images.shape[0], smallest), largest)
         images = images[[i % images.shape[0] for i in range(count)]]
-        network.forward(images, keep=False)
-        return {**seen, "source": images}
+        seen, x = {"source": images}, images
+        for name, graphs in self._segments.items():
+            if name != "source":
+                seen[name] = x
+                x, _ = TorchSegment(graphs, "local").forward(x, keep=False)
+        return seen
 
     def _runnable(self, prepared: Prepared) -> Runnable:
         program = prepared.program

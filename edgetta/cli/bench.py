@@ -25,7 +25,6 @@ BENCHES: dict[str, tuple[str, str]] = {
     "fuzz": ("edgetta.bench.fuzzing.command", "Damaged bundles and states, read by the thousand within limits."),
     "faults": ("edgetta.bench.faults.command", "Kills and injected faults: what is lost, what recovers."),
     "latency": ("edgetta.bench.latency", "Time inference, prediction and adaptation steps, side by side."),
-    "storage": ("edgetta.bench.storage", "What keeping a step's tensors in few bits costs, on a real stream."),
     "tensorrt-build": ("edgetta.bench.tensorrt_build", "Build the engines of whole networks, without running them."),
 }
 

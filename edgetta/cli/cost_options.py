@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from edgetta.adaptation.network import AdaptiveNetwork
     from edgetta.memory.accuracy_costs import AccuracyCosts
+    from edgetta.offline.network import Network
     from edgetta.offline.stage_files import StageFiles
     from edgetta.sources.labelled import Labelled
 
@@ -25,7 +25,7 @@ def cost_options(function: _Function) -> _Function:
         click.option(
             "--costs/--no-costs",
             default=None,
-            help="Measure what a plan's choices (storages, batch sizes, local gradients) cost in accuracy, on "
+            help="Measure what a plan's choices (fewer images that learn, slices) cost in accuracy, on "
             "held-out images under four corruptions, or not. Default: up to 64x64 pixels.",
         ),
         click.option(
@@ -80,7 +80,7 @@ def cost_images(values: Mapping[str, Any], held_out: Labelled) -> int:
 
 
 def measured_costs(
-    network: AdaptiveNetwork,
+    network: Network,
     held_out: Labelled,
     images: int,
     rates: Mapping[str, Any] | None,
@@ -95,14 +95,17 @@ def measured_costs(
     from edgetta.rate_law import RateLaw
 
     law = None if rates is None else RateLaw.from_json(rates["law"])
-    domains = kept_apart(held_out.shuffled(seed, images))
+    corrupted = kept_apart(held_out.shuffled(seed, images))
+    domains = {name: (shown.numpy(), labels.numpy()) for name, (shown, labels) in corrupted.items()}
     with progress_bar("measuring costs in accuracy", unit="runs", show=show) as update:
-        return measure_accuracy_costs(network, domains, rate_law=law, stored=files.json, progress=update)
+        return measure_accuracy_costs(
+            network.engine, domains, rate_law=law, content=network.content, stored=files.json, progress=update
+        )
 
 
 def cost_columns(costs: AccuracyCosts) -> tuple[str, str, str]:
     """What the columns of `cost_rows` are."""
-    reference = f"instead of exact gradients, {costs.batch} images per update: {costs.error:.2f} % error"
+    reference = f"instead of learning from {costs.learn} of {costs.batch} images at once: {costs.error:.2f} % error"
     return reference, "points of error", "standard error"
 
 

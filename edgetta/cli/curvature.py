@@ -43,8 +43,8 @@ def command(**values: Any) -> None:
     """Estimate the spectrum of the Hessian (or another curvature matrix) of a model's loss.
 
     MODEL is a built-in network (resnet20, wrn40_2, ...), timm:NAME, torchvision:NAME, path/file.py:function (this
-    runs the file: only name files that you trust), a program path/model.pt2; with --parameters meta also a folder
-    that `edgetta prepare` wrote, or a bundle.
+    runs the file: only name files that you trust), a program path/model.pt2; with --parameters adapted also a
+    folder that `edgetta prepare` wrote, or a bundle.
 
     DATA is a folder with one sub-folder per class, an .npz with images and labels, or a built-in name: digits,
     cifar10-jpeg.
@@ -55,7 +55,7 @@ def command(**values: Any) -> None:
     \b
     Examples:
       edgetta curvature resnet20 --weights r20.npz --data cifar10-jpeg -o curvature/
-      edgetta curvature prepared/ --parameters meta --objective entropy --data photos/ -o curvature/
+      edgetta curvature prepared/ --parameters adapted --objective entropy --data photos/ -o curvature/
       edgetta curvature resnet20 --parameters layer3 --operator ggn --data cifar10-jpeg -o layer3/
       torchrun --nproc-per-node 4 -m edgetta curvature resnet20 --device cuda --data cifar10-jpeg -o curvature/
     """

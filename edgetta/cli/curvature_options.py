@@ -10,8 +10,8 @@ import click
 from edgetta.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgetta.adaptation.network import AdaptiveNetwork
     from edgetta.offline.curvature import Progress
+    from edgetta.offline.network import Network
     from edgetta.sources.labelled import Labelled
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -79,7 +79,7 @@ def check_curvature(held_out: Labelled, sizes: tuple[int, ...]) -> None:
 
 
 def measured_rates(
-    network: AdaptiveNetwork, held_out: Labelled, sizes: tuple[int, ...], seed: int, show: bool
+    network: Network, held_out: Labelled, sizes: tuple[int, ...], seed: int, show: bool
 ) -> dict[str, Any]:
     """The law, from held-out images under corruptions that no benchmark's stream has, as `AdaptationRates.to_json`.
 
@@ -87,7 +87,7 @@ def measured_rates(
         UsageError: images that cannot be corrupted.
         CurvatureError: too few images, or too little memory.
     """
-    from edgetta.adaptation.adapter import AdaptConfig
+    from edgetta.adaptation.config import AdaptConfig
     from edgetta.cli.corrupted import kept_apart
     from edgetta.cli.progress import progress_bar
     from edgetta.offline.learning_rate.adaptation_curvature import measure_adaptation

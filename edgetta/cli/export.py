@@ -1,4 +1,4 @@
-"""`edgetta export`: from a trained torch model to a bundle of frozen segments, tested on the engines that are here."""
+"""`edgetta export`: from a trained torch model to a bundle of programs, tested on the engines that are here."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from edgetta.extras import require
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from edgetta.adaptation.adapter import AdaptConfig
-    from edgetta.adaptation.network import AdaptiveNetwork
+    from edgetta.adaptation.config import AdaptConfig
     from edgetta.export.input_check import InputCheck
     from edgetta.export.prepared import Prepared
     from edgetta.export.recipe import Derived, Recipe
     from edgetta.memory.cost_model import CostModel
     from edgetta.models import Model
+    from edgetta.offline.network import Network
     from edgetta.rate_law import RateLaw
     from edgetta.sources.labelled import Pictures
 
-CALIBRATION_IMAGES = 1024
-"""So many images, spread over the calibration data, are enough for statistics per channel."""
+CALIBRATION_IMAGES = 2000
+"""So many images, spread over the calibration data, are enough: for what content explains of the statistics."""
 
 EXAMPLES = """\b
 Examples:
@@ -85,15 +85,7 @@ Examples:
 )
 @click.option("--classes", metavar="NAMES", help="Class names in the order of the outputs: a,b,c or a text file.")
 @click.option("--name", help="Of the bundle, for people; default the model's.")
-@partial(adaptation_options, but="adapt_affine")
-@click.option(
-    "--gradient",
-    type=click.Choice(["auto", "exact", "recompute", "local"]),
-    default="auto",
-    show_default=True,
-    help="Mode that is tested, and whose bytes are shown; the bundle serves every mode.",
-)
-@click.option("--opset", metavar="N", type=click.IntRange(17, 21), default=17, show_default=True, help="Of the ONNX.")
+@partial(adaptation_options, but=("adapt_affine", "batch_norm"))  # --bn is the form that the graphs take
 @click.option(
     "--seed", metavar="N", type=click.IntRange(0), default=0, show_default=True, help="Of weights that nobody gave."
 )
@@ -107,7 +99,7 @@ Examples:
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no table.")
 @config_option
 def command(**values: Any) -> None:
-    """Write a model as a bundle of frozen segments that can be adapted on a device.
+    """Write a model as a bundle that can be adapted on a device.
 
     MODEL is a built-in network (wrn40_2, resnet20, ...), timm:NAME, torchvision:NAME, path/file.py:function (this
     runs the file: only name files that you trust), a program path/model.pt2, or a folder that `edgetta prepare`
@@ -121,10 +113,10 @@ def command(**values: Any) -> None:
     """
     # What can fail cheaply comes before the derivation, which takes seconds to minutes.
     require("onnx", "`edgetta export`")
-    from edgetta.adaptation.adapter import AdaptConfig
+    from edgetta.adaptation.config import AdaptConfig
     from edgetta.cli.export_report import show_export
     from edgetta.cli.tables import print_line
-    from edgetta.export.bundle_writer import write_bundle
+    from edgetta.export.bundle_writer import Shipment, write_bundle
     from edgetta.export.recipe import derive_recipe, load_trained
 
     show, output = not values["quiet"], values["output"]
@@ -144,12 +136,11 @@ def command(**values: Any) -> None:
     if material.check is not None:
         tell(material.check, show)
     derived = derive_recipe(recipe, model, material.batches())
-    network = derived.network(values["gradient"])
-    _bring_to_start(network, derived, material)
+    network = _at_start(derived, material)
+    adaptable = derived.adaptable
     tested = write_bundle(
         output,
-        derived.adaptable,
-        network,
+        Shipment(network.programs, adaptable.cuts, adaptable.batch_norm, network.content),
         name=values["name"] or _name_of(recipe.model),
         config=config,
         classes=names or material.classes or (None if prepared is None else prepared.classes),
@@ -158,13 +149,11 @@ def command(**values: Any) -> None:
         rate_law=_rate_law(prepared, config),
         accuracy_costs=None if prepared is None else prepared.costs,
         golden=material.golden(),
-        gradient=values["gradient"],
-        opset=values["opset"],
         overwrite=values["overwrite"],
         measure=partial(_measured, show=show) if values["measure"] else None,
     )
     if show:
-        show_export(output, derived, material.facts(), tested, values["gradient"])
+        show_export(output, derived, material.facts(), tested)
 
 
 @dataclass(frozen=True)
@@ -291,25 +280,30 @@ def _material(
     return _Material(meta, pictures, values["calibration"], check, found)
 
 
-def _bring_to_start(network: AdaptiveNetwork, derived: Derived, material: _Material) -> None:
-    """Bring the network into the state that ships.
+def _at_start(derived: Derived, material: _Material) -> Network:
+    """The network that ships, and what content explains of it where there are source images.
 
     Raises:
         BundleError: meta-networks that do not fit the model.
     """
-    from edgetta.offline.source_statistics import set_source_statistics
+    from edgetta.export.content import measure_content
+    from edgetta.offline.source_statistics import with_source_statistics
 
     if material.meta is None:
-        set_source_statistics(network, material.batches(), derived.adaptable.input_shape)
-        return
-    path, tensors = material.meta
-    try:
-        network.load_state_dict(tensors)
-    except ValueError as error:
-        raise BundleError(
-            f"{path} belongs to another model, other cuts or other meta-networks ({error}); give the options that "
-            "it was prepared with, or export the prepared folder itself"
-        ) from error
+        network = with_source_statistics(derived.network(), material.batches())
+    else:
+        path, tensors = material.meta
+        try:
+            network = derived.network().with_tensors(tensors)
+        except ValueError as error:
+            raise BundleError(
+                f"{path} belongs to another model, other cuts or other meta-networks ({error}); give the options that "
+                "it was prepared with, or export the prepared folder itself"
+            ) from error
+    batches = material.batches()
+    if batches is None or material.pictures is None or len(material.pictures) < 2:
+        return network
+    return replace(network, content=measure_content(network.programs, batches))
 
 
 def _provenance(derived: Derived, material: _Material, prepared: Prepared | None) -> dict[str, Any]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import shlex
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgetta.cli.input_told import input_facts, preprocessing_of
 
 if TYPE_CHECKING:
-    from edgetta.adaptation.model import Gradient
     from edgetta.bundle import SelfTest
     from edgetta.export.recipe import Derived
 
@@ -25,11 +24,7 @@ ORIGINS = {
 
 
 def show_export(
-    output: Path,
-    derived: Derived,
-    more: Sequence[tuple[str, str]],
-    tested: Mapping[str, SelfTest],
-    gradient: Gradient,
+    output: Path, derived: Derived, more: Sequence[tuple[str, str]], tested: Mapping[str, SelfTest]
 ) -> None:
     """Print what was written.
 
@@ -38,10 +33,8 @@ def show_export(
         derived: what is in it.
         more: facts, of the data.
         tested: what the self-test found, by engine.
-        gradient: mode whose bytes are shown.
     """
     from edgetta.cli.tables import bytes_text, print_facts, print_line, print_table
-    from edgetta.export.kept_bytes import kept_bytes
 
     model, adaptable = derived.model, derived.adaptable
     size = " x ".join(map(str, adaptable.input_shape))
@@ -55,16 +48,15 @@ def show_export(
             *more,
         ]
     )
-    columns = ("part", "input", "output", "gradient", "kept per image", "residuals of the frozen part", "meta-network")
-    print_table(columns, _rows(derived, gradient), left=("part", "gradient", *columns[-2:]))
+    columns = ("part", "input", "output", "meta-network", "adapts inside")
+    print_table(columns, _rows(derived), left=("part", "meta-network"))
     files = [output] if output.is_file() else [path for path in output.rglob("*") if path.is_file()]
     count = "" if output.is_file() else f" in {len(files)} files"
-    kept = kept_bytes(adaptable)[gradient]
+    residuals = adaptable.programs.residuals
+    kept = sum(residual.kept_bytes(16) - residual.kept_bytes(8) for residual in residuals) // 8
     facts = [
-        (
-            "kept in all",
-            f"{bytes_text(kept['per_image'])} per image, {bytes_text(kept['frozen_per_image'])} frozen parts",
-        ),
+        ("adapts", f"{adaptable.programs.parameters.size:,} numbers"),
+        ("kept for a backward", f"{bytes_text(kept)} per image, {len(residuals)} tensors"),
         ("bundle", f"{output}, {bytes_text(sum(path.stat().st_size for path in files))}{count}"),
     ]
     for engine, found in tested.items():
@@ -75,26 +67,15 @@ def show_export(
     print_line(f"next: edgetta inspect {place}, or edgetta run {place} SOURCE", style="green")
 
 
-def _rows(derived: Derived, gradient: Gradient) -> Iterator[tuple[str, ...]]:
-    """One row per part and one for the classifier: shapes, gradient mode, kept bytes, residuals, meta-network."""
-    from edgetta.adaptation.model import gradient_mode
-    from edgetta.cli.tables import bytes_text
-
+def _rows(derived: Derived) -> Iterator[tuple[str, ...]]:
+    """One row per part: shapes, its meta-network, and how many numbers adapt inside the part."""
     adaptable = derived.adaptable
-    segments = list(adaptable.segments().items())[1:]
-    for number, (name, graphs) in enumerate(segments):
-        last = name == "classifier"
-        mode: str = gradient_mode(graphs, "auto" if last and gradient == "local" else gradient)
-        kept = (graphs.kept_bytes(16, mode) - graphs.kept_bytes(8, mode)) / 8  # type: ignore[arg-type]
-        kinds = Counter(residual.kind for residual in graphs.residuals) if mode == "exact" else Counter()
-        if number == 0 and not graphs.initial_affine:
-            mode, kept, kinds = "none needed", 0.0, Counter()
-        shapes = (" x ".join(map(str, value.shape[1:])) for value in (graphs.input, graphs.output))
-        meta = "" if last else _meta(adaptable.metas[number])
-        residuals = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "-"
-        yield name, *shapes, mode, bytes_text(kept), residuals, meta
-
-
-def _meta(spec: Any) -> str:
-    what = "per token" if spec.tokens else f"{spec.kernel}x{spec.kernel}, stride {spec.stride}"
-    return f"{spec.in_channels} -> {spec.out_channels}, {what}"
+    shapes = adaptable.programs.parameters.shapes
+    parts = [(name, piece.graph) for name, piece in adaptable.pieces.items() if name.startswith("part")]
+    for k, (name, graph) in enumerate(parts):
+        source, target = graph.values["x"].shape[1:], graph.values[graph.outputs[0]].shape[1:]
+        outputs, inputs, kernel, _ = shapes[f"metas.{k}.conv"]
+        what = "per token" if len(source) == 2 else f"{kernel}x{kernel}, stride {-(-source[1] // target[1])}"
+        inside = sum(math.prod(shape) for own, shape in shapes.items() if own.startswith(f"{name}."))
+        sizes = (" x ".join(map(str, shape)) for shape in (source, target))
+        yield name, *sizes, f"{inputs} -> {outputs}, {what}", f"{inside:,}"

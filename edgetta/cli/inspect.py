@@ -13,11 +13,8 @@ import click
 from edgetta.cli.input_told import input_facts
 
 if TYPE_CHECKING:
-    from edgetta.adaptation.meta_network import MetaSpec
     from edgetta.bundle import Bundle, SelfTest
-    from edgetta.segments.contract import SegmentGraphs
-
-_KINDS = ("mask", "code", "scale", "float")
+    from edgetta.segments.graph import Graph
 
 
 @click.command()
@@ -48,8 +45,8 @@ def as_data(bundle: Bundle, results: dict[str, SelfTest]) -> dict[str, Any]:
         "unlisted": list(bundle.unlisted),
         "self_test": {
             engine: {
-                "source_error": result.source_error,
                 "logits_error": result.logits_error,
+                "mixed_error": result.mixed_error,
                 "gradient_error": result.gradient_error,
             }
             for engine, result in results.items()
@@ -70,37 +67,20 @@ def _peak_resident_bytes() -> int | None:
 
 
 def _self_tests(bundle: Bundle) -> dict[str, SelfTest]:
-    from edgetta.bundle import build_network, engine_name, self_test
+    from edgetta.bundle import open_engine, processor_engines, self_test
 
-    engines = dict.fromkeys(("torch", engine_name("auto")))
-    return {engine: self_test(bundle, build_network(bundle, engine)) for engine in engines}
+    return {name: self_test(bundle, open_engine(bundle, name)) for name in processor_engines()}
 
 
 def _show(bundle: Bundle, results: dict[str, SelfTest]) -> None:
-    from edgetta.adaptation.step_memory import STORAGES
+    from edgetta.bundle.manifest import PROGRAMS
     from edgetta.cli.tables import bytes_text, print_facts, print_line, print_table
 
     print_facts(_facts(bundle))
     print_table(
-        ("part", "takes", "gives", "nodes", "residuals", "adapting"),
-        [_row(name, graphs) for name, graphs in bundle.model.segments().items()],
-        left=("part", "takes", "gives", "residuals"),
-    )
-    print_table(
-        ("kept between forward and backward", "per image", "of it frozen parts", "whatever the batch", "batch 64"),
-        [
-            (mode, *map(bytes_text, (kept.per_image, kept.frozen_per_image, kept.fixed, kept.at(64))))
-            for mode, kept in bundle.memory.items()
-        ],
-        left=("kept between forward and backward",),
-    )
-    print_table(
-        ("kept per image, by storage", *STORAGES),
-        [
-            (mode, *(bytes_text(kept.by_storage[storage]) for storage in STORAGES))
-            for mode, kept in bundle.memory.items()
-        ],
-        left=("kept per image, by storage",),
+        ("program", "nodes", "inputs", "outputs"),
+        [_row(name, getattr(bundle.programs, name)) for name in PROGRAMS],
+        left=("program",),
     )
     files = bundle.files.manifest.files
     print_table(("file", "size"), [(name, bytes_text(entry.size)) for name, entry in files.items()], left=("file",))
@@ -110,24 +90,28 @@ def _show(bundle: Bundle, results: dict[str, SelfTest]) -> None:
     print_line(f"{len(files)} files, {total}: size and SHA-256 of each are those of the manifest.", style="green")
     for engine, result in results.items():
         print_line(
-            f"self-test on {engine}: passed (errors: source {result.source_error:.1e}, logits "
-            f"{result.logits_error:.1e}, gradients {result.gradient_error:.1e}).",
+            f"self-test on {engine}: passed (errors: logits {result.logits_error:.1e}, with mixed statistics "
+            f"{result.mixed_error:.1e}, gradients {result.gradient_error:.1e}).",
             style="green",
         )
 
 
 def _facts(bundle: Bundle) -> Iterator[tuple[str, str]]:
+    from edgetta.cli.tables import bytes_text
+
     manifest = bundle.files.manifest
     yield "bundle", str(bundle.path)
     yield "model", bundle.name
-    yield from input_facts(bundle.preprocessing, bundle.model.input_shape)
-    yield "classes", _classes(bundle.model.classes, bundle.classes)
-    yield "precision", f"{bundle.model.precision} backbone, fp32 meta-networks"
-    yield "cuts", ", ".join(bundle.model.cuts)
-    yield "meta-networks", "\n".join(_meta(k, spec) for k, spec in enumerate(bundle.model.metas, 1))
-    form = "follow the stream" if bundle.model.batch_norm == "adaptive" else "are folded into the convolutions"
+    yield from input_facts(bundle.preprocessing, bundle.input_shape)
+    yield "classes", _classes(bundle.class_count, bundle.classes)
+    yield "precision", f"{bundle.precision} backbone, fp32 meta-networks"
+    yield "cuts", ", ".join(bundle.cuts)
+    yield "adapting", f"{bundle.programs.parameters.size:,} numbers: {_adapting(bundle)}"
     if bundle.has_batch_norm:
-        yield "BatchNorm", f"frozen ones {form}; policy {bundle.batch_norm}, running over {bundle.ema_images} images"
+        form = "follow the stream" if bundle.batch_norm == "adaptive" else "are folded into the convolutions"
+        yield "BatchNorm", f"{len(bundle.programs.statistics.shapes)} layers; those of the backbone {form}"
+        yield "content", _content(bundle)
+    yield "kept", f"{bytes_text(bundle.kept_bytes(64) // 64)} per image between forward and backward"
     yield "adaptation", _pairs(manifest.data["adaptation"])
     yield "learning rate", _learning_rate(bundle)
     yield "rate law", _rate_law(bundle)
@@ -136,21 +120,21 @@ def _facts(bundle: Bundle) -> Iterator[tuple[str, str]]:
     yield "identity", bundle.identity
 
 
-def _meta(k: int, spec: MetaSpec) -> str:
-    text = f"{k}: {spec.in_channels} -> {spec.out_channels} channels, kernel {spec.kernel}, stride {spec.stride}, "
-    text += spec.initialisation + (", tokens" if spec.tokens else "")
-    return text if spec.normalised else f"{text}, no normalisation"
+def _adapting(bundle: Bundle) -> str:
+    names = bundle.programs.parameters.shapes
+    metas = len({name.split(".")[1] for name in names if name.startswith("metas.")})
+    inside = sum(not name.startswith("metas.") for name in names)
+    return f"{metas} meta-networks, and {inside} weights and biases inside the backbone"
 
 
-def _row(name: str, graphs: SegmentGraphs) -> Sequence[str]:
-    kinds = [residual.kind for residual in graphs.residuals]
-    residuals = ", ".join(
-        f"{kinds.count(kind)} {kind}{'s' * (kinds.count(kind) > 1)}" for kind in _KINDS if kind in kinds
-    )
-    directions = (graphs.forward, graphs.backward)
-    nodes = " + ".join(str(len(graph.nodes)) for graph in directions if graph is not None)
-    takes, gives = (" x ".join(map(str, value.shape[1:])) for value in (graphs.input, graphs.output))
-    return name, takes, gives, nodes, residuals or "none", str(len(graphs.initial_affine))
+def _content(bundle: Bundle) -> str:
+    if bundle.content is None:
+        return "not measured: statistics stay near the source; give source images at export (--calibration)"
+    return f"what it explains was measured on {bundle.content.images:,} source images"
+
+
+def _row(name: str, graph: Graph) -> Sequence[str]:
+    return name, str(len(graph.nodes)), str(len(graph.inputs)), str(len(graph.outputs))
 
 
 def _classes(count: int, names: Sequence[str] | None) -> str:
@@ -162,11 +146,10 @@ def _classes(count: int, names: Sequence[str] | None) -> str:
 
 def _learning_rate(bundle: Bundle) -> str:
     """What `edgetta run` will take where it is told nothing, for whole batches and for windows of small ones."""
-    from edgetta.adaptation.adapter import law_for
     from edgetta.adaptation.step_rate import choose_rate
 
     config = bundle.config
-    chosen = choose_rate(config.learning_rate, law_for(config, bundle.rate_law), config.momentum, config.window)
+    chosen = choose_rate(config.learning_rate, bundle.rate_law, config.momentum, config.window)
     unused = "; its rate law is not used" if bundle.rate_law and config.learning_rate is not None else ""
     return f"{chosen.rate:.3g} at {config.window} images ({chosen.reason}{unused})"
 

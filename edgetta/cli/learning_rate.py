@@ -80,8 +80,8 @@ def command(**values: Any) -> None:
     train with is a fraction of these, such as a half.
 
     MODEL is a built-in network (resnet20, wrn40_2, ...), timm:NAME, torchvision:NAME, path/file.py:function (this
-    runs the file: only name files that you trust), a program path/model.pt2; with --parameters meta also a folder
-    that `edgetta prepare` wrote, or a bundle.
+    runs the file: only name files that you trust), a program path/model.pt2; with --parameters adapted also a
+    folder that `edgetta prepare` wrote, or a bundle.
 
     DATA is a folder with one sub-folder per class, an .npz with images and labels, or a built-in name: digits,
     cifar10-jpeg. DIR then holds learning_rate.json (table, laws, fits, every measured eigenvalue), eigenvalues.svg and
@@ -90,7 +90,7 @@ def command(**values: Any) -> None:
     \b
     Examples:
       edgetta learning-rate resnet20 --weights r20.npz --data cifar10-jpeg -o rates/
-      edgetta learning-rate bundle/ --parameters meta --objective entropy --data photos/ -o rates/
+      edgetta learning-rate bundle/ --parameters adapted --objective entropy --data photos/ -o rates/
       edgetta learning-rate resnet20 --data cifar10-jpeg --batch-sizes 16,64,256 --adam-reference 64 -o rates/
     """
     from edgetta.cli.progress import progress_bar

@@ -16,6 +16,7 @@ from edgetta.errors import UsageError
 from edgetta.segments.engine_names import ENGINES
 
 if TYPE_CHECKING:
+    from edgetta.adaptation.step_plan import StepPlan
     from edgetta.memory.plan import Plan
 
 EXAMPLES = """\b
@@ -47,22 +48,14 @@ Examples:
     type=click.Choice(["auto", *ENGINES]),
     default="auto",
     show_default=True,
-    help="What runs the frozen parts. auto: any that the bundle was measured on.",
+    help="What runs the programs. auto: any that the bundle was measured on.",
 )
+@click.option("--recompute", is_flag=True, help="Allow only ways that keep nothing for the backward.")
 @click.option(
-    "--gradient",
-    type=click.Choice(["auto", "exact", "recompute", "local"]),
-    default="auto",
-    show_default=True,
-    help="Allow this gradient mode only; auto leaves it to the plan.",
-)
-@click.option(
-    "--bn", type=click.Choice(["auto", "batch", "ema", "source"]), help="BatchNorm statistics; default the bundle's."
-)
-@click.option(
-    "--storage",
-    type=click.Choice(["full", "half", "int8", "recompute", "recompute-int8"]),
-    help="Allow this storage only; default: whatever the plan finds.",
+    "--slice",
+    metavar="IMAGES",
+    type=click.IntRange(0),
+    help="Allow only this number of images in a slice of an update, 0 for all; default: whatever the plan finds.",
 )
 @adaptation_options
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON, for programs.")
@@ -70,10 +63,10 @@ Examples:
 def command(**values: Any) -> None:
     """Find the best way to adapt within a memory budget.
 
-    BUNDLE is what `edgetta export` wrote, with the steps that were measured then. All ways to do a step are searched:
-    batch, gradient mode, how tensors are kept, slices of the backward, engine. Of those that fit with 5 % to spare the
-    one wins that costs least accuracy, then time. Printed are the choice, the peak that it is predicted to have, its
-    time beside plain inference, and what it gives up.
+    BUNDLE is what `edgetta export` wrote, with the programs that were measured then. All ways to do a step are
+    searched: images that learn, bits that are kept or not, slices, images that are predicted at a time, engine. Of
+    those that fit with 5 % to spare the one wins that costs least accuracy, then time. Printed are the choice, the
+    peak that it is predicted to have, its time beside plain inference, and what it gives up.
 
     The exit code is 2 where nothing fits; the message says which budget would do.
     """
@@ -85,9 +78,7 @@ def command(**values: Any) -> None:
     wishes = Wishes(
         batch=values["batch"],
         engine=values["engine"],
-        gradient=values["gradient"],
-        storage=values["storage"],
-        batch_norm=values["bn"],
+        memory=_memory(values),
         config=adapt_config(bundle.config, values),
     )
     plan = plan_step(bundle, budget, wishes)
@@ -113,7 +104,7 @@ def facts(plan: Plan, origin: str = "", batch_norm: bool = True) -> Iterator[tup
     yield "choice", choice.told()
     yield "engine", f"{choice.engine}, freed memory returned at once"
     if batch_norm:
-        yield "BatchNorm", f"{plan.batch_norm}: {_STATISTICS[choice.statistics]}"
+        yield "BatchNorm", _STATISTICS[plan.batch_norm]
     parts = [f"{size_text(count)} {name}" for name, count in cost.components().items() if count]
     yield "predicted peak", f"{size_text(cost.peak)}: {', '.join(parts)}"
     times = "not measured" if cost.slowdown is None else f"{cost.slowdown:.2f} times plain inference on this engine"
@@ -138,10 +129,19 @@ def _accuracy(plan: Plan) -> str:
 
 
 _STATISTICS = {
+    "stream": "statistics of the source, moved as far as there is evidence of a shift",
     "batch": "statistics of each batch",
-    "ema": "running statistics",
     "source": "statistics of training",
 }
+
+
+def _memory(values: dict[str, Any]) -> StepPlan | None:
+    """The way that was asked for; None leaves it to the plan."""
+    from edgetta.adaptation.step_plan import StepPlan
+
+    if values["slice"] is None and not values["recompute"]:
+        return None
+    return StepPlan(keep=not values["recompute"], slice=values["slice"] or 0)
 
 
 def _budget(values: dict[str, Any]) -> tuple[int, str]:

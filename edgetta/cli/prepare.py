@@ -163,7 +163,7 @@ def command(**values: Any) -> None:
     `edgetta run` does it on the device.
 
     Stages, in this order: adversarial training and RiFT change the backbone, where they are asked for; meta-networks
-    are put beside it and warmed up through the very segments that will ship; the curvature says which learning rate
+    are put beside it and warmed up through the very network that will ship; the curvature says which learning rate
     each batch size bears; what the choices of `edgetta plan` cost in accuracy is measured. The report has the
     accuracies before and after each.
 
@@ -235,7 +235,7 @@ def _prepare(values: dict[str, Any], first: bool) -> None:
         model.module.to(device)
         stages, rift = _robust_stages(model, parts, held_out, robust, files, loud)
         model.module.to("cpu")
-        # The segments hold weights: they are derived anew, cut where they were.
+        # The programs hold weights: they are derived anew, cut where they were.
         again = replace(derived.recipe, parts=None, cuts=derived.adaptable.cuts, ranges=None)
         derived = replace(derive_recipe(again, model, calibration(train)), origin=derived.origin)
         if first:
@@ -261,7 +261,7 @@ def _prepare(values: dict[str, Any], first: bool) -> None:
         findings["costs"] = costs.to_json()
     if first:
         text = page(derived, report, rift, rates, costs)
-        state, ranges = network.state_dict(), derived.recipe.ranges
+        state, ranges = network.tensors(), derived.recipe.ranges
         prepared.finish(folder, state, report, rates, ranges=ranges, findings=findings, page=text)
     if loud:
         show(folder, derived, train, report, rates, costs)

@@ -60,7 +60,7 @@ def show(
     images = [f"{report.images:,} to train on, {report.held_out:,} held out", *skipped]
     facts = [
         ("model", f"{derived.recipe.model}, {derived.model.num_classes} classes"),
-        ("parts", f"{len(derived.adaptable.parts)}, cuts {derived.origin}: {', '.join(derived.adaptable.cuts)}"),
+        ("parts", f"{len(derived.adaptable.cuts) - 1}, cuts {derived.origin}: {', '.join(derived.adaptable.cuts)}"),
         ("images", "; ".join(images)),
         *((f"  {frame.name}", frame.reason) for frame in train.skipped[:5]),
         *((TITLES[stage.name], words) for stage in report.stages if (words := _words(stage))),
@@ -123,7 +123,7 @@ def page(
     packages = ", ".join(f"{name} {version}" for name, version in now["versions"].items())
     foot = f"{now['machine']['processor']}, {now['machine']['threads']} threads. {packages}. {now['date']}."
     cuts = ", ".join(f"`{name}`" for name in derived.adaptable.cuts)
-    subtitle = f"{report.images:,} source images; {len(derived.adaptable.parts)} parts, cut after {cuts}."
+    subtitle = f"{report.images:,} source images; {len(derived.adaptable.cuts) - 1} parts, cut after {cuts}."
     return render(f"{Path(derived.recipe.model).name}, prepared", blocks, subtitle, foot)
 
 

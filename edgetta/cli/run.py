@@ -17,7 +17,7 @@ from edgetta.printable import printable
 from edgetta.segments.engine_names import ENGINES
 
 if TYPE_CHECKING:
-    from edgetta.adaptation.step_memory import StepMemory
+    from edgetta.adaptation.step_plan import StepPlan
     from edgetta.cli.run_report import RunReport
     from edgetta.patient_rows import PatientWriter
     from edgetta.predictions import PredictionWriter
@@ -84,30 +84,15 @@ Examples:
     help="Where `edgetta build --cache` put the TensorRT engines.",
 )
 @click.option(
-    "--gradient",
-    type=click.Choice(["auto", "exact", "recompute", "local"]),
-    default="auto",
-    show_default=True,
-    help="How gradients pass the frozen parts: from kept bits, by running them again, or not at all.",
-)
-@click.option(
-    "--bn",
-    type=click.Choice(["auto", "batch", "ema", "source"]),
-    help="Statistics of the BatchNorms; default the bundle's. auto: as --statistics says (of each batch alone means "
-    "running ones below 16 images).",
-)
-@click.option(
-    "--storage",
-    type=click.Choice(["full", "half", "int8", "recompute", "recompute-int8"]),
-    help="How the meta-networks keep what a step's backward needs: as floats (the default), in 16 or 8 bits, or "
-    "rebuilt from the tensors between the parts (exact, or those in 8 bits: the least memory).",
+    "--recompute",
+    is_flag=True,
+    help="Keep nothing for the backward, which then runs the forward again: least memory, the same gradients.",
 )
 @click.option(
     "--slice",
     metavar="IMAGES",
     type=click.IntRange(0),
-    help="Run the backward in slices of so many images: a lower peak of memory, the same gradients. 0, the default: "
-    "all at once.",
+    help="Images that forward and backward of an update take at a time: a lower peak. 0, the default: all.",
 )
 @click.option(
     "--budget",
@@ -212,19 +197,13 @@ def command(**values: Any) -> None:
             print_line(f"connecting to {public_name(spec)}", stderr=True)
         source = stack.enter_context(open_source(spec, size=size, resize=values["resize"]))
         batch = values["batch"] or (1 if source.length is None else STORED_BATCH)
-        if values["threads"]:
-            import torch
-
-            torch.set_num_threads(values["threads"])
         if values["budget"] is None:
             keep_freed_memory()
         runtime = Runtime(
             bundle,
             values["engine"],
             config,
-            values["gradient"],
-            values["bn"],
-            values["threads"],
+            threads=values["threads"],
             memory=_memory(values),
             engine_cache=values["cache"],
             budget=values["budget"],
@@ -237,7 +216,7 @@ def command(**values: Any) -> None:
             for line in found.told:
                 _say(line)
             if found.path is not None and not values["quiet"]:
-                print_line(f"continuing from {found.path}, after {runtime.adapter.steps:,} batches", stderr=True)
+                print_line(f"continuing from {found.path}, after {runtime.adapter.state.steps:,} batches", stderr=True)
         writer: PredictionWriter | PatientWriter | None = None
         if values["output"] is not None:
             going_on = values["append"] or values["resume"]
@@ -250,13 +229,13 @@ def command(**values: Any) -> None:
         _stream(runtime, source, writer, batch, state, values)
 
 
-def _memory(values: dict[str, Any]) -> StepMemory | None:
-    """What a step keeps, as asked; None where nothing was."""
-    from edgetta.adaptation.step_memory import StepMemory
+def _memory(values: dict[str, Any]) -> StepPlan | None:
+    """What a step uses of memory, as asked; None where nothing was."""
+    from edgetta.adaptation.step_plan import StepPlan
 
-    if values["storage"] is None and values["slice"] is None:
+    if values["slice"] is None and not values["recompute"]:
         return None
-    return StepMemory(values["storage"] or "full", values["slice"] or 0)
+    return StepPlan(keep=not values["recompute"], slice=values["slice"] or 0)
 
 
 def _stream(
@@ -300,7 +279,7 @@ def _stream(
                     every = values["save_every"]
                     saver.when_due(early=bool(every) and report.summary.steps % every == 0)
 
-            check_labels(source.labels, runtime.bundle.model.classes, values["source"])
+            check_labels(source.labels, runtime.bundle.class_count, values["source"])
             run_stream(
                 runtime,
                 source,
@@ -317,9 +296,7 @@ def _stream(
     with held():
         if saver is not None and summary.steps:
             ended = _after(ended, lambda: saver.save(always=True))
-        report = RunReport(
-            runtime, source, summary, batch, ended, values["gradient"], values["bn"], not values["batch"], saver
-        )
+        report = RunReport(runtime, source, summary, batch, ended, not values["batch"], saver)
         ended = _after(ended, lambda: _show(report, values))
     if ended is not None:
         raise ended

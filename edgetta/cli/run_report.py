@@ -28,8 +28,6 @@ class RunReport:
     summary: Summary
     batch: int
     ended: BaseException | None  # None: the end of the source, or the limit
-    gradient: str  # as asked
-    batch_norm: str | None  # as asked; None: the bundle's
     batch_chosen: bool  # by edgetta
     saver: Saver | None = None
 
@@ -51,7 +49,6 @@ class RunReport:
             ("time", f"{per_frame} per frame for prediction and adaptation; {speed} with reading and writing"),
             ("engine", self._engine()),
             ("batch", f"{self.batch}{self._batch_reason()}"),
-            ("gradient", self.gradient_reason()),
             ("BatchNorm", self.batch_norm_reason() if self.runtime.bundle.has_batch_norm else ""),
             ("kept bytes", self._kept()),
             ("memory", self._memory()),
@@ -61,8 +58,6 @@ class RunReport:
 
     def as_json(self) -> dict[str, Any]:
         """The same for programs: plain values, None for what is not known."""
-        import torch
-
         import edgetta
 
         s, bundle = self.summary, self.runtime.bundle
@@ -86,7 +81,7 @@ class RunReport:
             "adapted": s.adapted,
             "empty": s.empty,
             "refused": s.refused,
-            "counters": adapter.counters(),
+            "counters": adapter.state.counters(),
             "seconds": s.seconds,
             "step_seconds": s.step_seconds,
             "seconds_per_frame": s.step_seconds / s.frames if s.frames else None,
@@ -94,47 +89,34 @@ class RunReport:
             "batch": self.batch,
             "learning_rate": self._rate().rate,
             "learning_rate_reason": self._rate().reason,
-            "gradient": sorted({part.gradient for part in self.runtime.network.parts}),
-            "gradient_reason": self.gradient_reason(),
-            "batch_norm": self.runtime.network.batch_norm,
+            "batch_norm": self.runtime.config.batch_norm,
             "batch_norm_reason": self.batch_norm_reason(),
-            "kept_bytes": self.runtime.adapter.kept_bytes,
+            "evidence": self._evidence(),
+            "changes": self.runtime.adapter.state.stream.changes,
+            "agreement": s.agreement,
+            "kept_bytes": s.kept_bytes,
             "memory": self.memory_as_json(),
             "saves": self.saves_as_json(),
             "adaptation": asdict(self.runtime.config),
-            "versions": {"edgetta": edgetta.__version__, "torch": str(torch.__version__)},
+            "versions": {"edgetta": edgetta.__version__},
         }
 
-    def gradient_reason(self) -> str:
-        """The gradient mode of the frozen parts, and why."""
-        modes = [part.gradient for part in self.runtime.network.parts]
-        if self.gradient != "auto":
-            return f"{self.gradient} (as asked)"
-        if self.runtime.plan is not None and self.runtime.plan.choice.gradient != "auto":
-            return f"{self.runtime.plan.choice.gradient} (planned for the budget)"
-        repeated = modes.count("recompute")
-        if not repeated:
-            return "exact (auto: bits and scales are all that every part needs to keep)"
-        if repeated == len(modes):
-            return "recompute (auto: exact would keep whole activations in every part)"
-        return f"exact, but recompute in {repeated} of {len(modes)} parts (auto: those would keep whole activations)"
-
     def batch_norm_reason(self) -> str:
-        """The statistics policy, and why."""
-        from edgetta.adaptation.network import EMA_BELOW
+        """The statistics policy, and what came of it."""
+        config, adapter = self.runtime.config, self.runtime.adapter
+        if not self.runtime.engine.programs.statistics.size:
+            return "none in this network"
+        if config.batch_norm == "source":
+            return "source: as shipped, whatever the stream shows"
+        if config.batch_norm == "batch":
+            return "batch: of each batch alone"
+        changes = adapter.state.stream.changes
+        text = f"stream: shift followed {self._evidence():.0%}, changed {changes:,} time{'' if changes == 1 else 's'}"
+        return text if adapter.normaliser.knows_content else f"{text}; what content explains was not measured"
 
-        policy, folded = self.runtime.network.batch_norm, self.runtime.bundle.model.batch_norm == "source"
-        if folded:
-            return "source (folded into the convolutions at export)"
-        if policy != "auto":
-            return f"{policy} ({'as asked' if self.batch_norm is not None else 'as the bundle says'})"
-        if self.runtime.config.statistics == "stream":
-            stream = self.runtime.adapter.stream
-            reason = f"stream (auto: averaged over all images since the stream changed, {stream.changes} times so far"
-            return f"{reason}; the source's share {stream.source:.0%})"
-        if self.batch >= EMA_BELOW:
-            return f"batch (auto: batches of {self.batch} are at least {EMA_BELOW}; a smaller last one takes running)"
-        return f"ema (auto: running statistics, because batches of {self.batch} are below {EMA_BELOW})"
+    def _evidence(self) -> float:
+        adapter = self.runtime.adapter
+        return adapter.normaliser.evidence(adapter.state.stream)
 
     def memory_as_json(self) -> dict[str, Any]:
         """What keeping the budget came to: planned, measured, and every change."""
@@ -142,6 +124,7 @@ class RunReport:
         return {
             "plan": None if plan is None else plan.to_json(),
             "measured_peak_bytes": record.peak or None,
+            "doubts": list(record.doubts),
             "over_budget": record.over,
             "failures": record.failures,
             "only_predicted": record.predicted,
@@ -239,16 +222,13 @@ class RunReport:
 
     def _rate(self) -> RateChoice:
         adapter = self.runtime.adapter
-        return adapter.rate.choice(adapter.update_images(self.batch))
+        return adapter.learner.rate.choice(adapter.update_images(self.batch), adapter.state.damping)
 
     def _engine_name(self) -> str:
         return self.runtime.engine.name
 
     def _engine(self) -> str:
-        import torch
-
-        count = torch.get_num_threads()
-        return f"{self._engine_name()}, {count} {'thread' if count == 1 else 'threads'}"
+        return self._engine_name()
 
     def _batch_reason(self) -> str:
         if not self.batch_chosen:
@@ -258,7 +238,7 @@ class RunReport:
         return " (all frames are there already; --batch for another)"
 
     def _kept(self) -> str:
-        count = self.runtime.adapter.kept_bytes
+        count = self.summary.kept_bytes
         return f"{bytes_text(count)} between forward and backward of an update" if count else ""
 
     def _memory(self) -> str:
@@ -266,7 +246,7 @@ class RunReport:
         from edgetta.memory.sizes import size_text
 
         plan, record = self.runtime.plan, self.runtime.keeper.record
-        lines = []
+        lines = [f"the budget may not be kept: {doubt}" for doubt in record.doubts]
         if plan is not None:
             measured = f"{size_text(record.peak)} measured at most" if record.peak else "not measured"
             lines.append(f"{size_text(plan.cost.peak)} planned, {measured}, budget {size_text(plan.budget)}")

@@ -18,16 +18,18 @@ from edgetta.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from edgetta.adaptation.network import AdaptiveNetwork
     from edgetta.export.prepared import Prepared
     from edgetta.export.recipe import Recipe
     from edgetta.offline.curvature import DataOperator, LossSurface
+    from edgetta.offline.network import Network
     from edgetta.sources.resize import Resize
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 CALIBRATION_IMAGES = 256
 """Images for the source statistics of meta-networks that nobody prepared, taken from DATA."""
+STREAM_BATCH = 64
+"""Images of a batch of the stream that statistics are of."""
 
 
 def surface_options(function: _Function) -> _Function:
@@ -51,10 +53,11 @@ def surface_options(function: _Function) -> _Function:
         ),
         click.option(
             "--parameters",
-            metavar="all|meta|MODULE",
+            metavar="all|adapted|meta|MODULE",
             default="all",
             show_default=True,
-            help="All parameters, the meta-networks beside the frozen parts, or one module by its name.",
+            help="All parameters; what adapts on a device (meta-networks, biases and weights inside the frozen "
+            "parts); the meta-networks alone; or one module by its name.",
         ),
         click.option(
             "--objective",
@@ -69,15 +72,15 @@ def surface_options(function: _Function) -> _Function:
             type=click.FloatRange(0),
             default=0.0,
             show_default=True,
-            help="Weight of the meta-networks' distances in the objective (with --parameters meta).",
+            help="Weight of the meta-networks' distances in the objective (with --parameters adapted or meta).",
         ),
         click.option(
             "--statistics",
-            type=click.Choice(["auto", "source", "batch", "ema"]),
+            type=click.Choice(["auto", "source", "batch", "stream"]),
             default="auto",
             show_default=True,
-            help="BatchNorm statistics: stored (source, ema), or of each batch. auto: source; with --parameters meta "
-            "as the device has it, by batch size.",
+            help="BatchNorm statistics: as stored (source), of each batch, or as a device has them after a stream of "
+            "DATA. auto: stream with --parameters adapted or meta, else source.",
         ),
         click.option(
             "--memory-limit",
@@ -153,14 +156,14 @@ _Surface = tuple[_Make, tuple[int, int, int], int, "Resize"]
 
 def _model(values: Mapping[str, Any]) -> _Surface:
     """How to make the surface once the data are there; the model's input shape, number of classes, and resizing."""
-    meta = values["parameters"] == "meta"
+    meta = values["parameters"] in ("adapted", "meta")
     if values["regulariser"] and not meta:
-        raise UsageError("--regulariser weighs the distances of meta-networks; it needs --parameters meta")
+        raise UsageError("--regulariser weighs the distances of meta-networks; it needs --parameters adapted or meta")
     folder = Path(values["model"])
     if folder.suffix == ".zip" or (folder / "manifest.json").is_file():
         return _bundle(values, folder, meta)
     if folder.is_dir() and not meta:
-        raise UsageError(f"MODEL {folder} is a folder: measure its meta-networks with --parameters meta")
+        raise UsageError(f"MODEL {folder} is a folder: measure what adapts in it with --parameters adapted")
     if folder.is_dir():
         return _meta(values, _prepared(values, folder))
     recipe = recipe_from(values["model"], values, values["seed"])
@@ -171,8 +174,8 @@ def _plain(values: Mapping[str, Any], recipe: Recipe) -> _Surface:
     from edgetta.export.recipe import load_trained
     from edgetta.offline.curvature import LossSurface
 
-    if values["statistics"] == "ema":
-        raise UsageError("--statistics ema belongs to --parameters meta; stored statistics are --statistics source")
+    if values["statistics"] == "stream":
+        raise UsageError("--statistics stream belongs to --parameters adapted; stored ones are --statistics source")
     model = load_trained(recipe)
 
     def make(samples: PictureSamples, device: Any) -> LossSurface:
@@ -201,54 +204,64 @@ def _prepared(values: Mapping[str, Any], folder: Path) -> Prepared:
 
 
 def _meta(values: Mapping[str, Any], origin: Prepared | Recipe) -> _Surface:
-    """The meta-networks of a preparation, or fresh ones beside the parts of a model."""
+    """What adapts of a preparation, or beside the parts of a model with fresh meta-networks."""
     from edgetta.export.prepared import Prepared, read_meta
     from edgetta.export.recipe import derive_recipe, load_trained
-    from edgetta.offline.source_statistics import batches_of, set_source_statistics
+    from edgetta.offline.source_statistics import batches_of, with_source_statistics
 
     prepared = origin if isinstance(origin, Prepared) else None
     recipe = origin.recipe if isinstance(origin, Prepared) else origin
     model = load_trained(recipe)
     derived = derive_recipe(recipe, model)
-    network = derived.network(batch_norm=values["statistics"])
 
     def make(samples: PictureSamples, device: Any) -> LossSurface:
-        if prepared is None:
-            images, _ = samples.batch(range(min(CALIBRATION_IMAGES, len(samples))))
-            set_source_statistics(network, batches_of(images, 64), derived.adaptable.input_shape)
-        else:
-            network.load_state_dict(read_meta(prepared.meta))
-        return _adaptation(values, network, device)
+        if prepared is not None:
+            return _adaptation(values, derived.network().with_tensors(read_meta(prepared.meta)), samples, device)
+        images, _ = samples.batch(range(min(CALIBRATION_IMAGES, len(samples))))
+        network = with_source_statistics(derived.network(), batches_of(images, 64))
+        return _adaptation(values, network, samples, device)
 
     return make, derived.adaptable.input_shape, derived.adaptable.classes, model.resize
 
 
 def _bundle(values: Mapping[str, Any], path: Path, meta: bool) -> _Surface:
-    from edgetta.bundle import build_network, read_bundle
+    from edgetta.bundle import read_bundle
+    from edgetta.offline.network import Network
 
     if not meta:
-        raise UsageError(f"a bundle trains its meta-networks only: measure {path} with --parameters meta")
+        raise UsageError(f"a bundle trains what adapts only: measure {path} with --parameters adapted")
     if given_names(values):
         raise UsageError(f"{', '.join(given_names(values))}: settled in the bundle {path}; leave it out")
     bundle = read_bundle(path)
-    policy = None if values["statistics"] == "auto" else values["statistics"]
-    network = build_network(bundle, "torch", batch_norm=policy)
+    network = Network(bundle.programs, bundle.content)
     return (
-        lambda samples, device: _adaptation(values, network, device),
-        bundle.model.input_shape,
-        bundle.model.classes,
+        lambda samples, device: _adaptation(values, network, samples, device),
+        bundle.input_shape,
+        bundle.class_count,
         bundle.resize,
     )
 
 
-def _adaptation(values: Mapping[str, Any], network: AdaptiveNetwork, device: Any) -> LossSurface:
-    from edgetta.offline.curvature.adaptation import adaptation_surface
+def _adaptation(values: Mapping[str, Any], network: Network, samples: PictureSamples, device: Any) -> LossSurface:
+    import torch
 
-    network.metas.to(device)
-    if values["double"]:
-        network.metas.double()
-    objective = "entropy" if values["objective"] == "entropy" else "cross_entropy"
-    return adaptation_surface(network, objective, regulariser=values["regulariser"])  # type: ignore[arg-type]
+    from edgetta.adaptation.config import AdaptConfig
+    from edgetta.offline.curvature.adaptation import adaptation_surface
+    from edgetta.offline.learning_rate.adaptation_curvature import settled_statistics
+
+    policy: Any = "stream" if values["statistics"] == "auto" else values["statistics"]
+    images, _ = samples.batch(range(min(AdaptConfig().statistics_images, len(samples))))
+    config = AdaptConfig(batch_norm=policy)
+    return adaptation_surface(
+        network.programs,
+        "entropy" if values["objective"] == "entropy" else "cross_entropy",
+        statistics=settled_statistics(network, images, min(STREAM_BATCH, len(images)), config),
+        moving=policy != "source",
+        regulariser=values["regulariser"],
+        affine=values["parameters"] == "adapted",
+        device=device,
+        dtype=torch.float64 if values["double"] else torch.float32,
+    )
 
 
 def _samples(
@@ -272,9 +285,8 @@ def _samples(
 
 
 def _mean_entropy(outputs: Tensor, targets: Any) -> Tensor:
-    from edgetta.adaptation.objective import entropy
-
-    return entropy(outputs).mean()
+    log_probabilities = outputs.log_softmax(1)
+    return -(log_probabilities.exp() * log_probabilities).sum(1).mean()
 
 
 def _device(name: str) -> Any:

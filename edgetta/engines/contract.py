@@ -96,7 +96,7 @@ class Mixing:
 
         m = (1 - s) m0 + s bm        v = (1 - s) v0 + s bv + s (1 - s) (bm - m0)^2
 
-    and the layer normalises with mean = gain * m + offset and variance = factor * v ** power.
+    and the layer normalises with mean = gain * m + offset and variance = factor * (v + floor) ** power.
     """
 
     before: Moments
@@ -105,12 +105,13 @@ class Mixing:
     offset: Array
     factor: Array
     power: Array
+    floor: Array  # above 0 where the power is not whole, or a channel without variance would be blown up
 
     @staticmethod
     def plain(before: Moments, share: float) -> Mixing:
         """Layers normalise with the mixed moments themselves."""
         one, zero = np.ones_like(before.mean), np.zeros_like(before.mean)
-        return Mixing(before, share, one, zero, one, one)
+        return Mixing(before, share, one, zero, one, one, zero)
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,8 @@ class ProgramSet:
 
     predict    "x", parameters, "mean.LAYER", "variance.LAYER"                              -> logits
     measure    "x", parameters, "before.mean.LAYER", "before.variance.LAYER", "share" (1,), "gain.LAYER",
-               "offset.LAYER", "factor.LAYER", "power.LAYER" -> logits, own mean of every layer, own variance of every
+               "offset.LAYER", "factor.LAYER", "power.LAYER", "floor.LAYER"
+               -> logits, own mean of every layer, own variance of every
     forward    inputs of predict -> logits, distance of each part (N,), own means, own variances, residuals
     backward   residuals, "grad_logits", "regulariser" (1,), parameters                     -> gradients
     recompute  inputs of predict, "grad_logits", "regulariser"                              -> gradients

@@ -46,7 +46,7 @@ class Feeding:
             **self._layers("before.variance", mixing.before.variance),
             "share": np.array([mixing.share], self.dtype),
         }
-        for name in ("gain", "offset", "factor", "power"):
+        for name in ("gain", "offset", "factor", "power", "floor"):
             found |= self._layers(name, getattr(mixing, name))
         return _among(found, self.programs.measure)
 

@@ -1,8 +1,9 @@
 """What each choice costs in accuracy, as `edgetta prepare` measured it: it ships in the bundle, and orders plans.
 
-Costs are points of error (0 to 100) above the reference: updates of `batch` images, exact gradients, everything kept.
-They were measured one choice at a time, on the same images, and are added up. A cost within two standard errors of
-zero, and a gain, count as none; they are shown all the same. Only the standard library is needed here.
+Costs are points of error (0 to 100) above the reference: batches of `batch` images, updates that learn from `learn`
+of them at once. They were measured one choice at a time, on the same images, and are added up. A cost within two
+standard errors of zero, and a gain, count as none; they are shown all the same. Only the standard library is needed
+here.
 """
 
 from __future__ import annotations
@@ -15,12 +16,10 @@ from typing import Any
 from edgetta.errors import BundleError
 from edgetta.memory.choice import Choice
 
-VERSION = 1
-NEEDED = (("adaptation", "off"), ("gradient", "local"), *(("storage", s) for s in ("half", "int8", "recompute-int8")))
-"""What must be measured, beside smaller batches."""
-
-EXACT = ("full", "recompute")
-"""Storages that cost nothing: the same gradients to rounding."""
+VERSION = 2
+SIZED = ("learn", "slice")
+"""Costs that depend on a number of images: those that an update learns from, and those of its slices."""
+OFF = ("adaptation", "off")
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ NOTHING = AccuracyCost(0.0, 0.0)
 
 @dataclass(frozen=True)
 class MeasuredCost:
-    """What one choice was seen to cost: ("gradient", "local"), ("storage", "int8"), ("batch", "16"), ..."""
+    """What one choice was seen to cost: ("learn", "16"), ("slice", "4"), ("adaptation", "off")."""
 
     kind: str
     value: str
@@ -56,7 +55,8 @@ class AccuracyCosts:
     """All that was measured.
 
     error   of the reference, in %
-    batch   images per update of the reference
+    batch   images of a batch
+    learn   of these, how many an update of the reference learns from
     doubt   of the reference's predictions: 1 minus the probability of the class predicted, its mean in %; None in
             bundles from before it was measured
     source  data, images, learning rate, date: for the reader
@@ -64,6 +64,7 @@ class AccuracyCosts:
 
     error: float
     batch: int
+    learn: int
     measured: tuple[MeasuredCost, ...]
     source: Mapping[str, str] = field(default_factory=dict)
     doubt: float | None = None
@@ -78,32 +79,37 @@ class AccuracyCosts:
         found = {(measured.kind, measured.value): measured.cost for measured in self.measured}
         return found[kind, value]
 
-    def of_gradient(self, gradient: str) -> AccuracyCost:
-        return self.of("gradient", "local") if gradient == "local" else NOTHING
+    def of_learn(self, images: int, instead_of: int) -> AccuracyCost:
+        """Of updates that learn from fewer images."""
+        return NOTHING if images >= instead_of else self._between("learn", images, instead_of)
 
-    def of_storage(self, storage: str) -> AccuracyCost:
-        return NOTHING if storage in EXACT else self.of("storage", storage)
+    def of_slice(self, images: int) -> AccuracyCost:
+        """Of updates in slices of so many images; 0: all at once, which costs nothing."""
+        return NOTHING if not 0 < images < self.learn else self._between("slice", images, self.learn)
 
-    def of_batch(self, images: int, instead_of: int) -> AccuracyCost:
-        """Of updates of fewer images: between measured sizes by the logarithm, beyond them as at the nearest."""
-        if images == instead_of:
-            return NOTHING
-        here, there = self._at(images), self._at(instead_of)
+    def counted(self, choice: Choice, images: int, instead_of: int) -> float:
+        """Points of a choice whose updates learn from `images`, where they might from `instead_of`.
+
+        The sum of what can be told from none. Fewer images count no less than any larger number of them.
+        """
+        if not choice.adapts:
+            return self.of(*OFF).counted
+        size = choice.plan.slice if choice.plan.slice < images else 0
+        learn = max(self.of_learn(n, instead_of).counted for n in (images, *self._sizes("learn", images)))
+        sliced = max(self.of_slice(n).counted for n in (size, *self._sizes("slice", size))) if size else 0.0
+        return learn + sliced
+
+    def _sizes(self, kind: str, least: int) -> list[int]:
+        return [int(m.value) for m in self.measured if m.kind == kind and int(m.value) >= least]
+
+    def _between(self, kind: str, images: int, instead_of: int) -> AccuracyCost:
+        here, there = self._at(kind, images), self._at(kind, instead_of)
         return AccuracyCost(here.points - there.points, math.hypot(here.deviation, there.deviation))
 
-    def counted(self, choice: Choice, update: int) -> float:
-        """Points of a choice whose updates might see `update` images: the sum of those that can be told from none.
-
-        A batch counts no less than any larger one.
-        """
-        gradient, storage = self.of_gradient(choice.gradient), self.of_storage(choice.storage)
-        sizes = [int(m.value) for m in self.measured if m.kind == "batch" and choice.batch <= int(m.value) <= update]
-        batch = max(self.of_batch(size, update).counted for size in (choice.batch, *sizes))
-        return gradient.counted + storage.counted + batch
-
-    def _at(self, images: int) -> AccuracyCost:
-        sizes = {int(m.value): m.cost for m in self.measured if m.kind == "batch"}
-        sizes[self.batch] = NOTHING
+    def _at(self, kind: str, images: int) -> AccuracyCost:
+        """Between measured sizes by the logarithm, beyond them as at the nearest."""
+        sizes = {int(m.value): m.cost for m in self.measured if m.kind == kind}
+        sizes[self.learn] = NOTHING
         inside = min(max(images, min(sizes)), max(sizes))
         below, above = max(size for size in sizes if size <= inside), min(size for size in sizes if size >= inside)
         if below == above:
@@ -119,6 +125,7 @@ class AccuracyCosts:
             "version": VERSION,
             "error": self.error,
             "batch": self.batch,
+            "learn": self.learn,
             "doubt": self.doubt,
             "measured": measured,
             "source": dict(self.source),
@@ -133,29 +140,37 @@ class AccuracyCosts:
         """
         version = data.get("version") if isinstance(data, Mapping) else None
         if version != VERSION:
-            raise BundleError(f"its accuracy costs have version {version!r}, and this edgetta reads {VERSION}")
+            raise BundleError(
+                f"its accuracy costs have version {version!r}, and this edgetta reads {VERSION}; "
+                "prepare and export again"
+            )
         try:
-            batch = data["batch"]
-            if type(batch) is not int or not 1 <= batch < 1 << 31:
-                raise ValueError(f"batch of {str(batch)[:40]!r}")
+            batch, learn = _size(data["batch"], "batch"), _size(data["learn"], "learn")
             measured = tuple(_measured(entry) for entry in data["measured"])
-            lacking = set(NEEDED) - {(m.kind, m.value) for m in measured}
+            kinds = {m.kind for m in measured}
+            lacking = [kind for kind in ("adaptation", *SIZED) if kind not in kinds]
             if lacking:
-                raise ValueError(f"{' '.join(min(lacking))} is missing")
+                raise ValueError(f"{lacking[0]} is missing")
             source = {str(key): str(value) for key, value in data["source"].items()}
             doubt = None if data.get("doubt") is None else _number(data["doubt"], 0, 100)
-            return AccuracyCosts(_number(data["error"], 0, 100), batch, measured, source, doubt)
+            return AccuracyCosts(_number(data["error"], 0, 100), batch, learn, measured, source, doubt)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise BundleError(f"its accuracy costs cannot be used ({error}); prepare and export again") from error
 
 
 def _measured(entry: Any) -> MeasuredCost:
     kind, value = entry["kind"], entry["value"]
-    sized = kind == "batch" and isinstance(value, str) and value.isdecimal() and 1 <= int(value) < 1 << 31
-    if not sized and (kind, value) not in NEEDED:
+    sized = kind in SIZED and isinstance(value, str) and value.isdecimal() and 1 <= int(value) < 1 << 31
+    if not sized and (kind, value) != OFF:
         raise ValueError(f"a cost of {str(kind)[:40]!r} {str(value)[:40]!r}")
     cost = AccuracyCost(_number(entry["points"], -100, 100), _number(entry["deviation"], 0, 100))
     return MeasuredCost(kind, value, cost)
+
+
+def _size(value: Any, what: str) -> int:
+    if type(value) is not int or not 1 <= value < 1 << 31:
+        raise ValueError(f"{what} of {str(value)[:40]!r}")
+    return value
 
 
 def _number(value: Any, low: float, high: float) -> float:

@@ -31,7 +31,7 @@ _NEVER = (1 << 31) - 1
 def return_freed_memory() -> bool:
     """Resident memory is memory in use from now on; False where the C library has no such switch (musl, macOS)."""
     _kept.clear()
-    return _set(
+    done = _set(
         {
             _M_MMAP_THRESHOLD: BLOCK,
             _M_TRIM_THRESHOLD: TOP,
@@ -39,6 +39,8 @@ def return_freed_memory() -> bool:
             _M_ARENA_MAX: 1,
         }
     )
+    _returned[:] = [done]
+    return done
 
 
 def keep_freed_memory() -> bool:
@@ -47,6 +49,7 @@ def keep_freed_memory() -> bool:
     ONNX Runtime's sessions that are made from now on share an arena.
     """
     _kept.append(True)
+    _returned.clear()
     return _set({_M_MMAP_THRESHOLD: KEPT_BLOCK, _M_TRIM_THRESHOLD: _NEVER})
 
 
@@ -55,7 +58,13 @@ def keeps_freed_memory() -> bool:
     return bool(_kept)
 
 
+def returns_freed_memory() -> bool:
+    """Whether `return_freed_memory` was the last word, and the C library took it."""
+    return any(_returned)
+
+
 _kept: list[bool] = []
+_returned: list[bool] = []
 
 
 def _set(switches: dict[int, int]) -> bool:

@@ -1,89 +1,101 @@
-"""How much memory and time a step takes, from a few steps that were measured: the cost model of a bundle.
+"""How much memory and time a step takes, from a few runs of the programs that were measured: a bundle's cost model.
 
-A step has three peaks: in its forward, in its backward, and in its update. At a given share of the batch per slice of
-the backward, a step takes tensors whose size is proportional to the batch, and some whose size is not (gradients,
-kernels), so
+A step runs one program after the other, each on so many images, and takes what the hungriest of them takes. Above the
+loaded and warmed-up model, a program takes arrays whose size is proportional to its images, and some whose size is
+not (gradients, kernels):
 
-    forward(batch)         = fixed + batch * per_image
-    backward(batch, share) = fixed + batch * per_image(share)         share = images per slice / batch
-    update                 = fixed                                    gradients, and copies to undo it
+    peak(program, images)    = fixed + images * per_image
+    seconds(program, images) = fixed + images * per_image
 
-Every way to keep tensors was measured at two batch sizes and at a few shares, each peak by the kernel's own mark,
-above the loaded and warmed-up model, with an allocator that returns freed memory. Between shares `per_image` is
-interpolated. Only the standard library is needed here, so that a planner can read a bundle's model without torch.
+Each program was measured at two numbers of images, its peak by the kernel's own mark, with an allocator that returns
+freed memory. Only the standard library is needed here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgetta.errors import BundleError
 from edgetta.memory.choice import Choice
 
-VERSION = 2
+if TYPE_CHECKING:
+    from edgetta.adaptation.config import AdaptConfig
+
+VERSION = 3
 MAX_POINTS = 4096
-
-Way = tuple[str, str, str]
-"""Engine, gradient, storage."""
-
-
-@dataclass(frozen=True)
-class StepPoint:
-    """One step that was measured."""
-
-    engine: str
-    gradient: str
-    storage: str
-    slice: int  # images; 0: the whole batch
-    batch: int
-    forward_bytes: int  # peak of the forward
-    backward_bytes: int  # peak of the backward
-    update_bytes: int  # peak of the update
-    kept_bytes: int  # between the two, as the contract counts
-    seconds: float
-
-    @property
-    def share(self) -> float:
-        """Of the batch in one slice of the backward, above 0 up to 1."""
-        return share_of(self.slice, self.batch)
+PROGRAMS = ("predict", "measure", "forward", "backward", "recompute")
+UPDATE_COPIES = 5
+"""Arrays as large as the parameters that are alive in an update: gradients, new momentum, new parameters, two more."""
+SUMMED_COPIES = 3
+"""Of them while gradients are added up, slice by slice: the sum so far, a slice's gradients, their sum."""
 
 
 @dataclass(frozen=True)
-class PredictionPoint:
-    """One prediction that was measured: of the adapted network, or of the plain backbone ("source")."""
+class ProgramPoint:
+    """One run of a program that was measured; the peak of a backward includes what was kept for it."""
 
     engine: str
-    network: str  # "adapted" or "source"
-    batch: int
+    program: str
+    images: int
     peak_bytes: int
+    kept_bytes: int  # between forward and backward; 0 for the other programs
     seconds: float
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a stream asks of a step.
+
+    batch      images that come at a time
+    learn      images that an update learns from where memory is no matter
+    window     images that small batches are gathered in; 0: they are not
+    measures   whether moments of the stream are measured
+    """
+
+    batch: int
+    learn: int = 32
+    window: int = 0
+    measures: bool = True
+
+    @staticmethod
+    def of(config: AdaptConfig, batch: int, measures: bool = True) -> Load:
+        """Of a stream that brings `batch` images at a time.
+
+        measures   whether the network has BatchNorms whose moments can be measured
+        """
+        window = config.window if config.when != "off" and config.gathers(batch) else 0
+        return Load(batch, config.learn_images, window, measures and config.batch_norm != "source")
+
+    def learnt(self, choice: Choice, count: int) -> int:
+        """Images that an update learns from, of `count` that came."""
+        return min(choice.plan.learn or self.learn, self.learn, self.window or count)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step takes, in bytes above the loaded, warmed-up model, and its time, as far as it was measured."""
+    """What a step takes, in bytes above the loaded, warmed-up model, and its time, as far as it was measured.
 
-    forward: int
-    backward: int
-    update: int
-    kept: int
-    images: int
+    phases   the peak of each phase, with the copies of images that it is given
+    """
+
+    phases: Mapping[str, int]
+    kept: int  # between forward and backward
+    images: int  # those that came, and the window
     seconds_per_image: float  # on the machine that measured
-    slowdown: float | None  # seconds over those of plain inference on the same engine; None where that is unknown
+    slowdown: float | None  # seconds over those of prediction alone on the same engine
 
     @property
     def peak(self) -> int:
-        return max(self.forward, self.backward, self.update) + self.images
+        return max(self.phases.values()) + self.images
 
     def components(self) -> dict[str, int]:
-        """The peak, by what it is made of. What is kept is whole when the forward ends, and is gone at the update."""
-        phases = {"backward": self.backward, "forward": self.forward, "update": self.update}
-        phase = max(phases, key=lambda name: phases[name])
-        largest = phases[phase]
-        kept = 0 if phase == "update" else min(self.kept, largest)
+        """The peak, by what it is made of."""
+        phase = max(self.phases, key=lambda name: self.phases[name])
+        largest = self.phases[phase]
+        kept = min(self.kept, largest) if phase in ("forward", "backward") else 0
         return {
             "kept between forward and backward": kept,
             f"working memory of the {phase}": largest - kept,
@@ -96,56 +108,60 @@ class CostModel:
     """The points of a bundle, where they were measured, and what follows from them."""
 
     image_bytes: int  # of one image as the network takes it
-    steps: tuple[StepPoint, ...]
-    predictions: tuple[PredictionPoint, ...]
+    parameter_bytes: int  # of all that adapts
+    points: tuple[ProgramPoint, ...]
     measured_on: Mapping[str, Any]  # machine, versions, date: for the reader
 
     def engines(self) -> list[str]:
         """The engines that were measured."""
-        return list(dict.fromkeys(point.engine for point in self.steps))
+        return list(dict.fromkeys(point.engine for point in self.points))
 
-    def shares(self, engine: str) -> dict[tuple[str, str], list[float]]:
-        """Gradient and storage -> shares of the batch in one slice, as far as they were measured, largest first."""
-        found: dict[tuple[str, str], list[float]] = {}
-        for point in self.steps:
-            if point.engine == engine:
-                shares = found.setdefault((point.gradient, point.storage), [])
-                if point.share not in shares:
-                    shares.append(point.share)
-        return {way: sorted(shares, reverse=True) for way, shares in found.items()}
-
-    def cost(self, choice: Choice, batch: int | None = None, held: int = 0) -> Cost:
-        """What a choice takes for `batch` images (its own number when None).
-
-        held   images in memory beside these: those that wait, and the window that small batches are gathered in
+    def cost(self, choice: Choice, load: Load) -> Cost:
+        """What a choice takes of a stream.
 
         Raises:
-            KeyError: the choice's way was not measured.
+            KeyError: the choice's engine was not measured.
         """
-        count = choice.batch if batch is None else min(batch, choice.batch)
-        images = self.image_bytes * (count + held)
-        inference = self._seconds.get((choice.engine, "source"))
+        count = min(load.batch, choice.batch)
+        held = self.image_bytes * (count + (2 * load.window + count if load.window and choice.adapts else 0))
+        at_a_time = min(choice.plan.predict or count, count)
+        phases = {"prediction": self._bytes(choice, "predict", at_a_time)}
+        if load.measures:
+            phases["measurement"] = self._bytes(choice, "measure", at_a_time)
+        alone = self._seconds(choice, "predict", count)
         if not choice.adapts:
-            peak, seconds = self._lines[choice.engine, "adapted"].at(count), self._seconds[choice.engine, "adapted"]
-            return Cost(round(peak), 0, 0, 0, images, seconds, _ratio(seconds, inference))
-        way = self._ways[choice.engine, choice.gradient, choice.storage]
-        share = share_of(choice.slice, count)
-        return Cost(
-            round(way.forward.at(count)),
-            round(way.backward_at(count, share)),
-            way.update,
-            round(way.kept.at(count)),
-            images,
-            way.seconds_at(share),
-            _ratio(way.seconds_at(share), inference),
-        )
+            sliced = self._sliced(choice, "predict", count, at_a_time)
+            return Cost(_whole_numbers(phases), 0, held, sliced / count, sliced / alone if alone else None)
+        learnt = load.learnt(choice, count)
+        rest = count if load.window else count - learnt
+        copied = SUMMED_COPIES * self.parameter_bytes + (0 if load.window else self.image_bytes * learnt)
+        phases["prediction"] += 0 if load.window else self.image_bytes * rest
+        size = min(choice.plan.slice or learnt, learnt)
+        kept = 0.0
+        if choice.plan.keep:
+            kept = self._kept(choice, learnt)
+            others = kept - self._kept(choice, size) + copied  # of the other slices
+            phases["forward"] = self._bytes(choice, "forward", size) + others
+            phases["backward"] = self._bytes(choice, "backward", size) + others
+            update = self._sliced(choice, "forward", learnt, size) + self._sliced(choice, "backward", learnt, size)
+        else:
+            first = "measure" if load.measures else "predict"
+            phases["recomputation"] = self._bytes(choice, "recompute", size) + copied
+            phases["learning's prediction"] = self._bytes(choice, first, min(at_a_time, learnt)) + copied
+            update = self._sliced(choice, first, learnt, min(at_a_time, learnt))
+            update += self._sliced(choice, "recompute", learnt, size)
+        phases["update"] = UPDATE_COPIES * self.parameter_bytes
+        if load.window:  # one update in so many images
+            update *= count / max(count, min(load.window, choice.plan.learn or load.window))
+        seconds = update + self._sliced(choice, "predict", rest, at_a_time)
+        return Cost(_whole_numbers(phases), round(kept), held, seconds / count, seconds / alone if alone else None)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "version": VERSION,
             "image_bytes": self.image_bytes,
-            "steps": [asdict(point) for point in self.steps],
-            "predictions": [asdict(point) for point in self.predictions],
+            "parameter_bytes": self.parameter_bytes,
+            "points": [asdict(point) for point in self.points],
             "measured_on": dict(self.measured_on),
         }
 
@@ -158,133 +174,105 @@ class CostModel:
         """
         version = data.get("version") if isinstance(data, Mapping) else None
         if version != VERSION:
-            raise BundleError(f"its memory model has version {version!r}, and this edgetta reads {VERSION}")
+            raise BundleError(
+                f"its memory model has version {version!r}, and this edgetta reads {VERSION}; export the bundle again"
+            )
         try:
-            steps = tuple(_point(StepPoint, entry) for entry in _list(data["steps"]))
-            predictions = tuple(_point(PredictionPoint, entry) for entry in _list(data["predictions"]))
-            size = _whole(data["image_bytes"], 1)
-            model = cls(size, steps, predictions, dict(data["measured_on"]))
-            _ = model._ways, model._lines, model._seconds
+            points = tuple(_point(entry) for entry in _list(data["points"]))
+            sizes = _whole(data["image_bytes"], 1), _whole(data["parameter_bytes"], 0)
+            model = cls(*sizes, points, dict(data["measured_on"]))
+            for engine in model.engines():
+                missing = [name for name in PROGRAMS if (engine, name) not in model._lines]
+                if missing:
+                    raise ValueError(f"{missing[0]} on {engine} is missing")
         except (KeyError, TypeError, ValueError) as error:
             raise BundleError(f"its memory model cannot be used ({error}); export the bundle again") from error
         return model
 
-    @cached_property
-    def _ways(self) -> dict[Way, _Way]:
-        found: dict[Way, list[StepPoint]] = {}
-        for point in self.steps:
-            found.setdefault((point.engine, point.gradient, point.storage), []).append(point)
-        return {way: _Way.fitted(points) for way, points in found.items()}
+    def _bytes(self, choice: Choice, program: str, images: int) -> float:
+        return self._lines[choice.engine, program].peak.at(images)
+
+    def _kept(self, choice: Choice, images: int) -> float:
+        return self._lines[choice.engine, "forward"].kept.at(images)
+
+    def _seconds(self, choice: Choice, program: str, images: int) -> float:
+        return self._lines[choice.engine, program].seconds.at(images) if images else 0.0
+
+    def _sliced(self, choice: Choice, program: str, images: int, size: int) -> float:
+        """Seconds of a program on `images`, `size` at a time."""
+        whole, left = divmod(images, size)
+        return whole * self._seconds(choice, program, size) + self._seconds(choice, program, left)
 
     @cached_property
-    def _lines(self) -> dict[tuple[str, str], _Line]:
-        found: dict[tuple[str, str], list[tuple[int, float]]] = {}
-        for point in self.predictions:
-            found.setdefault((point.engine, point.network), []).append((point.batch, point.peak_bytes))
-        return {key: _Line.through(values) for key, values in found.items()}
-
-    @cached_property
-    def _seconds(self) -> dict[tuple[str, str], float]:
-        """Seconds per image at the largest batch that was measured."""
-        largest: dict[tuple[str, str], PredictionPoint] = {}
-        for point in self.predictions:
-            key = (point.engine, point.network)
-            if key not in largest or point.batch > largest[key].batch:
-                largest[key] = point
-        return {key: point.seconds / point.batch for key, point in largest.items()}
+    def _lines(self) -> dict[tuple[str, str], _Fit]:
+        found: dict[tuple[str, str], list[ProgramPoint]] = {}
+        for point in self.points:
+            found.setdefault((point.engine, point.program), []).append(point)
+        return {key: _Fit.of(points) for key, points in found.items()}
 
 
 @dataclass(frozen=True)
 class _Line:
-    """Bytes that grow with the batch."""
+    """A value that grows with the number of images."""
 
     fixed: float
     per_image: float
+    least: float = 0.0  # per image, whatever the other two say
 
-    def at(self, batch: int) -> float:
-        return max(0.0, self.fixed + self.per_image * batch)
+    def at(self, images: int) -> float:
+        return max(self.fixed + self.per_image * images, self.least * images)
 
     @staticmethod
     def through(values: Iterable[tuple[int, float]]) -> _Line:
-        """Through the smallest and the largest batch; several values of one batch count as their largest."""
+        """Through the smallest and the largest number of images; several values of one number count as the largest.
+
+        Nothing falls as images are added, and nothing is negative: where noise says so, it is left out.
+        """
         highest: dict[int, float] = {}
-        for batch, value in values:
-            highest[batch] = max(value, highest.get(batch, 0.0))
+        for images, value in values:
+            highest[images] = max(value, highest.get(images, 0.0))
         low, high = min(highest), max(highest)
         if low == high:
             return _Line(0.0, highest[high] / high)
         slope = (highest[high] - highest[low]) / (high - low)
-        if slope < 0:  # noise, where nothing grows
+        if slope < 0:
             return _Line(max(highest.values()), 0.0)
-        return _Line(highest[high] - slope * high, slope)
+        fixed = highest[high] - slope * high
+        return _Line(fixed, slope, highest[high] / high if fixed < 0 else 0.0)
 
 
 @dataclass(frozen=True)
-class _Way:
-    """One way to do a step, fitted to its points."""
+class _Fit:
+    """One program on one engine."""
 
-    forward: _Line
+    peak: _Line
     kept: _Line
-    fixed: float  # of the backward
-    per_image: tuple[tuple[float, float], ...]  # of the backward: share, bytes; by share
-    update: int
-    seconds: tuple[tuple[float, float], ...]  # per image: share, seconds; by share
-
-    def backward_at(self, batch: int, share: float) -> float:
-        return max(0.0, self.fixed + batch * _interpolated(self.per_image, share))
-
-    def seconds_at(self, share: float) -> float:
-        return _interpolated(self.seconds, share)
+    seconds: _Line
 
     @staticmethod
-    def fitted(points: Sequence[StepPoint]) -> _Way:
-        forward = _Line.through((point.batch, point.forward_bytes) for point in points)
-        kept = _Line.through((point.batch, point.kept_bytes) for point in points)
-        largest = max(point.batch for point in points)
-        shares = {point.share: point for point in points if point.batch == largest}
-        # The fixed part follows from shares that were measured at another batch, too.
-        pairs = [(shares[point.share], point) for point in points if point.batch < largest and point.share in shares]
-        fixed = 0.0
-        if pairs:
-            lines = [_Line.through((p.batch, p.backward_bytes) for p in pair) for pair in pairs]
-            fixed = sum(line.fixed for line in lines) / len(lines)
-        per_image = tuple((share, (p.backward_bytes - fixed) / largest) for share, p in sorted(shares.items()))
-        seconds = tuple((share, p.seconds / largest) for share, p in sorted(shares.items()))
-        return _Way(forward, kept, fixed, per_image, max(point.update_bytes for point in points), seconds)
+    def of(points: list[ProgramPoint]) -> _Fit:
+        return _Fit(
+            _Line.through((point.images, point.peak_bytes) for point in points),
+            _Line.through((point.images, point.kept_bytes) for point in points),
+            _Line.through((point.images, point.seconds) for point in points),
+        )
 
 
-def share_of(images: int, batch: int) -> float:
-    """The share of a batch that a slice of so many images is; 0 images mean the whole batch."""
-    return 1.0 if images == 0 else min(1.0, images / batch)
+def _whole_numbers(phases: Mapping[str, float]) -> dict[str, int]:
+    return {name: round(count) for name, count in phases.items()}
 
 
-def _interpolated(knots: Sequence[tuple[float, float]], x: float) -> float:
-    """Straight lines between knots, the nearest line beyond them, and never less than half of the nearest knot."""
-    if len(knots) == 1:
-        return knots[0][1]
-    above = next((i for i, (at, _) in enumerate(knots) if at >= x), len(knots) - 1)
-    (x0, y0), (x1, y1) = knots[max(0, above - 1)], knots[max(1, above)]
-    return max(y0 + (y1 - y0) * (x - x0) / (x1 - x0), min(y0, y1) / 2)
-
-
-def _ratio(seconds: float, inference: float | None) -> float | None:
-    return seconds / inference if inference else None
-
-
-def _point(kind: Any, entry: Any) -> Any:
+def _point(entry: Any) -> ProgramPoint:
     """A point from JSON, every field of its type and in its range."""
-    if not isinstance(entry, Mapping) or set(entry) != {field.name for field in fields(kind)}:
+    if not isinstance(entry, Mapping) or set(entry) != {field.name for field in fields(ProgramPoint)}:
         raise ValueError("a point has other fields")
-    for name, value in entry.items():
-        if name == "seconds":
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e6:
-                raise ValueError(f"seconds of {value!r}")
-        elif name in ("engine", "gradient", "storage", "network"):
-            if not isinstance(value, str):
-                raise ValueError(f"{name} is no text")
-        else:
-            _whole(value, 1 if name == "batch" else 0)
-    return kind(**entry)
+    seconds = entry["seconds"]
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < 1e6:
+        raise ValueError(f"seconds of {seconds!r}")
+    if not isinstance(entry["engine"], str) or entry["program"] not in PROGRAMS:
+        raise ValueError(f"a point of {str(entry['program'])[:40]!r} on {str(entry['engine'])[:40]!r}")
+    _whole(entry["images"], 1), _whole(entry["peak_bytes"], 0), _whole(entry["kept_bytes"], 0)
+    return ProgramPoint(**entry)
 
 
 def _list(value: Any) -> list[Any]:

@@ -3,33 +3,39 @@
 A ladder of choices leads from what was planned down to prediction alone (see `Plan.ladder`). Before a step the first
 rung is taken that fits both the budget and the room that the system leaves at this moment. It goes down at once, and
 up only when the better rung has fitted, with something to spare, for several steps. A step that fails for want of
-memory, in any engine, is undone; its images are predicted, and the next step begins one rung lower. What steps really
-take is measured, and corrects the predictions.
+memory, in any engine, has changed nothing; its images are predicted, and the next step begins one rung lower. What
+steps really take is measured, and corrects the predictions where they are too low.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from edgetta.adaptation.adapter import StepResult, merged
-from edgetta.adaptation.step_memory import StepMemory
+from edgetta.adaptation.step_plan import StepPlan
 from edgetta.errors import EdgettaError, one_line
 from edgetta.memory.allocation_failure import is_allocation_failure
-from edgetta.memory.choice import Choice
+from edgetta.memory.allocator import returns_freed_memory
+from edgetta.memory.choice import UNLIMITED, Choice
 from edgetta.memory.peak import high_water, reset_high_water, resident
-from edgetta.memory.plan import MARGIN
+from edgetta.memory.plan import LEARN, MARGIN, SLICES
 from edgetta.memory.room import Room
 from edgetta.memory.sizes import size_text
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from numpy.typing import NDArray
 
     from edgetta.adaptation.adapter import Adapter
+    from edgetta.adaptation.config import AdaptConfig
+
+    Array = NDArray[np.floating[Any]]
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +89,7 @@ class Record:
     split: int = 0  # batches that were split
     down: int = 0
     up: int = 0
+    doubts: tuple[str, ...] = ()  # why the budget may not be kept on this system, in words
     changes: list[Change] = field(default_factory=list)  # the first `MAX_CHANGES`
 
 
@@ -105,8 +112,9 @@ class Keeper:
         room: Callable[[], Room | None] = lambda: None,
     ) -> None:
         self.ladder = tuple(ladder)
+        self.adapter = adapter
         self.budget = budget
-        self.record = Record()
+        self.record = Record(doubts=() if budget is None else tuple(_doubts()))
         self._needs = needs
         self._room = room
         self._ratios: deque[float] = deque(maxlen=REMEMBERED)  # measured over predicted, of the last updates
@@ -115,7 +123,8 @@ class Keeper:
         self._floor = 0  # the best rung that may be taken: the one below what failed
         self._good = 0  # steps since the last failure
         self._until_trial = PATIENCE
-        self.attach(adapter)
+        for doubt in self.record.doubts:
+            logger.warning("memory, the budget may not be kept: %s", doubt)
 
     @property
     def choice(self) -> Choice:
@@ -124,22 +133,20 @@ class Keeper:
 
     @property
     def correction(self) -> float:
-        """Measured over predicted: the highest of the last updates, 1 before the first."""
-        return max(self._ratios, default=1.0)
+        """Measured over predicted: the highest of the last updates, and at least 1.
 
-    def attach(self, adapter: Adapter) -> None:
-        """Go on with another adapter, as after a reset."""
-        self.adapter = adapter
-        self._apply()
+        Where a stream has settled, steps leave out what a change brings back, and take less than predicted.
+        """
+        return max(1.0, *self._ratios) if self._ratios else 1.0
 
-    def step(self, images: Tensor) -> StepResult:
+    def step(self, images: Array) -> StepResult:
         """As `Adapter.step`; the pieces of a batch that had to be split come back as one result.
 
         Raises:
             EdgettaError: there is no memory to predict a single image.
         """
-        config, count = self.adapter.config, len(images)
-        gather = count < min(config.small_batch, config.window)
+        count = len(images)
+        gather = self.adapter.config.gathers(count)
         results: list[StepResult] = []
         done = 0
         self._settle(count)
@@ -152,25 +159,30 @@ class Keeper:
         self.record.split += len(results) > 1
         return merged(results)
 
-    def rehearse(self, images: Tensor) -> None:
-        """Run steps that do not count, and correct the predictions by what the second one takes.
+    def rehearse(self, adapter: Adapter, images: Array) -> None:
+        """Run steps of another adapter, which do not count, and correct the predictions by what the second one takes.
 
-        The adapter must be one that goes all the way: a step that finds nothing to learn from takes less.
+        adapter  of the same engine, with a configuration as `rehearsing` makes it: every step learns
+        images   as `new_images` makes them
         """
         for _ in range(2):
             level = self._begin()
-            self.adapter.step(images, gather=False)
-        if level and self._needs is not None:
-            peak = high_water() - level + images.untyped_storage().nbytes()
+            result = adapter.step(images, self.choice.plan, gather=False)
+        if level and self._needs is not None and (result.adapted or not self.choice.adapts):
+            peak = high_water() - level + images.nbytes
             if peak >= SIGNIFICANT:
                 self._ratios.append(peak / max(1, self._needs(self.choice, len(images))))
 
-    def _step(self, images: Tensor, gather: bool) -> StepResult:
+    def _step(self, images: Array, gather: bool) -> StepResult:
         level = self._begin()
+        adapter, choice = self.adapter, self.choice
         failure = ""
-        only_predict = not self.choice.adapts and self.adapter.config.when != "off"
+        only_predict = not choice.adapts and adapter.config.when != "off"
         try:
-            result = self.adapter.predict(images) if only_predict else self.adapter.step(images, gather)
+            if only_predict:
+                result = adapter.predict(images, plan=choice.plan)
+            else:
+                result = adapter.step(images, choice.plan, gather)
         except Exception as error:
             if not is_allocation_failure(error):
                 raise
@@ -180,16 +192,16 @@ class Keeper:
             self.record.predicted += only_predict
             self._learn(level, images, result)
             return result
-        # Outside the handler, because the traceback holds the tensors of the step.
+        # Outside the handler, because the traceback holds the arrays of the step.
         self.record.failures += 1
         self.record.predicted += 1
         self._step_down(failure, len(images))
         return self._only_predict(images)
 
-    def _only_predict(self, images: Tensor) -> StepResult:
+    def _only_predict(self, images: Array) -> StepResult:
         """The prediction alone, in as many pieces as it takes; neither weights nor statistics move."""
         try:
-            return self.adapter.predict(images, track=False)
+            return self.adapter.predict(images, track=False, plan=StepPlan(predict=self.choice.plan.predict))
         except Exception as error:
             if not is_allocation_failure(error):
                 raise
@@ -241,13 +253,22 @@ class Keeper:
         """After a failure: begin below it, and try it again only after a while, longer each time."""
         self._good = 0
         self._until_trial = min(2 * self._until_trial, LONGEST)
-        failed = replace(self.choice, batch=min(count, self.choice.batch))
-        lower = range(self._rung + 1, len(self.ladder))
-        # A rung for larger batches than this one would fail in the same way.
-        other = (r for r in lower if replace(self.ladder[r], batch=min(count, self.ladder[r].batch)) != failed)
+        done = self._does(self.choice, count)
+        # A rung that does the same with so many images would fail in the same way.
+        other = (r for r in range(self._rung + 1, len(self.ladder)) if self._does(self.ladder[r], count) != done)
         self._floor = next(other, len(self.ladder) - 1)
         if self._floor > self._rung:
             self._change(self._floor, f"memory ran out in it ({failure})")
+
+    def _does(self, choice: Choice, count: int) -> tuple[Any, ...]:
+        """What a choice comes to for so many images: equal where two of them do the same."""
+        plan, config = choice.plan, self.adapter.config
+        size = min(count, choice.batch)
+        at_a_time = min(plan.predict or size, size)
+        if not choice.adapts:
+            return (at_a_time,)
+        learn = min(plan.learn or config.learn_images, config.update_images(size))
+        return at_a_time, plan.keep, learn, min(plan.slice or learn, learn)
 
     def _change(self, rung: int, reason: str) -> None:
         before = self.choice
@@ -259,15 +280,6 @@ class Keeper:
         if len(self.record.changes) < MAX_CHANGES:
             self.record.changes.append(change)
         logger.warning("memory, %s", change.told())
-        self._apply()
-
-    def _apply(self) -> None:
-        """Have network and adapter work as the present rung says."""
-        choice = self.choice
-        if not choice.adapts:
-            return
-        self.adapter.network.memory = StepMemory(choice.storage, choice.slice, choice.gradient == "local")  # type: ignore[arg-type]
-        self.adapter.largest_update = choice.batch
 
     def _begin(self) -> int:
         """The resident level before a step, when steps are measured."""
@@ -277,26 +289,61 @@ class Keeper:
             return resident() if reset_high_water() else 0
         return 0
 
-    def _learn(self, level: int, images: Tensor, result: StepResult) -> None:
+    def _learn(self, level: int, images: Array, result: StepResult) -> None:
         """What the step took, and how that compares with its prediction."""
         if not level or self.budget is None:
             return
-        peak = high_water() - level + images.untyped_storage().nbytes() + self.adapter.gathered_bytes
+        peak = high_water() - level + images.nbytes + self.adapter.state.window.nbytes
         self.record.peak = max(self.record.peak, peak)
         self.record.over += peak > self.budget
-        whole = result.kept if self.choice.adapts else len(images)  # without one to learn from, a step takes less
+        whole = result.adapted or not self.choice.adapts  # a step that learns nothing takes less
         if self._needs is not None and whole:
             self._ratios.append(peak / max(1, self._needs(self.choice, len(images))))
 
 
-def ladder_without_costs(choice: Choice) -> tuple[Choice, ...]:
+def rehearsing(config: AdaptConfig) -> AdaptConfig:
+    """The configuration in which every step does all that a step of `config` ever does."""
+    when = "off" if config.when == "off" else "always"
+    return replace(config, when=when, entropy_margin=1.0, hold_back=False)
+
+
+def new_images(count: int, shape: tuple[int, int, int], seed: int = 0) -> Array:
+    """Random images (count, C, H, W), each as new as can be beside the one before it: bright after dark.
+
+    A step learns from no image that resembles the one before.
+    """
+    images = np.random.default_rng(seed).random((count, *shape), np.float32)
+    images[::2] *= np.float32(0.2)
+    images[1::2] += np.float32(1.0) - images[1::2] * np.float32(0.5) - np.float32(0.5)
+    return np.clip(images, 0, 1, out=images)
+
+
+def ladder_without_costs(engine: str, plan: StepPlan, adapts: bool = True) -> tuple[Choice, ...]:
     """What to step down to where nobody knows what a step takes: only failures lead there."""
-    lean = replace(choice, storage="recompute-int8", slice=4)
-    adapting = [choice, *(replace(lean, batch=batch) for batch in (choice.batch, 64, 32, 16))]
-    if choice.gradient != "local":
-        adapting += [replace(lean, batch=batch, gradient="local") for batch in (64, 32, 16)]
-    predicting = [replace(choice, batch=batch, adapts=False) for batch in (64, 16, 4, 1)]
-    return (*(adapting if choice.adapts else [choice]), *predicting)
+    small = (size for size in SLICES if not plan.slice or size < plan.slice)
+    adapting = [plan]
+    for size in small:
+        at_a_time = _lower(plan.predict, 2 * size)
+        adapting += [replace(plan, slice=size, predict=at_a_time)] if plan.keep and size > 1 else []
+        adapting += [replace(plan, keep=False, slice=size, predict=at_a_time)] if size < LEARN[-1] else []
+    predicting = [StepPlan(predict=_lower(plan.predict, size)) for size in (64, 16, 4, 1)]
+    chosen = [Choice(engine, UNLIMITED, way) for way in adapting] if adapts else []
+    chosen += [Choice(engine, UNLIMITED, StepPlan(predict=plan.predict), False)]
+    chosen += [Choice(engine, UNLIMITED, way, False) for way in predicting]
+    return tuple(dict.fromkeys(chosen))
+
+
+def _lower(given: int, other: int) -> int:
+    """The lower number of images at a time; 0 stands for all."""
+    return min(given or other, other)
+
+
+def _doubts() -> Iterator[str]:
+    """Why a budget may not be kept here."""
+    if not returns_freed_memory():
+        yield "the C library of this system does not give freed memory back, so steps may take more than planned"
+    if not reset_high_water():
+        yield "this system does not tell what a step takes (/proc/self/clear_refs), so the plan is not corrected"
 
 
 def _usable(room: Room) -> int:

@@ -1,53 +1,36 @@
-"""What is kept between forward and backward, counted twice and independently.
+"""What is kept between a forward and its backward, as it is alive in this process; and what stock autograd saves.
 
-`contract`  what the tape says it keeps, tensor by tensor
-`alive`     what the interpreter can still reach when the backward would start and could not before the forward:
-            storages of torch tensors and memory of numpy arrays; engine outputs are bound to torch tensors
+What an engine says that it keeps (`Residuals.nbytes`) is a count from the contract. `alive_bytes` knows nothing of
+it: it is by how much the process has grown while the result of a forward is held.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gc
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from torch import Tensor
+from edgetta.memory.peak import give_back, resident
 
-from edgetta.adaptation.network import AdaptiveNetwork
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Kept:
-    """Bytes kept for one backward."""
-
-    by_owner: dict[str, int]  # from the contract
-    contract: int
-    alive: int
-
-
-def measure_kept(network: AdaptiveNetwork, images: Tensor) -> Kept:
-    """Run one forward that keeps, and count. The network's statistics and parameters are as before afterwards."""
-    snapshot = network.statistics_snapshot()
-    network.forward(images)  # what an engine allocates once is not kept
-    network.restore_statistics(snapshot)
-    state = tuple(network.state_dict().values())
-    before = reachable_memory()
-    logits, tape = network.forward(images)
-    del logits
-    after = reachable_memory()
-    network.restore_statistics(snapshot)
-    by_owner = tape.kept_bytes()
-    moved = {tensor.untyped_storage().data_ptr() for tensor in state}
-    alive = sum(size for address, size in after.items() if address not in before and address not in moved)
-    return Kept(by_owner, sum(by_owner.values()), alive)
+def alive_bytes(forward: Callable[[], object]) -> int:
+    """By how much the process grows while what `forward` returns is held; run it in a fresh process."""
+    forward()  # what an engine allocates once is not kept
+    give_back()
+    before = resident()
+    held = forward()
+    give_back()
+    grown = resident() - before
+    del held
+    return max(0, grown)
 
 
 def stock_saved_bytes(forward: Callable[[], Tensor], ignore: Iterable[Tensor] = ()) -> int:
     """Bytes that autograd saves for the backward of `forward`, each storage once, without those of `ignore`."""
+    import torch
+
     ignored = {tensor.untyped_storage().data_ptr() for tensor in ignore}
     saved: dict[int, int] = {}
     held: list[Tensor] = []  # so that no address is reused
@@ -62,34 +45,3 @@ def stock_saved_bytes(forward: Callable[[], Tensor], ignore: Iterable[Tensor] = 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         forward()
     return sum(saved.values())
-
-
-def reachable_memory() -> dict[int, int]:
-    """Address -> bytes of every tensor storage and numpy array that Python objects can reach."""
-    gc.collect()
-    found: dict[int, int] = {}
-    objects = gc.get_objects()
-    for item in _arrays_and_tensors(objects):
-        if isinstance(item, Tensor):
-            with contextlib.suppress(RuntimeError):  # fake and sparse tensors have no memory of their own
-                storage = item.untyped_storage()
-                found[storage.data_ptr()] = storage.nbytes()
-        else:
-            base: Any = item
-            while isinstance(base.base, np.ndarray):
-                base = base.base
-            if base.base is None:
-                found[base.ctypes.data] = base.nbytes
-    found.pop(0, None)
-    return found
-
-
-def _arrays_and_tensors(objects: list[Any]) -> Iterable[Any]:
-    for item in objects:
-        kind = type(item)  # not isinstance, which wakes lazy proxies
-        if issubclass(kind, Tensor):
-            yield item
-        elif kind in (list, tuple, dict, set):
-            for inner in item.values() if kind is dict else item:
-                if issubclass(type(inner), np.ndarray):
-                    yield inner

@@ -4,37 +4,41 @@
     plan.choice, plan.cost.components(), plan.given_up, plan.rate
 
 What a choice costs in accuracy is as `edgetta prepare` measured it (`accuracy_costs.py`). Of choices that cost the
-same, `local` comes last, since its drift shows only where a stream recurs, and the quickest of the others first. Where
-the bundle says nothing of accuracy, the order is this, and what was given up is called unmeasured:
-
-1. a batch as large as asked for, and statistics of the batch where such a batch has them;
-2. gradients through the frozen parts, rather than `local`;
-3. how exact the gradients are: full and recompute (to rounding), then half, then int8 and recompute-int8.
+same an update learns from as many images as it can, then the quickest comes first. Where the bundle says nothing of
+accuracy, its slices are as large as they can be before that, and what was given up is called unmeasured.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from edgetta.adaptation.step_plan import KEEP, StepPlan
+from edgetta.adaptation.step_rate import choose_rate
 from edgetta.errors import UsageError
-from edgetta.memory.accuracy_costs import NOTHING, AccuracyCost, AccuracyCosts
+from edgetta.memory.accuracy_costs import AccuracyCost, AccuracyCosts
 from edgetta.memory.choice import Choice
-from edgetta.memory.cost_model import Cost, CostModel
+from edgetta.memory.cost_model import Cost, CostModel, Load
 from edgetta.memory.sizes import size_text
 
 if TYPE_CHECKING:
-    from edgetta.adaptation.adapter import AdaptConfig
+    from edgetta.adaptation.config import AdaptConfig
     from edgetta.adaptation.step_rate import RateChoice
     from edgetta.bundle import Bundle
 
 MARGIN = 0.05
 """By how much a step may exceed its prediction: a budget keeps so much free."""
 
-GRADIENT_ERRORS = {"full": 1e-5, "recompute": 1e-5, "half": 1e-2, "int8": 5e-2, "recompute-int8": 5e-2}
-"""Largest relative error of the gradients by storage, as the tests bound it."""
+LEARN = (16, 8)
+"""Images that an update may learn from instead of as many as configured."""
+
+SLICES = (16, 8, 4, 1)
+"""Images that forward and backward of an update may take at a time."""
+
+PREDICT = (32, 16, 8, 4, 2, 1)
+"""Images that are predicted at a time instead of all."""
 
 
 class BudgetError(UsageError):
@@ -49,15 +53,13 @@ class BudgetError(UsageError):
 class Wishes:
     """What a plan must respect; names and values as in `edgetta.load`. "auto" and None leave a matter to the plan.
 
-    batch   images per step; larger numbers than fit are split
+    batch   images per step; larger batches are split
+    memory  only ways with these numbers of images, where they are not 0; `keep` False: only ways that keep nothing
     """
 
     batch: int = 64
     engine: str = "auto"
-    gradient: str = "auto"
-    storage: str | None = None
-    slice: int | None = None
-    batch_norm: str | None = None
+    memory: StepPlan | None = None
     config: AdaptConfig | None = None
 
 
@@ -80,8 +82,9 @@ class GivenUp:
 class Plan:
     """A choice, what it takes, and what it gives up.
 
-    ladder          the choice and what to step down to, in order of preference; the last only predicts
-    rate            learning rate of an update of this batch, and why
+    batch_norm  the policy of the statistics
+    rate        learning rate of an update of so many images, and why
+    ladder      the choice and what to step down to, in order of preference; the last only predict
     """
 
     budget: int
@@ -91,14 +94,18 @@ class Plan:
     rate: RateChoice
     given_up: tuple[GivenUp, ...]
     ladder: tuple[Choice, ...]
+    load: Load
     costs: CostModel = field(repr=False)
-    held: int = 0  # images that are in memory beside those of an update
-    window: int | None = None  # that small batches are gathered in; None where they are not
     accuracy: AccuracyCosts | None = field(default=None, repr=False)  # None where it was not measured
+
+    @property
+    def window(self) -> int | None:
+        """Images that small batches are gathered in; None where they are not."""
+        return self.load.window or None
 
     def at(self, choice: Choice, batch: int) -> int:
         """Bytes that a choice takes for a batch of this size."""
-        return self.costs.cost(choice, batch, self.held).peak
+        return self.costs.cost(choice, replace(self.load, batch=batch)).peak
 
     def told(self) -> str:
         """The plan in one line."""
@@ -129,33 +136,29 @@ def plan_step(bundle: Bundle, budget: int, wishes: Wishes | None = None) -> Plan
         BudgetError: nothing fits; it names the smallest budget that would do, and what would lower it.
         UsageError: the bundle has no cost model, or not of what was asked for.
     """
-    from edgetta.adaptation.adapter import law_for
-    from edgetta.adaptation.step_rate import choose_rate
-
     wishes = wishes or Wishes()
     search = _Search.of(bundle, wishes)
     candidates = sorted(search.candidates(), key=search.preference)
     if not candidates:
         raise UsageError(
-            f"bundle {bundle.path} was not measured for what was asked for ({_told(wishes)}); it was on "
+            f"bundle {bundle.path} was not measured for what was asked for (engine {wishes.engine}); it was on "
             f"{', '.join(search.costs.engines())}: ask for less, or export it again"
         )
-    fitting = (choice for choice in candidates if search.peak(choice) * (1 + MARGIN) <= budget)
-    choice = next(fitting, None)
+    choice = next((choice for choice in candidates if search.peak(choice) * (1 + MARGIN) <= budget), None)
     if choice is None:
         raise _too_small(bundle, budget, wishes, search, candidates)
     config = search.config
+    images = search.load.learnt(choice, choice.batch)
     return Plan(
         budget=budget,
         choice=choice,
         cost=search.cost(choice),
-        batch_norm=search.policy,
-        rate=choose_rate(config.learning_rate, law_for(config, bundle.rate_law), config.momentum, choice.batch),
+        batch_norm=config.batch_norm,
+        rate=choose_rate(config.learning_rate, bundle.rate_law, config.momentum, images),
         given_up=tuple(search.given_up(choice)),
         ladder=tuple(search.ladder(choice, candidates)),
+        load=search.load,
         costs=search.costs,
-        held=search.held(choice.batch),
-        window=choice.batch if search.gathers else None,
         accuracy=search.accuracy,
     )
 
@@ -167,9 +170,8 @@ class _Search:
     costs: CostModel
     wishes: Wishes
     config: AdaptConfig
-    policy: str
     engines: tuple[str, ...]
-    gradients: frozenset[str]
+    load: Load
     accuracy: AccuracyCosts | None
 
     @staticmethod
@@ -181,124 +183,85 @@ class _Search:
                 "with this edgetta, and without --no-measure"
             )
         config = wishes.config or bundle.config
-        policy = wishes.batch_norm or bundle.batch_norm
-        if bundle.model.batch_norm == "source":
-            policy = "source"
         engines = tuple(costs.engines()) if wishes.engine == "auto" else (wishes.engine,)
-        gradient = wishes.gradient
-        if gradient == "exact" and "recompute" not in bundle.manifest["memory"]["auto"]["mode_of"].values():
-            gradient = "auto"  # which is measured, and means exact in every part of this bundle
-        gradients = {gradient} if wishes.gradient != "auto" else {"auto", "recompute", "local"}
-        return _Search(costs, wishes, config, policy, engines, frozenset(gradients), bundle.accuracy_costs)
+        load = Load.of(config, wishes.batch)
+        return _Search(costs, wishes, config, engines, load, bundle.accuracy_costs)
 
     @property
-    def update(self) -> int:
-        """Images that an update sees where memory is no matter."""
-        return self.config.window if self.gathers else self.wishes.batch
+    def learn(self) -> int:
+        """Images that an update learns from where memory is no matter."""
+        return self.config.update_images(self.wishes.batch)
 
     def candidates(self) -> Iterator[Choice]:
         """All choices that the wishes allow."""
+        adapts = self.config.when != "off"
         for engine in self.engines:
-            for batch in _halves(self.update):
-                statistics = _statistics(self.policy, batch)
-                if self.config.when == "off":
-                    if engine in self.costs.engines():
-                        yield Choice(engine, batch, statistics, adapts=False)
-                    continue
-                for (gradient, storage), shares in self.costs.shares(engine).items():
-                    if gradient not in self.gradients or self.wishes.storage not in (None, storage):
-                        continue
-                    for size in self._slices(shares, batch):
-                        yield Choice(engine, batch, statistics, gradient, storage, size)
+            if engine in self.costs.engines():
+                for plan in self._plans() if adapts else self._predicting():
+                    yield Choice(engine, self.wishes.batch, plan, adapts)
 
-    def _slices(self, shares: Sequence[float], batch: int) -> list[int]:
-        if self.wishes.slice is not None:
-            return [0 if self.wishes.slice >= batch else self.wishes.slice]
-        return list(dict.fromkeys(0 if share == 1 else max(1, round(share * batch)) % batch for share in shares))
+    def _plans(self) -> Iterator[StepPlan]:
+        asked = self.wishes.memory or KEEP
+        for predict in self._at_a_time():
+            for learn in (asked.learn,) if asked.learn else (0, *(size for size in LEARN if size < self.learn)):
+                sizes = (0, *(size for size in SLICES if size < (learn or self.learn)))
+                for size in (asked.slice,) if asked.slice else sizes:
+                    for keep in (True, False) if asked.keep else (False,):
+                        yield StepPlan(keep, learn, size, predict)
+
+    def _predicting(self) -> Iterator[StepPlan]:
+        return (StepPlan(predict=size) for size in self._at_a_time())
+
+    def _at_a_time(self) -> tuple[int, ...]:
+        if self.wishes.memory is not None and self.wishes.memory.predict:
+            return (self.wishes.memory.predict,)
+        return (0, *(size for size in PREDICT if size < self.wishes.batch))
 
     def cost(self, choice: Choice) -> Cost:
-        return self.costs.cost(choice, held=self.held(choice.batch))
+        return self.costs.cost(choice, self.load)
 
     def peak(self, choice: Choice) -> int:
         return self.cost(choice).peak
 
-    def held(self, batch: int) -> int:
-        """Images in memory beside those of an update: the window and this step's, or what waits of this step's."""
-        if self.gathers:
-            return batch + self.wishes.batch
-        return max(0, self.wishes.batch - batch)
-
-    @property
-    def gathers(self) -> bool:
-        """Whether frames are gathered in a window, because a step brings few."""
-        return self.config.when != "off" and self.wishes.batch < min(self.config.small_batch, self.config.window)
-
     def preference(self, choice: Choice) -> tuple[Any, ...]:
         """The smaller, the better."""
         cost = self.cost(choice)
-        if self.accuracy is not None:
-            return (
-                not choice.adapts,
-                self.accuracy.counted(choice, self.update) if choice.adapts else 0.0,
-                choice.gradient == "local",
-                cost.seconds_per_image,
-                -choice.batch,
-                cost.peak,
-            )
-        return (
-            not choice.adapts,
-            choice.statistics != _statistics(self.policy, self.update),
-            choice.gradient == "local",
-            -choice.batch,
-            GRADIENT_ERRORS.get(choice.storage, 1.0),
-            cost.seconds_per_image,
-            cost.peak,
-        )
+        if not choice.adapts:
+            return True, 0.0, 0, 0, cost.seconds_per_image, cost.peak
+        learnt = self.load.learnt(choice, choice.batch)
+        size = min(choice.plan.slice or learnt, learnt)
+        if self.accuracy is None:
+            return False, 0.0, -learnt, -size, cost.seconds_per_image, cost.peak
+        counted = self.accuracy.counted(choice, learnt, self.learn)
+        return False, counted, -learnt, cost.seconds_per_image, -size, cost.peak
 
     def ladder(self, choice: Choice, candidates: Sequence[Choice]) -> Iterator[Choice]:
-        """The choice, then whatever needs less than all before it and can be switched to while the engine runs."""
+        """The choice, then whatever needs less than all before it on the same engine, at last predictions alone."""
         lowest = self.peak(choice)
         yield choice
-        for lower in candidates[candidates.index(choice) + 1 :]:
-            switchable = lower.engine == choice.engine and lower.gradient in (choice.gradient, "local")
-            if switchable and lower.adapts and self.peak(lower) < lowest:
-                lowest = self.peak(lower)
-                yield lower
-        for batch in _halves(self.wishes.batch):
-            yield Choice(choice.engine, batch, _statistics(self.policy, batch), adapts=False)
+        free = replace(self, wishes=replace(self.wishes, memory=None), engines=(choice.engine,))
+        lower = candidates if self.wishes.memory is None else sorted(free.candidates(), key=self.preference)
+        after = [c for c in lower if c.engine == choice.engine and self.preference(c) > self.preference(choice)]
+        for other in after:
+            if self.peak(other) < lowest:
+                lowest = self.peak(other)
+                yield other
+        if choice.adapts:
+            alone = [Choice(choice.engine, choice.batch, plan, adapts=False) for plan in free._predicting()]
+            yield from (other for other in alone[:-1] if self.peak(other) < lowest)
+            yield alone[-1]
 
     def given_up(self, choice: Choice) -> Iterator[GivenUp]:
-        if choice.batch < self.update:
-            few = None if self.accuracy is None else self.accuracy.of_batch(choice.batch, self.update)
-            yield GivenUp(f"updates of {choice.batch} images instead of {self.update}", few)
-        if choice.statistics != _statistics(self.policy, self.update):
-            # A batch so small was measured with them.
-            also = None if self.accuracy is None else NOTHING
-            yield GivenUp("running statistics of the BatchNorms instead of those of each batch", also)
-        if choice.gradient == "local":
-            local = None if self.accuracy is None else self.accuracy.of_gradient("local")
-            yield GivenUp("the gradient through the frozen parts (local)", local)
-        if choice.adapts and GRADIENT_ERRORS.get(choice.storage, 1.0) > 1e-4:
-            error = GRADIENT_ERRORS[choice.storage]
-            kept = None if self.accuracy is None else self.accuracy.of_storage(choice.storage)
-            yield GivenUp(f"exact gradients: those of storage {choice.storage} are within {100 * error:.0f} %", kept)
-
-
-def _halves(batch: int) -> list[int]:
-    """The batch, half of it, and so on down to 1."""
-    sizes = [batch]
-    while sizes[-1] > 1:
-        sizes.append(sizes[-1] // 2)
-    return sizes
-
-
-def _statistics(policy: str, batch: int) -> str:
-    """What a policy means for a batch of this size."""
-    from edgetta.adaptation.network import EMA_BELOW
-
-    if policy == "auto":
-        return "batch" if batch >= EMA_BELOW else "ema"
-    return policy
+        if not choice.adapts:
+            return
+        learnt, costs = self.load.learnt(choice, choice.batch), self.accuracy
+        if learnt < self.learn:
+            few = None if costs is None else costs.of_learn(learnt, self.learn)
+            yield GivenUp(f"updates that learn from {learnt} images instead of {self.learn}", few)
+        size = choice.plan.slice
+        if 0 < size < learnt:
+            sliced = None if costs is None else costs.of_slice(size)
+            yield GivenUp(f"gradients through the statistics of all images at once, for slices of {size}", sliced)
 
 
 def _too_small(
@@ -321,23 +284,19 @@ def _rounded_up(count: float) -> int:
 
 
 def _what_would_lower_it(bundle: Bundle, wishes: Wishes, search: _Search, needed: int) -> Iterator[str]:
-    from dataclasses import replace
-
-    for name in ("engine", "gradient", "storage", "slice"):
-        given, free = getattr(wishes, name), Wishes.__dataclass_fields__[name].default
-        if given == free:
-            continue
-        freed: dict[str, Any] = {name: free}
-        other = _Search.of(bundle, replace(wishes, **freed))
-        least = min((other.peak(choice) * (1 + MARGIN) for choice in other.candidates()), default=needed)
+    freer = {}
+    if wishes.engine != "auto":
+        freer[f"without --engine {wishes.engine}"] = replace(wishes, engine="auto")
+    if wishes.memory is not None:
+        freer["with its use of memory left to the plan"] = replace(wishes, memory=None)
+    if wishes.batch > search.config.small_batch:
+        freer[f"with --batch {search.config.small_batch}"] = replace(wishes, batch=search.config.small_batch)
+    for how, other in freer.items():
+        free = _Search.of(bundle, other)
+        least = min((free.peak(choice) * (1 + MARGIN) for choice in free.candidates()), default=needed)
         if least < 0.98 * needed:
-            yield f"{size_text(least)} without --{name} {given}"
-    only = Choice(search.engines[0], 1, _statistics(search.policy, 1), adapts=False)
+            yield f"{size_text(least)} {how}"
     if search.config.when != "off":
-        yield f"{size_text(search.costs.cost(only, held=wishes.batch).peak * (1 + MARGIN))} with adaptation off"
-    yield "less with a bundle of fewer parts (export --parts) or smaller images (export --input-size)"
-
-
-def _told(wishes: Wishes) -> str:
-    given = {name: getattr(wishes, name) for name in ("engine", "gradient", "storage", "slice", "batch_norm")}
-    return ", ".join(f"{name} {value}" for name, value in given.items() if value not in (None, "auto")) or "anything"
+        only = Choice(search.engines[0], wishes.batch, StepPlan(predict=1), adapts=False)
+        yield f"{size_text(search.peak(only) * (1 + MARGIN))} with adaptation off"
+    yield "less with smaller images (export --input-size)"

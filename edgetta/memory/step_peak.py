@@ -11,20 +11,21 @@ from typing import Any
 
 from edgetta.memory.fresh_process import in_fresh_process
 
+STEPS = 50
+"""Steps that a whole process makes."""
+
 
 @dataclass(frozen=True)
 class StepCase:
-    """What runs how. Names and values as in `edgetta.load`; images are random, and every sample counts."""
+    """What runs how. Names and values as in `edgetta.load`; images are random, and every one counts."""
 
     bundle: str
     batch: int
     engine: str = "auto"
-    gradient: str = "auto"
-    batch_norm: str | None = None  # the bundle's own
-    storage: str = "full"  # this and the next two: see `StepMemory`
+    keep: bool = True  # this and the next three: see `StepPlan`
+    learn: int = 0
     slice: int = 0
-    local: bool = False
-    size: tuple[int, int] | None = None  # height and width of the images; the bundle's own
+    predict: int = 0
     threads: int = 0
 
 
@@ -38,57 +39,86 @@ class Measured:
     peak_bytes: int
     held_bytes: int
     level_bytes: int
-    kept_bytes: int  # between forward and backward, as the contract counts
-    alive_bytes: int  # the same, as what is alive counts
+    kept_bytes: int  # between forward and backward, as the engine says
+    alive_bytes: int  # the same, as the process grows
     seconds: float  # median; measured on a quiet machine or not at all
     source: str
 
 
 def measure_step(case: StepCase) -> Measured:
     """A step that predicts and updates, in a fresh process. Raises `MeasurementError`, see `in_fresh_process`."""
-    return Measured(**in_fresh_process("edgetta.memory.step_peak:step_here", **asdict(case)))
+    return Measured(**in_fresh_process(f"{__name__}:step_here", **asdict(case)))
 
 
 def measure_inference(case: StepCase) -> Measured:
-    """Plain inference of the unadapted backbone as one graph, in a fresh process; gradient and storage say nothing."""
-    return Measured(**in_fresh_process("edgetta.memory.step_peak:inference_here", **asdict(case)))
+    """Prediction with the network as shipped, in a fresh process; of the case only batch and `predict` count."""
+    return Measured(**in_fresh_process(f"{__name__}:inference_here", **asdict(case)))
+
+
+def process_bytes(case: StepCase, *, give_back: bool = False) -> int:
+    """The most that a whole process ever has resident: interpreter, imports, model, and `STEPS` steps.
+
+    give_back  have the C library give freed memory back at once, as under a budget; False: as `edgetta run` does
+    """
+    target = f"{__name__}:process_here"
+    found: int = in_fresh_process(target, give_back=False, **asdict(case), returned=give_back)
+    return found
 
 
 def step_here(**arguments: Any) -> dict[str, Any]:
     """`measure_step` in this process."""
-    import torch
-
-    from edgetta.adaptation.adapter import AdaptConfig, Adapter
-    from edgetta.adaptation.step_memory import StepMemory
-    from edgetta.bundle import build_network, read_bundle
-    from edgetta.memory.meter import measure_kept
+    from edgetta.adaptation.adapter import Adapter
+    from edgetta.adaptation.config import AdaptConfig
+    from edgetta.adaptation.step_plan import StepPlan
+    from edgetta.bundle import open_engine, read_bundle
+    from edgetta.memory.keep import new_images, rehearsing
+    from edgetta.memory.meter import alive_bytes
 
     case = _case(arguments)
-    if case.threads:
-        torch.set_num_threads(case.threads)
+    plan = StepPlan(case.keep, case.learn, case.slice, case.predict)
     bundle = read_bundle(Path(case.bundle))
-    memory = StepMemory(case.storage, case.slice, case.local)  # type: ignore[arg-type]
-    network = build_network(bundle, case.engine, case.gradient, case.batch_norm, case.threads, memory)  # type: ignore[arg-type]
-    images = _images(case, bundle.model.input_shape).to(network.device)
-    adapter = Adapter(network, AdaptConfig(entropy_margin=1.0, small_batch=1, source_share=0.0))
-    measured = measure_calls(lambda: adapter.step(images), gpu=network.device.type == "cuda")
-    kept = measure_kept(network, images)
-    return asdict(Measured(**(measured | {"kept_bytes": kept.contract, "alive_bytes": kept.alive})))
+    engine = open_engine(bundle, case.engine, case.threads)
+    config = rehearsing(AdaptConfig(small_batch=1))
+    adapter = Adapter(engine, config, bundle.content, bundle.rate_law)
+    images = new_images(case.batch, engine.programs.input_shape)
+    measured = measure_calls(lambda: adapter.step(images, plan), gpu=_on_gpu(engine.name))
+    measured["kept_bytes"] = adapter.step(images, plan).kept_bytes
+    if plan.keep:
+        programs = engine.programs
+        learnt = images[: min(plan.learn or config.learn_images, len(images))]
+        measured["alive_bytes"] = alive_bytes(
+            lambda: engine.forward(learnt, programs.shipped, programs.source).residuals
+        )
+    return measured
 
 
 def inference_here(**arguments: Any) -> dict[str, Any]:
     """`measure_inference` in this process."""
-    import torch
-
     from edgetta.bundle import open_engine, read_bundle
+    from edgetta.memory.keep import new_images
 
     case = _case(arguments)
-    if case.threads:
-        torch.set_num_threads(case.threads)
-    bundle = read_bundle(Path(case.bundle))
-    engine = open_engine(bundle, case.engine, case.threads)
-    program, images = engine.source(), _images(case, bundle.model.input_shape).to(engine.device)
-    return asdict(Measured(**measure_calls(lambda: program(images), gpu=engine.device.type == "cuda")))
+    engine = open_engine(read_bundle(Path(case.bundle)), case.engine, case.threads)
+    programs = engine.programs
+    images = new_images(case.batch, programs.input_shape)
+    return measure_calls(lambda: engine.predict(images, programs.shipped, programs.source), gpu=_on_gpu(engine.name))
+
+
+def process_here(returned: bool = False, **arguments: Any) -> int:
+    """`process_bytes` of this process, which does nothing before and nothing else."""
+    from edgetta.adaptation.step_plan import StepPlan
+    from edgetta.memory.allocator import keep_freed_memory, return_freed_memory
+    from edgetta.memory.keep import new_images
+    from edgetta.memory.peak import high_water
+    from edgetta.runtime import load
+
+    case = _case(arguments)
+    return_freed_memory() if returned else keep_freed_memory()
+    plan = StepPlan(case.keep, case.learn, case.slice, case.predict)
+    runtime = load(case.bundle, case.engine, threads=case.threads, memory=plan)
+    for step in range(STEPS):
+        runtime.step(new_images(case.batch, runtime.bundle.input_shape, step))
+    return high_water()  # which nothing has reset: without a budget steps are not measured
 
 
 def measure_calls(
@@ -125,15 +155,10 @@ def measure_calls(
     }
 
 
+def _on_gpu(engine: str) -> bool:
+    return engine not in ("torch", "onnxruntime")
+
+
 def _case(arguments: dict[str, Any]) -> StepCase:
     known = {field.name for field in fields(StepCase)}
-    size = arguments.get("size")
-    return StepCase(**{k: v for k, v in arguments.items() if k in known} | {"size": tuple(size) if size else None})
-
-
-def _images(case: StepCase, input_shape: tuple[int, int, int]) -> Any:
-    import torch
-
-    height, width = case.size or input_shape[1:]
-    shape = (case.batch, input_shape[0], height, width)
-    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    return StepCase(**{name: value for name, value in arguments.items() if name in known})

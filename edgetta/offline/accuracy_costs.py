@@ -1,8 +1,8 @@
 """Measure what a plan's choices cost in accuracy, on source images under corruptions that no benchmark's stream has.
 
-The same stream, corruption after corruption, is adapted to once in the best way that there is (exact gradients,
-everything kept, the largest batch) and once for every choice that gives something up, each time from the state that
-ships. Image by image the two runs are compared, so that what both get wrong is no noise.
+The same stream, corruption after corruption, is adapted to once in the best way that there is (updates that learn from
+as many images as configured, all at once) and once for every choice that gives something up, each time from the state
+that ships. Image by image the two runs are compared, so that what both get wrong is no noise.
 """
 
 from __future__ import annotations
@@ -14,32 +14,34 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from edgetta.adaptation.adapter import AdaptConfig, Adapter
-from edgetta.adaptation.network import AdaptiveNetwork
-from edgetta.adaptation.step_memory import FULL, StepMemory
+from edgetta.adaptation.adapter import Adapter
+from edgetta.adaptation.config import AdaptConfig
+from edgetta.adaptation.content import ContentModel
+from edgetta.adaptation.normaliser import softmax
+from edgetta.adaptation.step_plan import KEEP
+from edgetta.engines.contract import Engine
 from edgetta.errors import UsageError
-from edgetta.memory.accuracy_costs import AccuracyCost, AccuracyCosts, MeasuredCost
+from edgetta.memory.accuracy_costs import OFF, AccuracyCost, AccuracyCosts, MeasuredCost
 from edgetta.rate_law import RateLaw
 
 BATCH = 64
-"""Images per update of the reference."""
+"""Images of a batch."""
 
 CHOICES: tuple[tuple[str, str], ...] = (
-    ("adaptation", "off"),
-    ("gradient", "local"),
-    ("storage", "half"),
-    ("storage", "int8"),
-    ("storage", "recompute-int8"),
-    ("batch", "32"),
-    ("batch", "16"),
-    ("batch", "8"),
+    OFF,
+    ("learn", "16"),
+    ("learn", "8"),
+    ("slice", "8"),
+    ("slice", "1"),
 )
 REFERENCE = ("reference", str(BATCH))
 
-Domains = Mapping[str, tuple[Tensor, Tensor]]
+Array = NDArray[Any]
+
+Domains = Mapping[str, tuple[Array, Array]]
 """Corruption -> images (N, C, H, W), bytes or floats in [0, 1], and labels (N,)."""
 
 Runs = Mapping[tuple[str, str], Mapping[str, Any]]
@@ -51,19 +53,21 @@ doubt   1 minus the probability of the class predicted, its mean over the images
 
 
 def measure_accuracy_costs(
-    network: AdaptiveNetwork,
+    engine: Engine,
     domains: Domains,
     config: AdaptConfig | None = None,
     rate_law: RateLaw | None = None,
+    content: ContentModel | None = None,
     *,
     stored: Callable[[str, Callable[[], Any]], Any] = lambda name, compute: compute(),
     progress: Callable[[int, int, str], None] | None = None,
 ) -> AccuracyCosts:
-    """What the choices of a plan cost; the network is as before afterwards.
+    """What the choices of a plan cost on the programs of an engine, as shipped.
 
     domains     the same images under each corruption, at least `BATCH` of them
     config      of adaptation; every batch is learnt from at once
-    rate_law    gives each batch size its rate where the configuration has none
+    rate_law    gives each number of images its rate where the configuration has none
+    content     what content explains of the moments; None where it was not measured
     stored      the result of a run by its name, kept from an interrupted measurement, or computed
     progress    told of runs done, of all, and of the choice
     Raises `UsageError` for too few images.
@@ -77,13 +81,13 @@ def measure_accuracy_costs(
     for number, choice in enumerate(wanted):
         if progress is not None:
             progress(number, len(wanted), " ".join(choice))
-        run = partial(_run, network, domains, choice, config, rate_law)
+        run = partial(_run, engine, domains, choice, config, rate_law, content)
         runs[choice] = stored(f"cost-{'-'.join(choice)}", run)
-    return accuracy_costs(runs, _source(domains, config, rate_law))
+    return accuracy_costs(runs, config.learn_images, _source(domains, config, rate_law))
 
 
-def accuracy_costs(runs: Runs, source: Mapping[str, str]) -> AccuracyCosts:
-    """The costs that follow from runs over the same images."""
+def accuracy_costs(runs: Runs, learn: int, source: Mapping[str, str]) -> AccuracyCosts:
+    """The costs that follow from runs over the same images; updates of the reference learn from `learn` of a batch."""
     reference = runs[REFERENCE]["wrong"]
     measured = [
         MeasuredCost(kind, value, _cost(runs[kind, value]["wrong"], reference))
@@ -91,40 +95,38 @@ def accuracy_costs(runs: Runs, source: Mapping[str, str]) -> AccuracyCosts:
         if (kind, value) in runs
     ]
     error = 100 * reference.count("1") / len(reference)
-    return AccuracyCosts(error, BATCH, tuple(measured), source, runs[REFERENCE]["doubt"])
+    return AccuracyCosts(error, BATCH, learn, tuple(measured), source, runs[REFERENCE]["doubt"])
 
 
 def _cost(wrong: str, reference: str) -> AccuracyCost:
     """The mean difference of two runs in points, and its standard error."""
-    differences = torch.tensor([int(a) - int(b) for a, b in zip(wrong, reference, strict=True)], dtype=torch.float64)
-    return AccuracyCost(
-        100 * float(differences.mean()), 100 * float(differences.std(correction=0)) / math.sqrt(len(differences))
-    )
+    differences = np.array([int(a) - int(b) for a, b in zip(wrong, reference, strict=True)], np.float64)
+    return AccuracyCost(100 * float(differences.mean()), 100 * float(differences.std()) / math.sqrt(len(differences)))
 
 
 def _run(
-    network: AdaptiveNetwork, domains: Domains, choice: tuple[str, str], config: AdaptConfig, rate_law: RateLaw | None
+    engine: Engine,
+    domains: Domains,
+    choice: tuple[str, str],
+    config: AdaptConfig,
+    rate_law: RateLaw | None,
+    content: ContentModel | None,
 ) -> dict[str, Any]:
     """A stream with one choice: see `Runs`."""
     kind, value = choice
-    before, start = network.memory, {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    storage: Any = value if kind == "storage" else "full"
-    network.memory = StepMemory(storage, local=kind == "gradient") if choice != REFERENCE else FULL
-    adapter = Adapter(network, replace(config, when="off") if kind == "adaptation" else config, rate_law)
-    batch, wrong, doubts = int(value) if kind == "batch" else BATCH, [], []
-    try:
-        for images, labels in domains.values():
-            for shown, truth in zip(images.split(batch), labels.split(batch), strict=True):
-                floats = shown.float() / 255 if shown.dtype == torch.uint8 else shown
-                logits = adapter.step(floats.to(network.device), gather=False).logits
-                confidence, predicted = logits.softmax(1).max(1)
-                wrong.append(predicted.cpu() != truth)
-                doubts.append(1 - confidence.double().cpu())
-    finally:
-        network.memory = before
-        network.load_state_dict(start)
-    flags = "".join("01"[int(flag)] for flag in torch.cat(wrong))
-    return {"wrong": flags, "doubt": 100 * float(torch.cat(doubts).mean())}
+    plan = replace(KEEP, **{kind: int(value)}) if kind in ("learn", "slice") else KEEP
+    adapter = Adapter(engine, replace(config, when="off") if choice == OFF else config, content, rate_law)
+    wrong, doubts = [], []
+    for images, labels in domains.values():
+        for start in range(0, len(labels), BATCH):
+            shown = np.asarray(images[start : start + BATCH])
+            scale = np.float32(1 / 255 if shown.dtype == np.uint8 else 1)
+            logits = adapter.step(shown.astype(np.float32) * scale, plan, gather=False).logits
+            probabilities = softmax(logits)
+            wrong.append(probabilities.argmax(1) != np.asarray(labels[start : start + BATCH]))
+            doubts.append(1 - probabilities.max(1))
+    flags = "".join("01"[int(flag)] for flag in np.concatenate(wrong))
+    return {"wrong": flags, "doubt": 100 * float(np.concatenate(doubts).mean())}
 
 
 def _source(domains: Domains, config: AdaptConfig, rate_law: RateLaw | None) -> dict[str, str]:

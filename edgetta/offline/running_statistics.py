@@ -1,38 +1,34 @@
-"""Running statistics of a finished network, for devices that see small batches or single frames.
+"""Statistics of training of a finished network: those with which it ships, and from which a device begins.
 
-Training with batch statistics leaves the running ones at whatever batch came last (frozen part) or at their start
-(meta-networks). A device that begins with running statistics needs those of the network as it is now.
+Warm-up normalises with each batch's own statistics and moves weights that the values behind them depend on; a device
+begins with the statistics of the network as it is now.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor
 
-from edgetta.adaptation.network import AdaptiveNetwork
+from edgetta.engines.contract import Mixing, Moments, Statistics
+from edgetta.offline.network import Network
+from edgetta.offline.source_statistics import joined
 
 
-@torch.no_grad()
-def settle_running_statistics(network: AdaptiveNetwork, batches: Iterable[Tensor]) -> None:
-    """Make the running statistics the averages over `batches`, as they pass through the network.
+def with_running_statistics(network: Network, batches: Iterable[Tensor]) -> Network:
+    """The network with moments over all images of `batches`, as they pass through it; its parameters stay.
 
-    Each image counts once: the first batch replaces what was there, the n-th joins with its share of all so far.
-    Nothing else changes. A network whose policy is `source` is left as it is.
+    Each image counts once: the first batch replaces what was there, the n-th joins with its share of all so far, and
+    is itself normalised with what has been joined until then.
 
     Args:
-        network: frozen parts and meta-networks as they will ship.
+        network: with parameters as they will ship.
         batches: shuffled source images (N, C, H, W) in [0, 1]; a few thousand are enough.
     """
-    if network.batch_norm == "source":
-        return
-    policy, images, seen = network.batch_norm, network.ema_images, 0
-    network.batch_norm = "ema"
-    try:
-        for batch in batches:
-            seen += batch.shape[0]
-            network.ema_images = seen  # the momentum is the batch's share of it
-            network.forward(batch, keep=False)
-    finally:
-        network.batch_norm, network.ema_images = policy, images
+    source = network.programs.source
+    found, seen = Moments(source.mean, source.variance), 0
+    for images in batches:
+        mixing = Mixing.plain(found, len(images) / (seen + len(images)))
+        _, own = network.engine.measure(images.numpy(), network.programs.shipped, mixing)
+        found, seen = joined(found if seen else None, seen, own, len(images)), seen + len(images)
+    return network.shipping(source=Statistics(found.mean, found.variance))

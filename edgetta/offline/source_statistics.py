@@ -1,52 +1,94 @@
-"""Source statistics of the values that meta-networks see: where their running statistics and their identity begin."""
+"""Source statistics of the values that meta-networks see: where their statistics and their identity begin."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from edgetta.adaptation.network import AdaptiveNetwork
+from edgetta.adaptation.meta_network import EPSILON
+from edgetta.adaptation.normaliser import fixed
+from edgetta.engines.contract import Array, Mixing, Moments, ProgramSet, Statistics
+from edgetta.offline.network import Network
+
+META = "metas."
+"""What the names of the meta-networks' parameters and layers begin with."""
 
 
-@torch.no_grad()
-def set_source_statistics(
-    network: AdaptiveNetwork, batches: Iterable[Tensor] | None, input_shape: tuple[int, int, int]
-) -> None:
-    """Measure per-channel mean and variance of x_k and of the branch convolution, and hand them to the meta-networks.
+def with_source_statistics(network: Network, batches: Iterable[Tensor] | None) -> Network:
+    """The network with statistics of the values that its meta-networks normalise: x_k, and the branch's convolution.
 
-    batches   source images (N, C, H, W) in [0, 1], passed through the frozen network with its source statistics.
-              None: synthetic images with a natural spectrum, with batch statistics, which bring the activations near
-              those of training whatever the images; an approximation for when no source data is at hand.
+    With `identity` initialisation, which a scale tells, the norm's weight and bias become the source deviation and
+    mean, so that the block maps x_k back to its source statistics: feature alignment.
+
+    batches   source images (N, C, H, W) in [0, 1], passed through the frozen network with its statistics of training.
+              None: synthetic images with a natural spectrum, with each batch's own statistics, which bring the
+              activations near those of training whatever the images; an approximation for when no source data is at
+              hand.
     """
-    momentum = 0.0 if batches is not None else 1.0
-    states = [dict(segment.state) for segment in (network.stem, *network.parts)]
-    sums: list[list[Tensor]] = [[] for _ in network.metas]
-    counts = [0] * len(network.metas)
-    for images in batches if batches is not None else synthetic_images(input_shape):
-        x, _ = network.stem.forward(images, keep=False, momentum=momentum)
-        for k, (part, meta) in enumerate(zip(network.parts, network.metas, strict=True)):
-            frozen, _ = part.forward(x, keep=False, momentum=momentum)
-            moments = [*_sums(meta.flat(frozen)), *_sums(meta.convolve(x))]  # type: ignore[operator]
-            sums[k] = moments if not sums[k] else [a + b for a, b in zip(sums[k], moments, strict=True)]
-            counts[k] += frozen.numel() // len(moments[0])
-            x = frozen
-        for segment, state in zip((network.stem, *network.parts), states, strict=True):
-            segment.state.update(state)
-    for meta, (total, square, branch_total, branch_square), count in zip(network.metas, sums, counts, strict=True):
-        mean, branch_mean = total / count, branch_total / count
-        variance = (square / count - mean * mean).clamp_min(0)
-        branch_variance = (branch_square / count - branch_mean * branch_mean).clamp_min(0)
-        meta.set_source_statistics(*(t.float() for t in (mean, variance, branch_mean, branch_variance)))  # type: ignore[operator]
+    programs = network.programs
+    silent, mixing = _without_meta_networks(programs, own=batches is None)
+    found: Moments | None = None
+    count = 0
+    for images in synthetic_images(programs.input_shape) if batches is None else batches:
+        _, own = network.engine.measure(images.numpy(), silent, mixing)
+        found, count = joined(found, count, own, len(images)), count + len(images)
+    if found is None:
+        raise ValueError("no source images were given")
+    mean, variance, shipped = programs.source.mean.copy(), programs.source.variance.copy(), programs.shipped.copy()
+    for layer in programs.statistics.shapes:
+        if not layer.startswith(META):
+            continue
+        at, prefix = programs.statistics.slice(layer), layer.removesuffix(".norm")
+        mean[at], variance[at] = found.mean[at], found.variance[at]
+        if prefix != layer and f"{prefix}.scale" in programs.parameters.shapes:
+            shipped[programs.parameters.slice(f"{layer}_weight")] = np.sqrt(variance[at] + EPSILON)
+            shipped[programs.parameters.slice(f"{layer}_bias")] = mean[at]
+    return network.shipping(shipped, Statistics(mean, variance))
 
 
-def _sums(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Per-channel sums (C,) of x and x^2 in float64."""
-    axes = [axis for axis in range(x.dim()) if axis != 1]
-    x = x.double()
-    return x.sum(axes), (x * x).sum(axes)
+def joined(before: Moments | None, count: int, own: Moments, images: int) -> Moments:
+    """Moments of `count` images with those of further ones: the mixture's own, in float64, without cancellation."""
+    mean, variance = own.mean.astype(np.float64), own.variance.astype(np.float64)
+    if before is None:
+        return Moments(mean, variance)
+    share = images / (count + images)
+    step = mean - before.mean
+    return Moments(
+        before.mean + share * step,
+        before.variance + share * (variance - before.variance) + share * (1 - share) * step * step,
+    )
+
+
+def _without_meta_networks(programs: ProgramSet, own: bool) -> tuple[Array, Mixing]:
+    """Parameters and statistics with which x~_k = x_k: branches are silent, norms leave what comes as it is.
+
+    own   the frozen layers normalise with each batch's own moments, not with those of training
+    """
+    parameters = programs.shipped.copy()
+    mean, variance = programs.source.mean.copy(), programs.source.variance.copy()
+    for name in programs.parameters.shapes:
+        if name.startswith(META) and name.endswith((".branch_weight", ".branch_bias")):
+            parameters[programs.parameters.slice(name)] = 0.0
+    ours = np.zeros(programs.statistics.size, bool)
+    for layer in programs.statistics.shapes:
+        if layer.startswith(META):
+            at = programs.statistics.slice(layer)
+            ours[at], mean[at], variance[at] = True, 0.0, 1.0
+        if layer.startswith(META) and layer.endswith(".norm"):
+            parameters[programs.parameters.slice(f"{layer}_weight")] = math.sqrt(1 + EPSILON)
+            parameters[programs.parameters.slice(f"{layer}_bias")] = 0.0
+    kept = fixed(Statistics(mean, variance))
+    if not own:
+        return parameters, kept
+    free = Mixing.plain(kept.before, 1.0)
+    gain, offset, factor, power = (
+        np.where(ours, getattr(kept, name), getattr(free, name)) for name in ("gain", "offset", "factor", "power")
+    )
+    return parameters, Mixing(kept.before, 1.0, gain, offset, factor, power, kept.floor)
 
 
 def synthetic_images(

@@ -1,8 +1,9 @@
-"""Warm-up: train the meta-networks on labelled source data, through the very segments that will ship.
+"""Warm-up: train all that adapts on labelled source data, through the very graph that will ship.
 
-Same BatchNorm policy, exact gradients, cross-entropy; the backbone stays frozen (EcoTTA, section 3.1). Resumable: a
-checkpoint after every epoch holds the network, the optimizer and the random state. Under torch.distributed the
-processes share what is measured; steps use the statistics of whole batches, so each process does every step.
+Cross-entropy, with the gradient through the statistics of each batch; the backbone's other weights stay (EcoTTA,
+section 3.1). Resumable: a checkpoint after every epoch holds the parameters, the optimizer and the random state. Under
+torch.distributed the processes share what is measured; steps use the statistics of whole batches, so each process does
+every step.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from edgetta.adaptation.network import AdaptiveNetwork
-from edgetta.adaptation.objective import cross_entropy
+from edgetta.engines.contract import Array, Mixing, Moments, ProgramSet
 from edgetta.errors import BundleError, EdgettaError, UsageError
 from edgetta.offline.augment import Augmentation, augment
 from edgetta.offline.curvature import Processes
+from edgetta.offline.differentiable import DifferentiableNetwork
+from edgetta.offline.network import Network
+from edgetta.offline.pixels import as_floats
 from edgetta.storage import atomic_write_bytes
 
 Progress = Callable[[int, int, float], None]  # steps done, steps in all, running loss
@@ -63,26 +66,35 @@ class WarmUpReport:
 
 
 def warm_up(
-    network: AdaptiveNetwork,
+    network: Network,
     images: Tensor,
     labels: Tensor,
     held_out: tuple[Tensor, Tensor],
     config: WarmUpConfig | None = None,
     checkpoint: Path | None = None,
     progress: Progress | None = None,
-) -> WarmUpReport:
-    """Train the meta-networks of `network` in place.
+    *,
+    own_statistics: bool = True,
+) -> tuple[Network, WarmUpReport]:
+    """The network with trained parameters; its statistics of training are still those from before.
 
     images     (N, C, H, W), uint8 or float in [0, 1]; labels (N,) int64
     held_out   images and labels for the accuracy before and after, not trained on
     checkpoint a `.safetensors` path: written after every epoch, and resumed from when it is there
+    own_statistics  normalise with each batch's own statistics, also for the accuracies; False: with those of training,
+               for networks whose BatchNorms are folded
     Raises `UsageError` when there are fewer images than a batch or labels out of range, `EdgettaError` when the loss
     stops being finite (the last checkpoint stays).
     """
     config = config or WarmUpConfig()
     if len(images) < config.batch:
         raise UsageError(f"warm-up needs at least one batch of {config.batch} images, got {len(images)}")
-    optimizer = torch.optim.SGD(list(network.parameters()), config.learning_rate, config.momentum)
+    classes = network.programs.classes
+    if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise UsageError(f"labels must lie in 0..{classes - 1}, got {int(labels.min())}..{int(labels.max())}")
+    statistics = None if own_statistics else network.programs.source
+    model = DifferentiableNetwork(network.programs, statistics, moving=False, distances=False)
+    optimizer = torch.optim.SGD(model.parameters(), config.learning_rate, config.momentum)
     generator = torch.Generator().manual_seed(config.seed)
     per_epoch = len(images) // config.batch
     settings = {"config": json.loads(json.dumps(asdict(config))), "images": len(images)}
@@ -90,19 +102,19 @@ def warm_up(
     processes = Processes()
     if processes.first(checkpoint is not None and checkpoint.exists()):
         assert checkpoint is not None
-        first, before, loss = _resume(checkpoint, network, optimizer, generator, settings)
+        first, before, loss = _resume(checkpoint, model, optimizer, generator, settings)
         processes.gather(None)  # nobody writes before all have read
     else:
-        before = accuracy(network, *held_out)
+        before = accuracy(network, *held_out, own_statistics=own_statistics)
     for epoch in range(first, config.epochs):
         order = torch.randperm(len(images), generator=generator)
         for i in range(per_epoch):
             step = epoch * per_epoch + i
             chosen = order[i * config.batch : (i + 1) * config.batch]
-            batch = augment(_as_float(images[chosen]), config.augmentation, generator)
+            batch = augment(as_floats(images[chosen]), config.augmentation, generator)
             for group in optimizer.param_groups:
                 group["lr"] = config.rate(step, per_epoch)
-            value = warm_up_step(network, batch, labels[chosen], optimizer)
+            value = warm_up_step(model, batch, labels[chosen], optimizer)
             if not math.isfinite(value):
                 raise EdgettaError(
                     f"warm-up loss is not finite at step {step}; lower the rate (now {config.learning_rate:g})"
@@ -113,54 +125,65 @@ def warm_up(
         if checkpoint is not None and processes.rank == 0:
             _save(
                 checkpoint,
-                network,
+                model,
                 optimizer,
                 generator,
                 {**settings, "epoch": epoch + 1, "before": before, "loss": loss},
             )
-    return WarmUpReport(before, accuracy(network, *held_out), config.epochs * per_epoch, loss)
+    trained = network.shipping(model.vector().numpy())
+    after = accuracy(trained, *held_out, own_statistics=own_statistics)
+    return trained, WarmUpReport(before, after, config.epochs * per_epoch, loss)
 
 
-def warm_up_step(network: AdaptiveNetwork, images: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer) -> float:
+def warm_up_step(
+    model: DifferentiableNetwork, images: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer
+) -> float:
     """One supervised step; returns the loss, and moves nothing when it is not finite."""
-    logits, tape = network.forward(images)
-    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
-        raise UsageError(f"labels must lie in 0..{logits.shape[1] - 1}, got {int(labels.min())}..{int(labels.max())}")
-    objective = cross_entropy(logits, labels)
-    if not math.isfinite(objective.value):
-        return objective.value
-    network.backward(tape, objective.gradient)
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    finite = bool(torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all())
-    if finite:
-        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return objective.value if finite else math.nan
+    loss = torch.nn.functional.cross_entropy(model(images)[0], labels)
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        return value
+    loss.backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    if not bool(torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all()):
+        return math.nan
+    optimizer.step()
+    return value
 
 
-def accuracy(network: AdaptiveNetwork, images: Tensor, labels: Tensor, batch: int = 128) -> float:
-    """Share of images classified right, adaptation off, running statistics unmoved; processes share the batches."""
+def accuracy(
+    network: Network, images: Tensor, labels: Tensor, batch: int = 128, *, own_statistics: bool = True
+) -> float:
+    """Share of images classified right, adaptation off; processes share the batches.
+
+    own_statistics   normalise with those of each batch; False: with those of training
+    """
     processes = Processes()
     right = 0
     for i in range(0, len(images), batch)[processes.rank :: processes.count]:
-        logits, _ = network.forward(_as_float(images[i : i + batch]), keep=False, track=False)
-        right += int((logits.argmax(1) == labels[i : i + batch]).sum())
+        logits = _logits(network, as_floats(images[i : i + batch]).numpy(), own_statistics)
+        right += int((torch.from_numpy(logits).argmax(1) == labels[i : i + batch]).sum())
     return sum(processes.gather(right)) / max(1, len(images))
 
 
-def _as_float(images: Tensor) -> Tensor:
-    return images.float().div_(255) if images.dtype == torch.uint8 else images
+def _logits(network: Network, images: Array, own_statistics: bool) -> Array:
+    programs: ProgramSet = network.programs
+    if not own_statistics:
+        return network.engine.predict(images, programs.shipped, programs.source)
+    mixing = Mixing.plain(Moments(programs.source.mean, programs.source.variance), 1.0)
+    return network.engine.measure(images, programs.shipped, mixing)[0]
 
 
 def _save(
     path: Path,
-    network: AdaptiveNetwork,
+    model: DifferentiableNetwork,
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
     info: dict[str, Any],
 ) -> None:
-    tensors = {f"network.{name}": tensor.contiguous() for name, tensor in network.state_dict().items()}
-    for i, parameter in enumerate(network.parameters()):
+    tensors = {f"network.{name}": parameter.detach().contiguous() for name, parameter in model.named_parameters()}
+    for i, parameter in enumerate(model.parameters()):
         buffer = optimizer.state.get(parameter, {}).get("momentum_buffer")
         if buffer is not None:
             tensors[f"momentum.{i}"] = buffer
@@ -170,7 +193,7 @@ def _save(
 
 def _resume(
     path: Path,
-    network: AdaptiveNetwork,
+    model: DifferentiableNetwork,
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
     settings: dict[str, Any],
@@ -179,17 +202,22 @@ def _resume(
         with safe_open(path, "pt") as file:
             info = json.loads(file.metadata()["edgetta.warm_up"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        network_tensors = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
         if {key: info[key] for key in settings} != settings:
             raise UsageError(f"{path} belongs to a warm-up with other settings or data; remove it to start again")
-        network.load_state_dict(network_tensors)
+        own = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
+        expected = {name: parameter.shape for name, parameter in model.named_parameters()}
+        if {name: tensor.shape for name, tensor in own.items()} != expected:
+            raise ValueError("it is another network's")
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(own[name])
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise BundleError(f"{path} is not a checkpoint of this warm-up ({error}); remove it to start again") from error
     except Exception as error:
         if isinstance(error, EdgettaError):
             raise
         raise BundleError(f"{path} cannot be read ({error}); remove it to start again") from error
-    for i, parameter in enumerate(network.parameters()):
+    for i, parameter in enumerate(model.parameters()):
         if f"momentum.{i}" in tensors:
             optimizer.state[parameter]["momentum_buffer"] = tensors[f"momentum.{i}"].clone()
     generator.set_state(tensors["generator"])

@@ -1,19 +1,18 @@
-"""Small backbones and an autograd re-statement of the method, as an independent reference for the tests."""
+"""A small backbone for the tests, and its programs."""
 
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgetta.adaptation.channel_norm import EPSILON
-from edgetta.adaptation.meta_network import MetaNetwork
-from edgetta.adaptation.model import AdaptableModel, build
-from edgetta.adaptation.network import AdaptiveNetwork, BatchNorm
+from edgetta.engines.contract import ProgramSet
+from edgetta.export.adaptable import AdaptableModel
 from edgetta.export.derive import derive
-from edgetta.segments.torch_engine import TorchSegment
 
 
 class Block(nn.Module):
@@ -47,18 +46,6 @@ class SmallNet(nn.Module):
         return self.fc(self.block3(self.block2(self.block1(self.stem(x)))).mean((2, 3)))
 
 
-class DetachedNorm(nn.Module):
-    """BatchNorm with batch statistics that are constants in the backward."""
-
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
-        super().__init__()
-        self.norm = norm
-
-    def forward(self, x: Tensor) -> Tensor:
-        variance, mean = torch.var_mean(x.detach(), (0, 2, 3), correction=0)
-        return F.batch_norm(x, mean, variance, self.norm.weight, self.norm.bias, False, 0.0, self.norm.eps)
-
-
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
     """The model in eval mode with BatchNorms whose statistics and affine maps are not trivial."""
     generator = torch.Generator().manual_seed(seed)
@@ -75,6 +62,18 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 @functools.cache
+def small_programs(initialisation: str = "identity", adapt: str = "affine", form: str = "adaptive") -> ProgramSet:
+    """Programs of the small network, its meta-networks away from their initialisation, as after warm-up."""
+    programs = small_model(initialisation, adapt, form).programs
+    rng = np.random.default_rng(3)
+    moved = {
+        name: array + (0.1 * rng.standard_normal(array.shape) if name.startswith("metas.") else 0)
+        for name, array in programs.parameters.split(programs.shipped).items()
+    }
+    return replace(programs, shipped=programs.parameters.join(moved).astype(np.float32))
+
+
+@functools.cache
 def small_model(initialisation: str = "identity", adapt: str = "meta", form: str = "adaptive") -> AdaptableModel:
     return derive(
         randomised(SmallNet()),
@@ -85,61 +84,3 @@ def small_model(initialisation: str = "identity", adapt: str = "meta", form: str
         initialisation=initialisation,  # type: ignore[arg-type]
         kernel=3,
     )
-
-
-def network_of(
-    model: AdaptableModel, batch_norm: BatchNorm = "batch", gradient: str = "exact", dtype: torch.dtype = torch.float64
-) -> AdaptiveNetwork:
-    network = build(
-        model,
-        lambda name, graphs, mode: TorchSegment(graphs, mode, dtype=dtype, pack=False),
-        gradient,
-        batch_norm,  # type: ignore[arg-type]
-    )
-    network.metas.to(dtype)
-    generator = torch.Generator().manual_seed(7)
-    for parameter in network.metas.parameters():  # leave the special point of the initialisation
-        parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=dtype)
-    return network
-
-
-def autograd_meta(meta: MetaNetwork, x_in: Tensor, x_frozen: Tensor) -> Tensor:
-    """The meta-network in plain autograd, batch statistics."""
-
-    def norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.batch_norm(x, None, None, weight, bias, True, 0.0, EPSILON)
-
-    branch = F.conv2d(x_in, meta.conv, None, meta.spec.stride, meta.spec.kernel // 2)
-    branch = F.relu(norm(branch, meta.branch_weight, meta.branch_bias))
-    return norm(x_frozen, meta.norm_weight, meta.norm_bias) + meta.scale.view(1, -1, 1, 1) * branch
-
-
-def autograd_loss(
-    backbone: SmallNet, metas: nn.ModuleList, images: Tensor, margin: float, regulariser: float, local: bool = False
-) -> Tensor:
-    """EcoTTA's objective in one graph: filtered entropy reaches everything, each R_k its own meta-network."""
-    x = backbone.stem(images).detach()
-    distance = torch.zeros((), dtype=x.dtype)
-    for block, meta in zip((backbone.block1, backbone.block2, backbone.block3), metas, strict=True):
-        frozen = block(x)
-        if local:
-            frozen = frozen.detach()
-        adapted = autograd_meta(meta, x, frozen)  # type: ignore[arg-type]
-        alone = autograd_meta(meta, x.detach(), frozen.detach())  # type: ignore[arg-type]
-        distance = distance + (alone - frozen.detach()).abs().mean()
-        x = adapted
-    logits = backbone.fc(x.mean((2, 3)))
-    log_probabilities = F.log_softmax(logits, 1)
-    entropies = -(log_probabilities.exp() * log_probabilities).sum(1)
-    kept = entropies < margin * torch.log(torch.tensor(float(logits.shape[1])))
-    entropy = entropies[kept].mean() if kept.any() else torch.zeros((), dtype=x.dtype)
-    return entropy + regulariser * distance
-
-
-def with_detached_norms(model: nn.Module) -> nn.Module:
-    for name, child in model.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            setattr(model, name, DetachedNorm(child))
-        else:
-            with_detached_norms(child)
-    return model

@@ -1,4 +1,4 @@
-"""The adapter: what a step predicts, when it updates, and that nothing bad in the stream can ruin the network."""
+"""The adapter on real engines: predict, learn, follow, undo."""
 
 from __future__ import annotations
 
@@ -6,271 +6,264 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 
-from edgetta.adaptation.adapter import AdaptConfig, Adapter
-from edgetta.adaptation.network import AdaptiveNetwork
-from edgetta.errors import UsageError
-from edgetta.rate_law import RateLaw
-from tests.adaptation.backbones import network_of, small_model
+from edgetta.adaptation.adapter import Adapter, merged
+from edgetta.adaptation.config import AdaptConfig
+from edgetta.adaptation.objective import log_softmax
+from edgetta.adaptation.step_plan import StepPlan
+from edgetta.engines.contract import Engine, Mixing, Moments
+from edgetta.engines.onnxruntime import OnnxRuntimeEngine
+from edgetta.engines.torch import TorchEngine
+from tests.adaptation.backbones import small_programs
+from tests.adaptation.pictures import pictures
+from tests.small_bundle import small_content
 
-
-def stream(count: int = 24, seed: int = 1) -> torch.Tensor:
-    return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
-
-
-def network(batch_norm: str = "auto") -> AdaptiveNetwork:
-    return network_of(small_model(), batch_norm, dtype=torch.float32)  # type: ignore[arg-type]
-
-
-def snapshot(of: AdaptiveNetwork) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in of.state_dict().items()}
+ALWAYS = AdaptConfig(learning_rate=0.05, entropy_margin=1.0, window=8, small_batch=4, hold_back=False)
+ENGINES = {"torch": TorchEngine, "onnxruntime": OnnxRuntimeEngine}
 
 
-def learnt(adapter: Adapter) -> dict[str, torch.Tensor]:
-    momentum = {name: t.clone() for name, t in adapter.optimizer_tensors().items()}
-    return {**snapshot(adapter.network), **momentum}
+def engine(name: str = "torch") -> Engine:
+    return ENGINES[name](small_programs())  # type: ignore[no-any-return]
 
 
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+def adapter(config: AdaptConfig = ALWAYS, name: str = "torch", content: bool = True) -> Adapter:
+    programs = small_programs()
+    return Adapter(engine(name), config, small_content(programs) if content else None)
 
 
-@pytest.mark.parametrize("settings", [{"when": "off"}, {}, {"passes": 2}, {"window": 24, "small_batch": 30}])
-def test_mirrored_predicts_the_mean_of_both_images_before_it_updates(settings: dict[str, Any]) -> None:
-    reference = network("batch")
-    both = [reference.forward(x, keep=False)[0].softmax(1) for x in (stream(), stream().flip(3))]
-    config = AdaptConfig(mirrored=True, learning_rate=0.1, entropy_margin=1.0, statistics="batch", **settings)
-    adapter = Adapter(network("batch"), config)
-    result = adapter.step(stream())
-    assert torch.allclose(result.logits.exp(), (both[0] + both[1]) / 2, atol=1e-5)
-    plain = Adapter(network("batch"), replace(config, mirrored=False))
-    plain.step(stream())
-    assert same(learnt(adapter), learnt(plain)), "what is learnt is the same"
+def same(a: Adapter, b: Adapter) -> bool:
+    """Whether both stand where the other does; what steps took in seconds apart."""
+    one, other = a.state.arrays(), b.state.arrays()
+    return one.keys() == other.keys() and all(
+        np.array_equal(one[name], other[name]) for name in one if name != "spent"
+    )
 
 
-@pytest.mark.parametrize("adapt", ["bias", "affine"])
-def test_affine_weights_of_the_bundle_adapt_unless_switched_off(adapt: str) -> None:
-    """Off, the meta-networks learn what they learn where nothing else can adapt."""
-    found = {}
-    for exported, asked in ((True, True), (True, False), (False, False)):
-        model = network_of(small_model(adapt=adapt if exported else "meta"), "batch")
-        before = snapshot(model)
-        adapter = Adapter(model, AdaptConfig(entropy_margin=1.0, learning_rate=0.1, anchor=0.1, adapt_affine=asked))
-        for seed in range(2):
-            assert adapter.step(stream(seed=seed).double()).adapted
-        adapting = [name for name in before if ".bias." in name or ".weight." in name]
-        assert bool(adapting) == exported
-        assert any(".weight." in name for name in adapting) == (exported and adapt == "affine")
-        for name in adapting:
-            assert torch.equal(before[name], snapshot(model)[name]) != asked, name
-        found[exported, asked] = {name: t for name, t in snapshot(model).items() if name.startswith("metas.")}
-    if adapt == "bias":  # else the gradient goes through the statistics, too
-        assert all(torch.allclose(t, found[False, False][name]) for name, t in found[True, False].items())
-    assert not same(found[True, True], found[True, False])
+@pytest.mark.parametrize("name", list(ENGINES))
+def test_a_step_predicts_then_learns(name: str) -> None:
+    adapting = adapter(name=name)
+    before = adapting.state
+    result = adapting.step(pictures(16))
+    assert result.adapted and result.reason == "adapted" and 12 <= result.kept <= 16 and result.kept_bytes > 0
+    assert result.logits.shape == (16, 5) and result.logits.dtype == np.float32
+    assert not np.array_equal(before.parameters, adapting.state.parameters)
+    assert adapting.state.counters() == {"steps": 1, "updates": 1, "skipped": 0, "empty": 0, "unusable": 0}
+    assert math.isfinite(result.objective) and result.regulariser > 0
 
 
-@pytest.mark.parametrize("passes", [1, 2])
-def test_predicts_before_it_updates(passes: int) -> None:
-    before = network().forward(stream(), keep=False)[0]
-    adapter = Adapter(network(), AdaptConfig(entropy_margin=1.0, learning_rate=0.1, passes=passes, source_share=0.0))
-    result = adapter.step(stream())
-    assert torch.allclose(result.logits, before, atol=1e-6) and result.adapted and result.kept == 24
-    assert not torch.allclose(adapter.network.forward(stream(), keep=False)[0], before, atol=1e-3)
+def test_engines_make_the_same_steps() -> None:
+    one, other = adapter(), adapter(name="onnxruntime")
+    for seed in range(4):
+        a, b = one.step(pictures(16, seed)), other.step(pictures(16, seed))
+        np.testing.assert_allclose(a.logits, b.logits, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(one.state.parameters, other.state.parameters, rtol=1e-3, atol=1e-4)
 
 
-def test_entropy_falls_on_a_repeated_batch() -> None:
-    adapter = Adapter(network(), AdaptConfig(entropy_margin=1.0, learning_rate=0.05, regulariser=0.0))
-    entropies = [float(adapter.step(stream()).entropy.mean()) for _ in range(8)]
-    assert entropies[-1] < entropies[0] - 0.05
+def test_the_shipped_network_is_one_word_away() -> None:
+    source = adapter(AdaptConfig(when="off", batch_norm="source"))
+    programs = source.engine.programs
+    for seed in range(2):
+        logits = source.step(pictures(8, seed)).logits
+        np.testing.assert_array_equal(
+            logits, source.engine.predict(pictures(8, seed), programs.shipped, programs.source)
+        )
 
 
-def test_adam_is_torchs_and_stands_where_it_stood_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three steps against torch's own Adam on the same gradients, with a step in between that fails and is undone."""
-    adapter = Adapter(network(), AdaptConfig(optimizer="adam", learning_rate=1e-2, entropy_margin=1.0, anchor=0.0))
-    values = [parameter.detach().clone().requires_grad_() for parameter in adapter.network.parameters()]
-    reference = torch.optim.Adam(values, 1e-2)
-    gradients: list[list[torch.Tensor]] = []
-    step = adapter.optimizer.step
+def test_statistics_of_the_batch_are_those_of_measure() -> None:
+    batch = adapter(AdaptConfig(when="off", batch_norm="batch"))
+    programs = batch.engine.programs
+    mixing = Mixing.plain(Moments(programs.source.mean, programs.source.variance), 1.0)
+    expected = batch.engine.measure(pictures(8), programs.shipped, mixing)[0]
+    np.testing.assert_array_equal(batch.step(pictures(8)).logits, expected)
 
-    def spy() -> None:
-        gradients.append([parameter.grad.clone() for parameter in adapter.network.parameters()])  # type: ignore[union-attr]
-        step()
 
-    def fail() -> None:
-        step()
-        raise MemoryError
-
+def test_off_follows_the_stream_and_learns_nothing() -> None:
+    off = adapter(replace(ALWAYS, when="off"))
     for seed in range(3):
-        monkeypatch.setattr(adapter.optimizer, "step", fail)
-        with pytest.raises(MemoryError):
-            adapter.step(stream(seed=9))
-        monkeypatch.setattr(adapter.optimizer, "step", spy)
-        adapter.step(stream(seed=seed))
-        for value, gradient in zip(values, gradients[-1], strict=True):
-            value.grad = gradient
-        reference.step()
-    for value, parameter in zip(values, adapter.network.parameters(), strict=True):
-        assert torch.allclose(value, parameter, atol=1e-7)
+        assert off.step(pictures(32, seed, 0.4)).reason == "off"
+    assert np.array_equal(off.state.parameters, off.engine.programs.shipped)
+    assert off.state.stream.average.count > 60 and off.normaliser.evidence(off.state.stream) > 0
 
 
-def test_the_rate_law_is_not_one_of_adam() -> None:
-    law = RateLaw("momentum", "measured", (1, 64), (1e-3, 8e-3), (5e-4, 6e-3), (2e-3, 1e-2), momentum=0.9)
-    rates = {name: Adapter(network(), AdaptConfig(optimizer=name), law).rate.choice(64) for name in ("sgd", "adam")}  # type: ignore[arg-type]
-    assert "law" in rates["sgd"].reason and "default" in rates["adam"].reason
+def test_only_a_share_of_a_batch_is_learnt_from_and_all_of_it_is_predicted() -> None:
+    config = replace(ALWAYS, learn_images=8)
+    part, whole = adapter(config), adapter(replace(ALWAYS, when="off"))
+    for seed in range(12):  # beyond the first images, which are all measured
+        some, every = part.step(pictures(32, seed)), whole.step(pictures(32, seed))
+        assert some.kept <= 8 and some.logits.shape == every.logits.shape
+    assert np.isfinite(some.logits).all()
 
 
-def test_the_anchor_holds_weights_near_those_that_were_shipped() -> None:
-    def moved(anchor: float) -> float:
-        adapter = Adapter(network(), AdaptConfig(entropy_margin=1.0, learning_rate=0.05, anchor=anchor))
-        start = [parameter.detach().clone() for parameter in adapter.network.parameters()]
-        for seed in range(4):
-            assert adapter.step(stream(seed=seed)).adapted
-        now = adapter.network.parameters()
-        return float(torch.stack([(a.detach() - b).norm() for a, b in zip(now, start, strict=True)]).norm())
-
-    assert moved(1.0) == 0 < moved(0.5) < 0.7 * moved(0.0)
+@pytest.mark.parametrize("name", list(ENGINES))
+def test_recomputing_gives_the_gradients_of_keeping(name: str) -> None:
+    kept, again = adapter(name=name), adapter(name=name)
+    kept.step(pictures(16))
+    again.step(pictures(16), StepPlan(keep=False))
+    np.testing.assert_allclose(kept.state.parameters, again.state.parameters, rtol=1e-3, atol=1e-5)
 
 
-def test_the_anchor_is_what_was_shipped_not_what_was_learnt_before() -> None:
-    shipped = [parameter.detach().clone() for parameter in network().parameters()]
-    other = network()
-    for parameter in other.parameters():
-        parameter.data += 1.0
-    adapter = Adapter(other, AdaptConfig(learning_rate=0.0, anchor=0.25), shipped=shipped)
-    adapter.step(stream())
-    for now, was in zip(other.parameters(), shipped, strict=True):
-        assert torch.allclose(now.detach(), was + 0.75, atol=1e-6)
+def test_small_batches_are_gathered() -> None:
+    single = adapter()
+    results = [single.step(pictures(1, seed)) for seed in range(16)]
+    assert [result.adapted for result in results] == ([False] * 7 + [True]) * 2
+    assert {result.reason for result in results} == {"waiting", "adapted"}
+    assert results[7].kept == 8, "the update sees the window"
 
 
-def test_regulariser_pulls_back_when_nothing_is_confident() -> None:
-    adapter = Adapter(network(), AdaptConfig(entropy_margin=1e-6, learning_rate=0.02, regulariser=5.0))
-    distances = [adapter.step(stream()).regulariser for _ in range(20)]
-    assert adapter.empty == 20 and distances[-1] < 0.8 * distances[0]
+def test_a_still_camera_teaches_nothing() -> None:
+    single = adapter()
+    frame = pictures(1)
+    reasons = [single.step(frame).reason for _ in range(20)]
+    assert set(reasons[1:]) == {"nothing new"} and single.state.updates == 0
+    assert single.state.stream.average.count == pytest.approx(1.0)
+    still = adapter()
+    still.step(pictures(16))
+    before = still.state.parameters
+    assert still.step(np.repeat(pictures(16)[-1:], 16, 0)).reason == "nothing new"
+    assert np.array_equal(before, still.state.parameters)
 
 
-@pytest.mark.parametrize(("when", "expected"), [("always", [1, 1, 1, 1]), ("off", [0] * 4), ("every 3", [1, 0, 0, 1])])
-def test_schedule(when: str, expected: list[int]) -> None:
-    adapter = Adapter(network(), AdaptConfig(when=when))
-    assert [int(adapter.step(stream()).adapted) for _ in range(4)] == expected
+def test_an_image_that_is_not_finite_spoils_only_itself() -> None:
+    whole, others = adapter(), adapter()
+    for one in (whole, others):
+        one.step(pictures(16))
+    batch = pictures(17, 1)
+    batch[3] = np.nan
+    good = np.arange(17) != 3
+    result, expected = whole.step(batch), others.step(batch[good])
+    assert result.adapted and whole.state.unusable == 1
+    np.testing.assert_array_equal(result.logits[good], expected.logits)
+    assert np.isnan(result.logits[3]).all() and np.array_equal(whole.state.parameters, others.state.parameters)
 
 
-@pytest.mark.parametrize("policy", ["ema", "batch"])
-@pytest.mark.parametrize("passes", [1, 2])
-@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
-def test_a_batch_that_is_not_finite_changes_nothing_and_is_counted(policy: str, passes: int, bad: float) -> None:
-    """1e30 is finite; the variance of what it makes is not, though the logits are."""
-    adapter = Adapter(network(policy), AdaptConfig(entropy_margin=1.0, passes=passes))
-    adapter.step(stream())
-    before = learnt(adapter)
-    poisoned = stream()
-    poisoned[3, 1, 4, 4] = bad
-    result = adapter.step(poisoned)
-    assert result.reason == "non-finite" and not result.adapted and adapter.skipped == 1
-    assert same(before, learnt(adapter)), "neither weights nor running statistics nor momentum may move"
-    assert adapter.step(stream()).adapted, "and the stream goes on"
+def test_a_batch_without_a_usable_image_moves_nothing() -> None:
+    adapting = adapter()
+    adapting.step(pictures(16))
+    before = adapting.state
+    result = adapting.step(np.full((4, 3, 16, 16), np.inf, np.float32))
+    assert result.reason == "non-finite" and not result.adapted and result.logits.shape == (4, 5)
+    assert np.array_equal(before.parameters, adapting.state.parameters)
+    assert adapting.state.stream is before.stream and adapting.state.unusable == 4
+    assert adapting.step(pictures(16, 2)).adapted
 
 
-def test_a_second_pass_that_fails_takes_the_first_back() -> None:
-    adapter = Adapter(network("ema"), AdaptConfig(entropy_margin=1.0, passes=2, learning_rate=1e37, momentum=0.0))
-    before = snapshot(adapter.network)
-    assert adapter.step(stream()).reason == "non-finite" and adapter.skipped == 1
-    assert same(before, snapshot(adapter.network))
-    calm = Adapter(network("ema"), AdaptConfig(entropy_margin=1.0, passes=2))
-    calm.step(stream())
-    momentum = {i: buffer.clone() for i, buffer in calm.optimizer_tensors().items()}
-    calm.rate.given = 1e37
-    assert calm.step(stream()).reason == "non-finite"
-    assert all(torch.equal(momentum[i], buffer) for i, buffer in calm.optimizer_tensors().items())
+@pytest.mark.parametrize("where", ["predict", "measure", "forward", "backward"])
+def test_a_step_that_fails_has_not_been(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(ALWAYS, change=math.inf)
+    straight, failing = adapter(config), adapter(config)
+    for seed in range(9):  # beyond the first images, all of which are measured
+        straight.step(pictures(64, seed))
+        failing.step(pictures(64, seed))
+    assert failing.state.stream.average.count > 256
+    called = getattr(failing.engine, where)
+    calls = iter(range(100))
+
+    def broken(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == 0:
+            raise MemoryError("no room")
+        return called(*arguments, **options)
+
+    monkeypatch.setattr(failing.engine, where, broken)
+    if where == "measure":  # which beyond the first images those that are not learnt from need
+        failing.config = straight.config = replace(config, when="off")
+        failing._due = straight._due = lambda *_: False
+    before = failing.state
+    with pytest.raises(MemoryError):
+        failing.step(pictures(64, 9))
+    assert failing.state is before
+    monkeypatch.undo()
+    np.testing.assert_array_equal(failing.step(pictures(64, 9)).logits, straight.step(pictures(64, 9)).logits)
+    assert same(failing, straight)
 
 
-@pytest.mark.parametrize("policy", ["ema", "batch"])
-@pytest.mark.parametrize("bad", [math.inf, 1e30])
-def test_prediction_of_a_bad_batch_leaves_running_statistics_alone(policy: str, bad: float) -> None:
-    adapter = Adapter(network(policy), AdaptConfig(when="off"))
-    before = snapshot(adapter.network)
-    adapter.step(torch.full((4, 3, 16, 16), bad))
-    assert same(before, snapshot(adapter.network))
+def test_meta_networks_alone_learn_where_affine_values_are_left() -> None:
+    adapting = adapter(replace(ALWAYS, adapt_affine=False, anchor=0.0))
+    layout = adapting.engine.programs.parameters
+    before = layout.split(adapting.state.parameters)
+    adapting.step(pictures(16))
+    moved = {name for name, array in layout.split(adapting.state.parameters).items() if (array != before[name]).any()}
+    assert moved and all(name.startswith("metas.") for name in moved)
+    assert any(not name.startswith("metas.") for name in layout.shapes)
 
 
-def test_small_batches_are_answered_at_once_and_gathered() -> None:
-    adapter = Adapter(network(), AdaptConfig(window=6, entropy_margin=1.0))
-    images = stream(12)
-    results = [adapter.step(images[i : i + 1]) for i in range(12)]
-    assert all(result.logits.shape == (1, 5) for result in results)
-    assert [i for i, result in enumerate(results) if result.adapted] == [5, 11]
-    assert adapter.updates == 2 and results[5].kept == 6
+def test_the_anchor_leads_back_to_what_was_shipped() -> None:
+    free, held = adapter(replace(ALWAYS, anchor=0.0)), adapter(replace(ALWAYS, anchor=0.5))
+    for seed in range(4):
+        free.step(pictures(16, seed))
+        held.step(pictures(16, seed))
+    shipped = free.engine.programs.shipped
+    assert np.linalg.norm(held.state.parameters - shipped) < 0.6 * np.linalg.norm(free.state.parameters - shipped)
 
 
-def test_a_frame_that_is_not_finite_does_not_cost_its_window_the_update() -> None:
-    adapter = Adapter(network(), AdaptConfig(window=6, entropy_margin=1.0))
-    images = stream(7)
-    images[2] = math.nan
-    results = [adapter.step(images[i : i + 1]) for i in range(7)]
-    assert [i for i, result in enumerate(results) if result.adapted] == [6] and results[6].kept == 6
+def test_mirrored_predictions_are_means_of_probabilities() -> None:
+    off = AdaptConfig(when="off", batch_norm="source")
+    plain, mirrored = adapter(off), adapter(replace(off, mirrored=True))
+    frames = pictures(4)
+    p = np.exp(log_softmax(plain.step(frames).logits)) + np.exp(log_softmax(plain.step(frames[..., ::-1]).logits))
+    np.testing.assert_allclose(np.exp(mirrored.step(frames).logits), p / 2, rtol=1e-5)
 
 
-def test_the_window_holds_frames_whose_buffer_is_filled_again() -> None:
-    images, ends = stream(6), []
-    buffer = torch.empty(1, 3, 16, 16)
-    for reuse in (False, True):
-        adapter = Adapter(network(), AdaptConfig(window=6, entropy_margin=1.0))
-        for i in range(6):
-            adapter.step(buffer.copy_(images[i]) if reuse else images[i : i + 1])
-        ends.append(snapshot(adapter.network))
-    assert same(*ends)
+def test_predicting_moves_statistics_unless_told_not_to() -> None:
+    adapting = adapter()
+    adapting.predict(pictures(16), track=False)
+    assert adapting.state.stream.average.count == 0
+    adapting.predict(pictures(16))
+    assert adapting.state.stream.average.count > 10 and adapting.state.steps == 0
 
 
-def test_updates_from_a_window_leave_running_statistics_to_the_frames() -> None:
-    """A window of 16 and more is normalised with its own statistics, which must not replace the running ones."""
-    frames, ends = stream(20), []
-    for when in ("always", "off"):
-        adapter = Adapter(network(), AdaptConfig(window=20, when=when, entropy_margin=1.0))
-        adapted = [adapter.step(frames[i : i + 1]).adapted for i in range(20)]
-        assert any(adapted) == (when == "always")
-        ends.append({name: t for name, t in snapshot(adapter.network).items() if ".state." in name})
-    assert ends[0] and same(*ends)
+def test_results_of_pieces_are_that_of_the_batch() -> None:
+    adapting = adapter(replace(ALWAYS, small_batch=1))
+    pieces = [adapting.step(pictures(8, seed)) for seed in range(2)]
+    whole = merged(pieces)
+    assert whole.logits.shape == (16, 5) and whole.kept == 16 and whole.adapted
+    assert merged(pieces[:1]) is pieces[0]
 
 
-def test_two_passes_differ_from_one_and_both_move() -> None:
-    ends = []
-    for passes in (1, 2):
-        adapter = Adapter(network(), AdaptConfig(passes=passes, entropy_margin=1.0, learning_rate=0.05))
-        start = adapter.network.metas[0].conv.detach().clone()  # type: ignore[union-attr, operator]
-        adapter.step(stream())
-        ends.append(adapter.network.metas[0].conv.detach() - start)  # type: ignore[union-attr, operator]
-    assert all(end.norm() > 0 for end in ends) and not torch.allclose(ends[0], ends[1], rtol=1e-3)
+def sure(of: Adapter, shipped: float, adapted: float) -> None:
+    """Have the shipped network's logits multiplied by one number and the adapted network's by another."""
+    predict, measure = of.engine.predict, of.engine.measure
+    start = of.engine.programs.shipped
+
+    def predicting(frames: np.ndarray, parameters: np.ndarray, statistics: Any) -> np.ndarray:
+        here = parameters is start and statistics is of.engine.programs.source
+        return predict(frames, parameters, statistics) * np.float32(shipped if here else adapted)
+
+    def measuring(frames: np.ndarray, parameters: np.ndarray, mixing: Mixing) -> tuple[np.ndarray, Moments]:
+        logits, own = measure(frames, parameters, mixing)
+        return logits * np.float32(adapted), own
+
+    of.engine.predict, of.engine.measure = predicting, measuring  # type: ignore[method-assign]
 
 
-def test_deterministic() -> None:
-    ends = []
-    for _ in range(2):
-        adapter = Adapter(network(), AdaptConfig(entropy_margin=1.0))
-        for seed in range(4):
-            adapter.step(stream(seed=seed))
-        ends.append(snapshot(adapter.network))
-    assert same(ends[0], ends[1])
+@pytest.mark.parametrize("when", ["always", "off"])
+def test_where_the_shipped_network_is_surer_it_predicts_until_it_is_not(when: str) -> None:
+    adapting = adapter(replace(ALWAYS, when=when, hold_back=True))
+    plain = engine()
+    programs = plain.programs
+    sure(adapting, 8.0, 0.1)
+    for seed in range(3):
+        result = adapting.step(pictures(32, seed, 0.3))
+        expected = 8 * plain.predict(pictures(32, seed, 0.3), programs.shipped, programs.source)
+        np.testing.assert_allclose(result.logits, expected, rtol=1e-5)
+        assert not result.adapted
+    comparison = adapting.state.stream.comparison
+    assert comparison.held and comparison.times == 1 and adapting.state.updates == 0
+    again = adapter(replace(ALWAYS, when=when, hold_back=True))
+    again.state = adapting.state
+    sure(again, 0.1, 8.0)
+    for seed in range(3, 40):
+        result = again.step(pictures(32, seed, 0.3))
+    assert not again.state.stream.comparison.held and result.adapted == (when == "always")
 
 
-@pytest.mark.parametrize(
-    ("settings", "word"),
-    [
-        ({"learning_rate": -1.0}, "learning_rate"),
-        ({"learning_rate": math.nan}, "learning_rate"),
-        ({"momentum": 1.0}, "momentum"),
-        ({"entropy_margin": 0.0}, "entropy_margin"),
-        ({"passes": 3}, "passes"),
-        ({"window": 0}, "window"),
-        ({"when": "every 0"}, "every N"),
-        ({"when": "sometimes"}, "always"),
-    ],
-)
-def test_bad_settings_name_themselves(settings: dict[str, object], word: str) -> None:
-    with pytest.raises(UsageError, match=word):
-        AdaptConfig(**settings)  # type: ignore[arg-type]
-
-
-def test_unknown_setting() -> None:
-    with pytest.raises(UsageError, match="learning_rat"):
-        AdaptConfig.from_json({"learning_rat": 1})
+def test_agreement_with_the_shipped_network_is_counted() -> None:
+    off = adapter(replace(ALWAYS, when="off", hold_back=True))
+    programs = off.engine.programs
+    logits = off.step(pictures(64)).logits
+    shipped = off.engine.predict(pictures(64), programs.shipped, programs.source)
+    comparison = off.state.stream.comparison
+    assert comparison.images == 64
+    if not comparison.held:
+        assert comparison.agree == pytest.approx((logits.argmax(1) == shipped.argmax(1)).mean())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,79 +15,88 @@ from edgetta.adaptation.module import AdaptedModule
 from edgetta.errors import UsageError
 from tests.adaptation.backbones import SmallNet, randomised
 
+IMAGES = torch.rand(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def module(**options: Any) -> AdaptedModule:
+    options = {"config": edgetta.AdaptConfig(learning_rate=0.05, entropy_margin=1.0), **options}
+    return edgetta.adapt(randomised(SmallNet()), SmallNet.cuts, input_shape=(3, 16, 16), **options)
+
 
 def test_drop_in_module_adapts_and_resets() -> None:
-    backbone = randomised(SmallNet())
-    images = torch.rand(20, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    module = edgetta.adapt(
-        backbone,
-        SmallNet.cuts,
-        input_shape=(3, 16, 16),
-        source_images=images,
-        config=edgetta.AdaptConfig(learning_rate=0.05, entropy_margin=1.0),
-    )
-    first = module(images)
-    assert first.shape == (20, 5) and module.last is not None and module.last.adapted
-    assert not torch.allclose(module(images), first, atol=1e-4), "the second forward sees the update of the first"
-    module.reset()
-    assert torch.allclose(module(images), first, atol=1e-6)
+    made = module(source_images=IMAGES)
+    first = made(IMAGES[:20])
+    assert first.shape == (20, 5) and made.last is not None and made.last.adapted
+    assert not torch.allclose(made(IMAGES[:20]), first, atol=1e-4), "the second forward sees the update of the first"
+    made.reset()
+    assert made.last is None and torch.allclose(made(IMAGES[:20]), first, atol=1e-6)
 
 
 def test_identity_start_is_feature_alignment() -> None:
     """On its own source statistics the untrained meta-networks change nothing (source policy)."""
-    backbone = randomised(SmallNet())
-    images = torch.rand(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    module = edgetta.adapt(
-        backbone, SmallNet.cuts, input_shape=(3, 16, 16), source_images=images, batch_norm="source",
-        config=edgetta.AdaptConfig(when="off"),
-    )  # fmt: skip
-    assert torch.allclose(module(images), backbone(images), rtol=1e-3, atol=1e-4)
+    made = module(source_images=IMAGES, batch_norm="source", config=edgetta.AdaptConfig(when="off"))
+    assert torch.allclose(made(IMAGES), randomised(SmallNet())(IMAGES), rtol=1e-3, atol=1e-4)
+
+
+def test_source_images_say_what_content_explains() -> None:
+    for given in (IMAGES, list(IMAGES.split(10)), iter(IMAGES.split(10))):
+        content = module(source_images=given).network.content
+        assert content is not None and content.images == 64
+    assert module().network.content is None
 
 
 def test_parts_by_number_and_bad_numbers() -> None:
-    module = edgetta.adapt(randomised(SmallNet()), 2, input_shape=(3, 16, 16))
-    assert len(module.metas) == 2
+    made = edgetta.adapt(randomised(SmallNet()), 2, input_shape=(3, 16, 16))
+    shapes = made.network.programs.parameters.shapes
+    assert "metas.1.conv" in shapes and "metas.2.conv" not in shapes
     with pytest.raises(UsageError, match="at least 1"):
         edgetta.adapt(randomised(SmallNet()), 0, input_shape=(3, 16, 16))
 
 
 def test_state_dict_holds_everything_learnt(tmp_path: Path) -> None:
-    """Statistics and biases of frozen segments too, through a file that is read without unpickling objects."""
-
-    def made() -> AdaptedModule:
-        config = edgetta.AdaptConfig(learning_rate=0.05, momentum=0.0, entropy_margin=1.0)
-        return edgetta.adapt(
-            randomised(SmallNet()), SmallNet.cuts, input_shape=(3, 16, 16), batch_norm="ema", adapt="bias",
-            config=config,
-        )  # fmt: skip
-
-    images = torch.rand(20, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    one, other = made(), made()
-    one(images)
+    """Statistics, momentum and weights, through a file that is read without unpickling objects."""
+    one, other = module(), module()
+    one(IMAGES[:20])
     torch.save(one.state_dict(), tmp_path / "state.pt")
     other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    expected = one.network.state_dict()
-    assert any(name.startswith("part1.bias") for name in expected) and any(".state." in name for name in expected)
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in other.network.state_dict().items())
-    assert torch.equal(one(images), other(images))
+    for name, array in one.adapter.state.arrays().items():
+        np.testing.assert_array_equal(other.adapter.state.arrays()[name], array, err_msg=name)
+    assert torch.equal(one(IMAGES[:20]), other(IMAGES[:20]))
+    with pytest.raises(ValueError, match="another network"):
+        edgetta.adapt(randomised(SmallNet()), 2, input_shape=(3, 16, 16)).load_state_dict(one.state_dict())
+
+
+def test_a_copy_learns_for_itself() -> None:
+    one = module()
+    one(IMAGES[:20])
+    other = copy.deepcopy(one)
+    expected = one(IMAGES[20:40])
+    assert torch.equal(other(IMAGES[20:40]), expected)
+    before = one.adapter.state.parameters.copy()
+    other(IMAGES[40:])
+    np.testing.assert_array_equal(one.adapter.state.parameters, before)
+
+
+def test_casts_change_nothing_and_there_is_nothing_to_train() -> None:
+    one, other = module(), module().double().cpu()
+    assert not list(one.parameters())
+    assert torch.equal(one(IMAGES[:20]), other(IMAGES[:20]))
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 15, 16), (4, 1, 16, 16), (3, 16, 16)])
 def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
-    module = edgetta.adapt(randomised(SmallNet()), 2, input_shape=(3, 16, 16))
     with pytest.raises(UsageError, match=r"the model was derived for \(N, 3, 16, 16\)"):
-        module(torch.rand(shape))
+        module()(torch.rand(shape))
 
 
 def test_images_of_other_types() -> None:
     """Bytes would be taken for values 255 times too large; other floats are the same images."""
-    module = edgetta.adapt(randomised(SmallNet()), 2, input_shape=(3, 16, 16), config=edgetta.AdaptConfig(when="off"))
-    images = torch.rand(20, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    made = module(config=edgetta.AdaptConfig(when="off"))
     with pytest.raises(UsageError, match=r"images are torch\.uint8; give floats in \[0, 1\]"):
-        module((255 * images).to(torch.uint8))
-    expected = module(images)
-    module.reset()
-    found = module(images.double().requires_grad_())
+        made((255 * IMAGES).to(torch.uint8))
+    expected = made(IMAGES)
+    made.reset()
+    found = made(IMAGES.double().requires_grad_())
     assert found.dtype == torch.float32 and not found.requires_grad
     assert torch.allclose(found, expected, atol=1e-6)
 
@@ -93,8 +104,7 @@ def test_images_of_other_types() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gradient": "exakt"}, "unknown gradient mode 'exakt'; choose one of auto, exact"),
-        ({"batch_norm": "none"}, "unknown BatchNorm policy 'none'; choose one of auto, batch"),
+        ({"batch_norm": "none"}, "unknown BatchNorm policy 'none'; choose one of stream, batch"),
         ({"initialisation": "zero"}, "unknown initialisation 'zero'; choose identity or published"),
         ({"kernel": 5}, "must be 1 or 3, not 5"),
     ],

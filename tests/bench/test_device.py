@@ -44,7 +44,7 @@ ROW = {
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Images of the small bundle's size with labels, as an .npz."""
-    channels, height, width = read_bundle(whole_bundle()).model.input_shape
+    channels, height, width = read_bundle(whole_bundle()).input_shape
     generator = np.random.default_rng(5)
     images = generator.integers(0, 256, (24, height, width, channels), dtype=np.uint8)
     file = tmp_path_factory.mktemp("data") / "labelled.npz"

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgetta.adaptation.objective import entropy
 from edgetta.bench.baselines import BatchNormStatistics, Eata, EataConfig, Tent
+from edgetta.bench.baselines.entropy import entropy
 from edgetta.errors import UsageError
 from tests.adaptation.backbones import SmallNet, randomised
 

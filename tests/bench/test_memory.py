@@ -1,4 +1,4 @@
-"""The memory bench: rows from fresh processes, continued; every method's step; the section for pages; bad options."""
+"""The memory bench: rows from fresh processes, continued; every method's step; README's section; bad options."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from edgetta.adaptation.step_plan import KEEP, StepPlan
+from edgetta.bench.memory import cases as cases_of
 from edgetta.bench.memory.cases import METHODS, STOCK, Case, cases
 from edgetta.bench.memory.command import command
-from edgetta.bench.memory.measurement import stock_here
-from edgetta.bench.memory.section import section, write_plot
-from edgetta.bench.memory.summary import goals, is_exact
-from edgetta.bench.plan import exported
+from edgetta.bench.memory.measurement import measure
+from edgetta.bench.memory.section import BEGIN, END, write_plot, write_section
+from edgetta.bench.memory.summary import goals
 from edgetta.bench.result_file import write_results
 from edgetta.errors import UsageError
 
 linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resident memory is measured on Linux")
 FIELDS = {
-    *("method", "model", "batch", "engine", "gradient", "bn", "storage", "slice", "kept_bytes", "alive_bytes"),
-    *("peak_bytes", "inference_peak_bytes", "analytic_bytes", "step_seconds", "inference_seconds"),
+    *("method", "model", "batch", "engine", "keep", "learn", "slice", "predict", "kept_bytes", "alive_bytes"),
+    *("peak_bytes", "process_bytes", "inference_peak_bytes", "analytic_bytes", "step_seconds", "inference_seconds"),
 }
 
 
@@ -31,9 +32,12 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @linux
-def test_rows_are_measured_once_and_stand_beside_inference(work: Path, tmp_path: Path) -> None:
+def test_rows_are_measured_once_and_stand_beside_inference(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "memory.json"
-    options = ["--model", "resnet20", "--batch", "64", "--engine", "onnxruntime", "--storage", "full"]
+    monkeypatch.setattr(cases_of, "WAYS", (KEEP, StepPlan(False, slice=4, predict=8)))
+    options = ["--model", "resnet20", "--batch", "64", "--engine", "onnxruntime"]
     options += ["--work", str(work), "--json", str(file)]
     CliRunner().invoke(command, [*options, "--methods", "tent"], catch_exceptions=False)
     before = json.loads(file.read_text())["rows"]
@@ -47,20 +51,20 @@ def test_rows_are_measured_once_and_stand_beside_inference(work: Path, tmp_path:
     assert plain["engine"] == whole["engine"] == "onnxruntime" and torch_plain["engine"] == tent["engine"] == "torch"
     assert whole["inference_peak_bytes"] == plain["peak_bytes"] and whole["inference_seconds"] == plain["step_seconds"]
     assert tent["inference_peak_bytes"] == torch_plain["peak_bytes"]
-    assert (whole["slice"], sliced["slice"]) == (0, 8) and sliced["peak_bytes"] < whole["peak_bytes"]
-    assert plain["kept_bytes"] == 0 < whole["kept_bytes"] < tent["kept_bytes"] < tent["peak_bytes"]
-    for row in (tent, whole, sliced):
+    assert (whole["keep"], sliced["keep"], sliced["slice"]) == (True, False, 4)
+    assert sliced["peak_bytes"] < whole["peak_bytes"]
+    assert plain["kept_bytes"] == sliced["kept_bytes"] == 0 < whole["kept_bytes"] < tent["kept_bytes"]
+    for row in (tent, whole):
         assert abs(row["alive_bytes"] - row["kept_bytes"]) <= 0.1 * row["kept_bytes"], row
-    # Meta-networks alone train in one, every BatchNorm in the other.
-    assert whole["analytic_bytes"] < tent["analytic_bytes"]
+    assert all(row["process_bytes"] > row["peak_bytes"] for row in rows)
+    assert sliced["process_bytes"] < tent["process_bytes"]
 
 
 @linux
 @pytest.mark.parametrize("method", STOCK)
-def test_every_stock_method_takes_a_step(method: str, work: Path) -> None:
-    bundle = str(exported("resnet20", work).path)
-    found = stock_here(bundle, 0, Case(method, "resnet20", 4, "torch").to_json())
-    assert found["seconds"] > 0
+def test_every_stock_method_takes_a_step(method: str) -> None:
+    found = measure(Case(method, "resnet20", 4, "torch"), "no bundle is needed", None)
+    assert found["step_seconds"] > 0 and found["process_bytes"] > found["peak_bytes"]
     assert (found["kept_bytes"] > 0) == (found["analytic_bytes"] is not None) == (method != "bn")
 
 
@@ -68,56 +72,69 @@ def test_cases_name_what_differs() -> None:
     found = cases({"wrn40_2": 64}, METHODS, ("onnxruntime", "torch"))
     assert len(set(found)) == len(found) and [case.method for case in found[:2]] == ["inference", "inference"]
     assert all(case.inference in found for case in found)
-    own = [case for case in found if case.method == "edgetta" and case.engine == "torch"]
-    assert {case.slice for case in own} == {0, 8} and {case.gradient for case in own} == {
-        "exact",
-        "recompute",
-        "local",
-    }
-    assert {case.slice for case in cases({"a": 8}, ["edgetta"], ["torch"])} == {0, 1}
+    own = [case.plan for case in found if case.method == "edgetta" and case.engine == "torch"]
+    assert own == list(cases_of.WAYS)
+    assert all(case.slice < 8 for case in cases({"a": 8}, ["edgetta"], ["torch"])), "no slices of all and more"
 
 
-def row(method: str, megabytes: float, **fields: Any) -> dict[str, Any]:
-    case = Case(method, "net", 64, fields.pop("engine", "onnxruntime"), **fields).to_json()
+def row(method: str, megabytes: float, process: float = 300, model: str = "net", **fields: Any) -> dict[str, Any]:
+    case = Case(method, model, 64, fields.pop("engine", "onnxruntime"), **fields).to_json()
     counts = {"kept_bytes": 1_000_000, "alive_bytes": 1_000_000, "analytic_bytes": None}
-    times = {"step_seconds": 2.0, "inference_seconds": 1.0}
+    times = {"step_seconds": 2.0, "inference_seconds": 1.0, "process_bytes": round(process * 1e6)}
     return {**case, **counts, **times, "peak_bytes": round(megabytes * 1e6), "inference_peak_bytes": 20_000_000}
 
 
 ROWS = [
-    row("inference", 20, bn="source"),
-    row("tent", 400, engine="torch", gradient="autograd", bn="batch"),
-    row("edgetta", 50, gradient="exact", storage="recompute", slice=8),
-    row("edgetta", 70, gradient="exact", storage="full"),
-    row("edgetta", 42, gradient="exact", storage="recompute-int8", slice=8),
-    row("edgetta", 10, engine="torch", gradient="exact", storage="recompute", slice=8),
+    row("inference", 20),
+    row("tent", 400, 600, engine="torch"),
+    row("edgetta", 200, 170),
+    row("edgetta", 42, 120, keep=False, slice=4, predict=8),
+    row("edgetta", 10, 90, engine="torch", keep=False, slice=1),
 ]
 
 
 def test_goals_are_those_of_one_engine() -> None:
-    smallest, exact, tent = goals(ROWS)
-    assert (smallest.ratio, smallest.held) == (pytest.approx(2.1), False) and "missed by 0.10" in smallest.told()
-    assert (exact.ratio, exact.held) == (pytest.approx(2.5), True) and is_exact(exact.row)
-    assert tent.ratio == pytest.approx(0.105)
-    assert (
-        tent.told()
-        == "net, smallest choice: 0.10 times TENT on stock torch (goal 0.2: holds), `recompute-int8`, slices of 8"
-    )
+    smallest, tent = goals(ROWS)
+    assert (smallest.value, smallest.held) == (pytest.approx(2.1), False) and "missed by 0.10" in smallest.told()
+    expected = "net, smallest choice: 0.10 times TENT on stock torch (goal 0.2: holds), `recompute`, slices of 4"
+    assert tent.value == pytest.approx(0.105) and tent.told() == expected
     assert goals(ROWS[:2]) == []
-    local = row("edgetta", 41.9, gradient="local", storage="int8", slice=8)
-    assert goals([*ROWS, local])[0].row is ROWS[4], "within the noise, the one that gives up least"
+    quicker = row("edgetta", 42.1, slice=8) | {"step_seconds": 1.0}
+    assert goals([*ROWS, quicker])[0].row is quicker, "within the noise, the quickest"
 
 
-def test_the_section_has_a_table_for_each_model_and_the_plot(tmp_path: Path) -> None:
-    results = tmp_path / "memory.json"
+def test_whole_processes_have_goals_of_their_own() -> None:
+    _, _, smallest, default, of_tent = goals([{**entry, "model": "wrn40_2"} for entry in ROWS])
+    assert (smallest.value, smallest.held) == (120, False) and (default.value, default.held) == (170, True)
+    assert of_tent.value == pytest.approx(170 / 600) and "missed by 0.03" in of_tent.told()
+
+
+def test_the_section_is_written_between_its_markers_and_nothing_else_changes(tmp_path: Path) -> None:
+    readme, results = tmp_path / "README.md", tmp_path / "results" / "memory.json"
+    readme.write_text(f"before\n{BEGIN}\nstale\n{END}\nafter\n")
     write_results(results, ROWS, {})
     plot = write_plot(results.with_suffix(".svg"), ROWS)
-    told = section(json.loads(results.read_text()), "results/memory.json", "results/memory.svg")
-    assert "| TENT | torch | 1 MB | 400 MB | x20.00 | x1.00 |  |" in told
-    assert "| **edgetta** `recompute`, slices of 8 | ONNX Runtime | 1 MB | 50 MB | x2.50 | x0.12 |  |" in told
-    assert "(results/memory.svg)" in told and "[results/memory.json](results/memory.json)" in told
+    write_section(readme, results, plot)
+    first = readme.read_text()
+    write_section(readme, results, plot)
+    assert readme.read_text() == first, "writing it again changes nothing"
+    assert first.startswith(f"before\n{BEGIN}\n") and first.endswith(f"{END}\nafter\n") and "stale" not in first
+    assert "| TENT | torch | 1 MB | 400 MB | x20.00 | x1.00 | 600 MB |  |" in first
+    assert (
+        "| **edgetta** `recompute`, slices of 4 | ONNX Runtime | 1 MB | 42 MB | x2.10 | x0.10 | 120 MB |  |" in first
+    )
+    assert "(results/memory.svg)" in first and "[results/memory.json](results/memory.json)" in first
     drawn = plot.read_bytes()
-    assert b"recompute, slices of 8" in drawn and write_plot(plot, ROWS).read_bytes() == drawn
+    assert b"recompute, slices of 4" in drawn and write_plot(plot, ROWS).read_bytes() == drawn
+
+
+def test_a_file_without_markers_is_left_alone(tmp_path: Path) -> None:
+    readme, results = tmp_path / "README.md", tmp_path / "memory.json"
+    readme.write_text("words\n")
+    write_results(results, ROWS, {})
+    with pytest.raises(UsageError, match="put them where the table belongs"):
+        write_section(readme, results, tmp_path / "memory.svg")
+    assert readme.read_text() == "words\n"
 
 
 @pytest.mark.parametrize(
@@ -125,9 +142,12 @@ def test_the_section_has_a_table_for_each_model_and_the_plot(tmp_path: Path) -> 
     [
         (["--methods", "tnet"], "ecotta-stock"),
         (["--engine", "tensorflow"], "onnxruntime"),
-        (["--storage", "tiny"], "recompute-int8"),
+        (["--readme", "README.md"], "--json"),
     ],
 )
-def test_bad_options_name_themselves(options: list[str], word: str) -> None:
+def test_bad_options_name_themselves(options: list[str], word: str, tmp_path: Path) -> None:
+    (tmp_path / "README.md").touch()
     with pytest.raises(UsageError, match=word):
-        CliRunner().invoke(command, options, catch_exceptions=False)
+        CliRunner().invoke(
+            command, [o.replace("README", f"{tmp_path}/README") for o in options], catch_exceptions=False
+        )

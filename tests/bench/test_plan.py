@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from edgetta.adaptation.adapter import AdaptConfig
+from edgetta.adaptation.config import AdaptConfig
 from edgetta.bench import plan as bench
 from edgetta.bench.plan import ABOVE, command, trouble_of
 from edgetta.errors import EdgettaError, UsageError

@@ -13,7 +13,7 @@ from edgetta.bundle.graph_limits import MAX_NODES, check_limits
 from edgetta.segments.graph import Graph, GraphBuilder
 from tests.small_bundle import edit_graphs, edit_manifest, refused, replace_file
 
-NAME = "segments/02.json"
+NAME = "programs/forward.json"
 
 
 def graph_of(build: Any) -> Graph:
@@ -71,7 +71,7 @@ def test_numbers_and_names_beyond_any() -> None:
 
 def dangling(graphs: dict[str, Any], count: int) -> None:
     """Nodes that nothing needs, beside the graph."""
-    forward = graphs["forward"]
+    forward = graphs
     shape, kind = next((v[1], v[2]) for v in forward["values"] if v[0] == "x")
     for k in range(count):
         forward["nodes"].append(["Neg", ["x"], f"idle{k}", {}])
@@ -124,8 +124,8 @@ def test_a_forward_without_an_input_called_x(folder: Path) -> None:
     """A traceback once, in the segment's own description."""
 
     def rename(graphs: dict[str, Any]) -> None:
-        text = json.dumps(graphs["forward"]).replace('"x"', '"z"')
-        graphs["forward"] = json.loads(text)
+        text = json.dumps(graphs).replace('"x"', '"z"')
+        graphs.update(json.loads(text))
 
     edit_graphs(folder, NAME, rename)
     refused(folder, NAME, "malformed")

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load, save
 
-from edgetta.bundle import build_network, read_bundle
-from edgetta.bundle.program_files import open_programs
+from edgetta.bundle import open_engine, read_bundle
 from edgetta.engines.contract import Mixing, Moments
-from edgetta.errors import UsageError
+from edgetta.engines.torch import TorchEngine
+from tests.adaptation.backbones import small_programs
 from tests.small_bundle import ENGINES, edit_graphs, edit_manifest, refused, replace_file, whole_bundle
 
 WEIGHTS = "programs/weights.safetensors"
@@ -27,20 +26,22 @@ def images(count: int = 5) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_programs_predict_as_the_network_of_segments(engine: str) -> None:
+def test_programs_are_those_that_were_written(engine: str) -> None:
     """With the statistics of training, on both sides: so weights, statistics and their order are the shipped ones."""
-    bundle = read_bundle(whole_bundle())
+    bundle, written = read_bundle(whole_bundle()), small_programs()
     programs = bundle.programs
-    found = open_programs(bundle, engine).predict(images(), programs.shipped, programs.source)
-    network = build_network(bundle, "torch", batch_norm="source")
-    wanted, _ = network.forward(torch.from_numpy(images()), keep=False)
-    assert np.abs(found - wanted.numpy()).max() < 1e-5
+    assert programs.parameters.shapes == written.parameters.shapes
+    assert programs.statistics.shapes == written.statistics.shapes
+    np.testing.assert_array_equal(programs.shipped, written.shipped)
+    found = open_engine(bundle, engine).predict(images(), programs.shipped, programs.source)
+    wanted = TorchEngine(written).predict(images(), written.shipped, written.source)
+    assert np.abs(found - wanted).max() < 1e-5
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_every_program_runs(engine: str) -> None:
     bundle = read_bundle(whole_bundle())
-    programs, opened = bundle.programs, open_programs(bundle, engine)
+    programs, opened = bundle.programs, open_engine(bundle, engine)
     before = Moments(programs.source.mean, programs.source.variance)
     logits, moments = opened.measure(images(), programs.shipped, Mixing.plain(before, 0.5))
     assert logits.shape == (5, 5) and moments.mean.shape == (programs.statistics.size,)
@@ -97,11 +98,6 @@ def test_forged_weights_are_refused(folder: Path) -> None:
     for data in (b"", b"\xff" * 8, raw[:-4], (1 << 60).to_bytes(8, "little") + raw[8:]):
         replace_file(folder, WEIGHTS, data)
         refused(folder, "programs/")
-
-
-def test_other_engines_are_refused() -> None:
-    with pytest.raises(UsageError, match="onnxruntime or torch"):
-        open_programs(read_bundle(whole_bundle()), "tensorrt")
 
 
 def test_the_onnxruntime_engine_needs_no_torch() -> None:

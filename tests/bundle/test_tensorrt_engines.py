@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import edgetta
-from edgetta.adaptation.adapter import AdaptConfig
+from edgetta.adaptation.config import AdaptConfig
 from edgetta.bundle import build_network, read_bundle, self_test
 from edgetta.bundle.engines import engine_name, engine_of, open_engine
 from edgetta.bundle.tensorrt_engines import BundleEngines, TensorRTConfig, was_built

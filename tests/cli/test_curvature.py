@@ -103,7 +103,7 @@ def test_it_writes_a_spectrum_and_says_what_it_found(folder: Path, tmp_path: Pat
         (("--operator", "fisher", "--double", "--samples", "7"), 445),
         (("--objective", "entropy", "--memory-limit", "1"), 445),
         pytest.param(
-            ("--parameters", "meta", "--cuts", "0,2", "--objective", "entropy", "--regulariser", "0.5"),
+            ("--parameters", "adapted", "--cuts", "0,2", "--objective", "entropy", "--regulariser", "0.5"),
             0,
             marks=pytest.mark.full,
         ),
@@ -114,8 +114,9 @@ def test_options_choose_the_matrix(folder: Path, tmp_path: Path, arguments: tupl
     assert result.exit_code == 0, result.output or result.exception
     assert result.output == ""
     found = facts(tmp_path)
-    if "meta" in arguments:  # however many they are
-        assert all(name.startswith("metas.") for name in found["description"]["tensors"])
+    if "adapted" in arguments:  # however many they are
+        tensors = found["description"]["tensors"]
+        assert tensors[0] == "metas/0/conv" and any(name.startswith("part1/weight") for name in tensors)
     else:
         assert found["dimension"] == dimension
     if "fisher" in arguments:
@@ -124,16 +125,16 @@ def test_options_choose_the_matrix(folder: Path, tmp_path: Path, arguments: tupl
     assert found["description"]["batch_norm"] == ("batch" if "batch" in arguments else "source")
 
 
-def test_a_bundle_is_measured_by_its_meta_networks(folder: Path, tmp_path: Path) -> None:
+def test_a_bundle_is_measured_by_what_adapts(folder: Path, tmp_path: Path) -> None:
     bundle = str(whole_bundle())
-    result = run(folder, tmp_path, "--parameters", "meta", "--objective", "entropy", model=bundle)
+    result = run(folder, tmp_path, "--parameters", "adapted", "--objective", "entropy", model=bundle)
     assert isinstance(result.exception, UsageError) and "--input-size" in str(result.exception)
     options = [bundle, "--data", str(folder / "data.npz"), "-o", str(tmp_path), "--iterations", "4", "--probes", "1"]
-    result = CliRunner().invoke(command, [*options, "--parameters", "meta", "--objective", "entropy"])
+    result = CliRunner().invoke(command, [*options, "--parameters", "adapted", "--objective", "entropy"])
     assert result.exit_code == 0, result.exception
-    assert facts(tmp_path)["description"]["tensors"][0] == "metas.0.conv"
+    assert facts(tmp_path)["description"]["tensors"][0] == "metas/0/conv"
     result = CliRunner().invoke(command, options)
-    assert isinstance(result.exception, UsageError) and "--parameters meta" in str(result.exception)
+    assert isinstance(result.exception, UsageError) and "--parameters adapted" in str(result.exception)
 
 
 def test_it_can_be_resumed(folder: Path, tmp_path: Path) -> None:
@@ -159,8 +160,8 @@ def test_it_can_be_resumed(folder: Path, tmp_path: Path) -> None:
             "cannot be split",
         ),
         (("--parameters", "head"), "net.py:build", UsageError, "no module or parameter named 'head'"),
-        (("--statistics", "ema"), "net.py:build", UsageError, "belongs to --parameters meta"),
-        (("--regulariser", "1"), "net.py:build", UsageError, "needs --parameters meta"),
+        (("--statistics", "stream"), "net.py:build", UsageError, "belongs to --parameters adapted"),
+        (("--regulariser", "1"), "net.py:build", UsageError, "needs --parameters adapted"),
         (("--device", "cuda:nine"), "net.py:build", UsageError, "write cpu, cuda"),
         (("--num-classes", "3"), "net.py:build", UsageError, "has the label 4, and the model has 3 classes"),
     ],

@@ -11,7 +11,7 @@ import pytest
 
 from edgetta.cli import main
 from edgetta.rate_law import RateLaw
-from tests.adaptation.backbones import small_model
+from tests.adaptation.backbones import small_programs
 from tests.small_bundle import copy_of_it, names, whole_bundle, write_small, zipped
 
 
@@ -32,10 +32,11 @@ def test_what_is_in_a_bundle(capsys: pytest.CaptureFixture[str]) -> None:
     assert "learning_rate 0.003" in found["adaptation"] and "when every 2" in found["adaptation"]
     assert found["provenance"] == "provenance weights: seeded"
     assert "not measured" in found["rate"]
-    assert "follow the stream; policy auto" in found["BatchNorm"]
-    assert found["part2"].startswith("part2 6 x 16 x 16 8 x 8 x 8") and "2 masks, 2 scales" in found["part2"]
-    assert found["stem"].endswith("none 0")
-    assert {"auto", "exact", "recompute", "local"} <= set(found)
+    assert "13 layers; those of the backbone follow the stream" in found["BatchNorm"]
+    assert "3 meta-networks, and 12 weights and biases inside the backbone" in found["adapting"]
+    assert found["content"] == "content what it explains was measured on 400 source images"
+    assert found["kept"].endswith("per image between forward and backward")
+    assert {"predict", "measure", "forward", "backward", "recompute"} <= set(found)
     assert set(names(whole_bundle())) - {"manifest.json"} <= set(found)
     count = str(len(names(whole_bundle())) - 1)  # the manifest is not in its own list
     assert found[count].startswith(f"{count} files, ") and "size and SHA-256" in found[count]
@@ -54,7 +55,9 @@ def test_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
 
 def test_self_test_rate_law_and_more(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     law = RateLaw("sgd", "measured", (1, 64), (1e-3, 8e-3), (5e-4, 6e-3), (2e-3, 1e-2))
-    path = write_small(tmp_path / "small", small_model(form="source"), rate_law=law, classes=None, provenance={})
+    path = write_small(
+        tmp_path / "small", small_programs(form="source"), rate_law=law, classes=None, provenance={}, content=None
+    )
     (path / "[notes].txt").write_text("mine")
     assert main(["inspect", str(path), "--test"]) == 0
     out = capsys.readouterr().out
@@ -63,20 +66,20 @@ def test_self_test_rate_law_and_more(capsys: pytest.CaptureFixture[str], tmp_pat
     assert "0.001 (0.0005 to 0.002) at batch 1, noise-limited" in out and "0.008 (0.006 to 0.01) at batch 64" in out
     assert found["learning"].startswith("learning rate 0.003 at 64 images (as given; its rate law is not used)")
     assert found["classes"] == "classes 5, without names" and found["provenance"] == "provenance not given"
-    assert "are folded into the convolutions" in found["BatchNorm"]
+    assert "not measured: statistics stay near the source" in found["content"]
     assert "not part of the bundle, and not read: [notes].txt" in out, "brackets are no markup"
     assert "self-test on torch: passed" in out and "self-test on onnxruntime: passed" in out
 
 
 def test_damage_is_one_line_and_exit_code_4(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     folder = copy_of_it(tmp_path / "copy")
-    raw = bytearray((folder / "meta.safetensors").read_bytes())
+    raw = bytearray((folder / "content.safetensors").read_bytes())
     raw[-1] ^= 1
-    (folder / "meta.safetensors").write_bytes(bytes(raw))
+    (folder / "content.safetensors").write_bytes(bytes(raw))
     assert main(["inspect", str(folder)]) == 4
     printed = capsys.readouterr()
     (line,) = printed.err.splitlines()
-    assert line.startswith("edgetta: error: meta.safetensors in bundle") and "copy the bundle again" in line
+    assert line.startswith("edgetta: error: content.safetensors in bundle") and "copy the bundle again" in line
     assert printed.out == ""
     assert main(["inspect", str(tmp_path / "missing")]) == 4
     assert "does not exist" in capsys.readouterr().err

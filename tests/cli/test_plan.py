@@ -34,39 +34,39 @@ def test_for_people(bundle: Path, capsys: Captured) -> None:
     for words in (
         "small, 64 frames per step",
         "60.0 MiB above the loaded model",
-        "64 images per update, gradient auto, storage recompute in slices of",
+        "learns from as many as configured in slices of 16, bits kept for the backward",
         "torch, freed memory returned at once",
-        "auto: statistics of each batch",
+        "statistics of the source, moved as far as there is evidence",
         "kept between forward and backward, ",
         "times plain inference on this engine",
         "0.003",
-        "given up",
+        "gradients through the statistics of all images at once, for slices of 16: not measured",
         "at export, 2026-11-27, x86_64, 2 threads, torch 2.13.0",
     ):
         assert words in printed, words
-    assert "nothing" in printed, "recompute is exact"
 
 
 def test_what_is_given_up(bundle: Path, capsys: Captured) -> None:
-    assert plan(bundle, "--budget", "20MB", "--batch", 64) == 0
-    assert "updates of 16 images instead of 64: not measured" in capsys.readouterr().out
-    assert plan(bundle, "--budget", "1GiB", "--storage", "int8") == 0
-    assert "exact gradients: those of storage int8 are within 5 %: not measured" in capsys.readouterr().out
+    assert plan(bundle, "--budget", "1GiB") == 0
+    assert "given up" in (printed := capsys.readouterr().out) and "nothing" in printed
+    assert plan(bundle, "--budget", "1GiB", "--slice", 4, "--recompute") == 0
+    printed = capsys.readouterr().out
+    assert "for slices of 4: not measured" in printed and "nothing kept, forward run again" in printed
 
 
 def test_costs_that_were_measured_are_told(bundle: Path, capsys: Captured) -> None:
     assert plan(bundle, "--budget", "20MB") == 0
     assert "costs not measured; `edgetta prepare --costs` does" in capsys.readouterr().out
-    found = costs(batch_16=AccuracyCost(1.25, 0.25))
+    found = costs(slice_1=AccuracyCost(1.25, 0.25))
     edit_manifest(bundle, lambda manifest: manifest.update(accuracy_costs=found.to_json()))
-    assert plan(bundle, "--budget", "20MB", "--storage", "full") == 0
+    assert plan(bundle, "--budget", "1GB", "--slice", 1) == 0
     printed = capsys.readouterr().out
-    assert "updates of 4 images instead of 64: +0.10 ± 0.10 points of error" in printed
+    assert "for slices of 1: +1.25 ± 0.25 points of error" in printed
     assert "21.50 % error at its best on 1024 images under spatter; without" in printed
     assert "without adaptation +0.10 ± 0.10 points of error" in printed
-    assert plan(bundle, "--budget", "20MB", "--storage", "full", "--json") == 0
+    assert plan(bundle, "--budget", "1GB", "--slice", 1, "--json") == 0
     entry = json.loads(capsys.readouterr().out)["given_up"][0]
-    assert (entry["points"], entry["standard_error"]) == (0.1, 0.1)
+    assert (entry["points"], entry["standard_error"]) == (1.25, 0.25)
 
 
 def test_for_programs(bundle: Path, capsys: Captured) -> None:
@@ -95,7 +95,7 @@ def test_a_device_gives_a_budget_to_start_from(bundle: Path, capsys: Captured) -
         (("--device", "orin-nano"), "no device profile 'orin-nano'"),
         (("--budget", "1MiB"), "a budget of 1.0 MiB is too small to adapt small: the smallest that does is"),
         (("--budget", "1GiB", "--engine", "tensorrt"), "was not measured for what was asked for (engine tensorrt)"),
-        (("--budget", "1GiB", "--passes", "3"), "3 is not in the range"),
+        (("--budget", "1GiB", "--slice", "-3"), "-3 is not in the range"),
     ],
 )
 def test_what_cannot_be_planned(bundle: Path, arguments: tuple[str, ...], message: str, capsys: Captured) -> None:
@@ -110,12 +110,12 @@ def test_a_bundle_without_a_cost_model(capsys: Captured) -> None:
 
 
 def test_a_cost_model_that_is_damaged_is_a_damaged_bundle(bundle: Path, capsys: Captured) -> None:
-    edit_manifest(bundle, lambda manifest: manifest["cost_model"]["steps"][0].update(batch=-1))
+    edit_manifest(bundle, lambda manifest: manifest["cost_model"]["points"][0].update(images=-1))
     assert plan(bundle, "--budget", "1GiB") == 4
     assert "its memory model cannot be used ('-1' is no whole number" in capsys.readouterr().err
 
 
 def test_settings_from_a_file(bundle: Path, tmp_path: Path, capsys: Captured) -> None:
-    (tmp_path / "edgetta.toml").write_text('budget = "60MiB"\n[plan]\nbatch = 16\nstorage = "int8"\n')
+    (tmp_path / "edgetta.toml").write_text('budget = "60MiB"\n[plan]\nbatch = 16\nrecompute = true\n')
     assert plan(bundle, "--config", tmp_path / "edgetta.toml") == 0
-    assert "16 images per update, gradient auto, storage int8" in capsys.readouterr().out
+    assert "nothing kept, forward run again" in capsys.readouterr().out

@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from edgetta.bundle import build_network, read_bundle
+from edgetta.adaptation.config import AdaptConfig
+from edgetta.bundle import read_bundle
 from edgetta.cli import main
 from edgetta.cli.prepare import AUGMENTATION, command
 from edgetta.offline import accuracy_costs, warm_up
 from edgetta.offline.augment import Augmentation
 from edgetta.offline.warm_up import WarmUpConfig
+from edgetta.runtime import Runtime
 from tests.tiny_model import CLASSES, CUTS, pictures, write_folder, write_model
 
 Captured = pytest.CaptureFixture[str]
@@ -98,17 +99,17 @@ def test_warm_up_learns_and_its_result_ships(model: str, tmp_path: Path, capsys:
     assert "of the warm-up" in capsys.readouterr().out
     bundle = read_bundle(bundle_path)
     assert bundle.name == "net.py:build", "a prepared bundle keeps its name"
-    assert bundle.classes == CLASSES and bundle.model.cuts == tuple(CUTS.split(","))
+    assert bundle.classes == CLASSES and bundle.cuts == tuple(CUTS.split(","))
     assert bundle.config.learning_rate == 0.01
     assert bundle.provenance["preparation"]["accuracy_after"] == report["accuracy_after"]
     assert str(tmp_path) not in (bundle_path / "manifest.json").read_text()
     images, labels = pictures(90, seed=5)
-    shown = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
-    for policy, chunk in (("batch", 90), ("ema", 1)):
-        network = build_network(bundle, "torch", batch_norm=policy)  # type: ignore[arg-type]
-        logits = torch.cat([network.forward(part, keep=False)[0] for part in shown.split(chunk)])
-        accuracy = float((logits.argmax(1) == torch.from_numpy(labels)).float().mean())
-        assert accuracy > 0.9, f"what was warmed up ships, and serves {policy} statistics"
+    shown = (images.transpose(0, 3, 1, 2) / 255).astype(np.float32)
+    assert bundle.content is not None and bundle.content.images == 168
+    for policy, chunk in (("batch", 90), ("source", 1), ("stream", 30)):
+        runtime = Runtime(bundle, "torch", AdaptConfig(when="off", batch_norm=policy))  # type: ignore[arg-type]
+        logits = np.concatenate([runtime(shown[k : k + chunk]) for k in range(0, 90, chunk)])
+        assert (logits.argmax(1) == labels).mean() > 0.9, f"what was warmed up ships, and serves {policy} statistics"
 
 
 def test_interrupted_it_continues_to_the_same_end(
@@ -182,9 +183,10 @@ def test_int8_ships_the_ranges_that_meta_networks_were_warmed_up_with(model: str
     assert set(ranges) == {"stem", "part1", "part2", "classifier", "source"} and all(ranges["stem"].values())
     assert main(["export", str(out), "-o", str(tmp_path / "bundle"), "--no-measure"]) == 0
     bundle = read_bundle(tmp_path / "bundle")
-    assert bundle.model.precision == "int8" and bundle.provenance["recipe"]["ranges"] is None
-    scales = [tensor for name, tensor in bundle.model.stem.forward.constants.items() if name.endswith(".scale")]
-    assert any(float(scale) == pytest.approx(ranges["stem"]["x"] / 127) for scale in scales if scale.dim() == 0)
+    assert bundle.precision == "int8" and bundle.provenance["recipe"]["ranges"] is None
+    constants = bundle.programs.predict.constants
+    scales = [np.asarray(tensor) for name, tensor in constants.items() if name.endswith(".scale")]
+    assert any(float(scale) == pytest.approx(ranges["stem"]["x"] / 127) for scale in scales if scale.ndim == 0)
 
 
 def test_export_of_a_prepared_folder_leaves_no_choice_open(tmp_path: Path, capsys: Captured) -> None:
@@ -285,7 +287,7 @@ def test_costs_in_accuracy_are_measured_and_ship(
     options = (*QUICK, "--held-out", 0.3, "--input-size", 16)
     assert prepare(model, data, straight, *options) == 0
     printed = capsys.readouterr().out
-    assert "gradient local" in printed and "instead of exact gradients, 64 images per update" in printed
+    assert "slice 8" in printed and "instead of learning from 32 of 64 images at once" in printed
     original, calls = accuracy_costs._run, [0]
 
     def stops(*arguments: Any) -> dict[str, Any]:
@@ -299,7 +301,7 @@ def test_costs_in_accuracy_are_measured_and_ship(
     assert len(list((stopped / "stages").glob("cost-*.json"))) == 3
     monkeypatch.setattr(accuracy_costs, "_run", lambda *arguments: calls.append(1) or original(*arguments))
     assert prepare(model, data, stopped, *options) == 0
-    assert len(calls) == 1 + 6, "what was measured is not measured again"
+    assert len(calls) == 1 + 1 + len(accuracy_costs.CHOICES) - 3, "what was measured is not measured again"
     reports = [json.loads((folder / "report.json").read_text()) for folder in (straight, stopped)]
     assert reports[0]["costs"] == reports[1]["costs"]
     assert "What choices cost in accuracy" in (stopped / "report.html").read_text()

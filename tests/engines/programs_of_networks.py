@@ -62,7 +62,7 @@ def mixing(programs: ProgramSet, share: float = 0.3) -> Mixing:
         low + spread * rng.random(size).astype(np.float32)
         for low, spread in ((0.7, 0.3), (-0.1, 0.2), (0.6, 0.5), (0.5, 0.5))
     )
-    return Mixing(Moments(before.mean, before.variance), share, gain, offset, factor, power)
+    return Mixing(Moments(before.mean, before.variance), share, gain, offset, factor, power, 0.01 * power)
 
 
 def relative(found: Array, wanted: Array) -> float:

@@ -119,7 +119,7 @@ def test_measure_is_predict_with_the_statistics_that_it_mixes(share: float) -> N
     m0, v0 = (vector.astype(np.float64) for vector in (asked.before.mean, asked.before.variance))
     mean = (1 - share) * m0 + share * own.mean
     variance = (1 - share) * v0 + share * own.variance + share * (1 - share) * (own.mean - m0) ** 2
-    used = Statistics(asked.gain * mean + asked.offset, asked.factor * variance**asked.power)
+    used = Statistics(asked.gain * mean + asked.offset, asked.factor * (variance + asked.floor) ** asked.power)
     assert relative(engine.predict(images(programs), parameters, used), logits) < 1e-9
 
 

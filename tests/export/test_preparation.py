@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -55,16 +56,30 @@ def test_warm_up_moves_weights_and_settles_statistics() -> None:
     untouched, _ = prepare(derived(), data(200), data(50, seed=1), None)
     network, report = prepare(derived(), data(200), data(50, seed=1), CONFIG)
     assert report.steps == 24 and report.final_loss is not None and report.seconds > 0
-    before, after = untouched.state_dict(), network.state_dict()
-    assert not torch.equal(before["metas.0.conv"], after["metas.0.conv"])
-    # Statistics of the stem see nothing that trains: averages over mixed batches, close to those over all images.
-    images = data(200).images.float() / 255
-    network.stem.forward(images, keep=False, momentum=1.0)
-    settled = {name: value for name, value in after.items() if name.startswith("stem.")}
-    assert settled
-    for name, value in network.state_dict().items():
-        if name in settled:
-            torch.testing.assert_close(settled[name], value, rtol=0.05, atol=0.01)
+    assert not np.array_equal(untouched.programs.shipped, network.programs.shipped)
+    # Statistics of the stem see nothing that trains: those over all images.
+    with torch.no_grad():
+        seen = randomised(SmallNet()).stem[0](data(200).images.float() / 255)  # type: ignore[index]
+    variance, mean = torch.var_mean(seen, (0, 2, 3), correction=0)
+    at = network.programs.statistics.slice("stem.stem.1")
+    np.testing.assert_allclose(network.programs.source.mean[at], mean.numpy(), atol=1e-4)
+    np.testing.assert_allclose(network.programs.source.variance[at], variance.numpy(), rtol=1e-3)
+    assert network.content is not None and network.content.images == 200
+    assert untouched.content is not None, "without a warm-up, too"
+
+
+def test_what_ships_survives_being_stored() -> None:
+    network, _ = prepare(derived(), data(200), data(50, seed=1), None)
+    again = derived().network().with_tensors(network.tensors())
+    np.testing.assert_array_equal(again.programs.shipped, network.programs.shipped)
+    np.testing.assert_array_equal(again.programs.source.variance, network.programs.source.variance)
+    assert again.content is not None and network.content is not None
+    np.testing.assert_allclose(again.content.noise_mean, network.content.noise_mean, rtol=1e-6)
+    short = {name: tensor for name, tensor in network.tensors().items() if name != "metas.0.conv"}
+    with pytest.raises(ValueError, match=r"'metas\.0\.conv'"):
+        derived().network().with_tensors(short)
+    with pytest.raises(ValueError, match=r"has shape \(3,\)"):
+        derived().network().with_tensors({**network.tensors(), "metas.0.conv": torch.zeros(3)})
 
 
 def test_what_would_stop_it_is_found_first() -> None:

@@ -61,7 +61,7 @@ def test_contradictions() -> None:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """What the derivation was asked for; it is not carried out."""
     calls: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(recipes, "derive", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(recipes, "derive", lambda *arguments, seed: calls.append(arguments))
     return calls
 
 

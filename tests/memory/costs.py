@@ -2,89 +2,76 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
-from edgetta.bundle import Bundle, read_bundle
-from edgetta.memory.calibration import WAYS
-from edgetta.memory.cost_model import CostModel, PredictionPoint, StepPoint
-from tests.small_bundle import whole_bundle
+from edgetta.adaptation.config import AdaptConfig
+from edgetta.memory.cost_model import CostModel, ProgramPoint
 
 MB = 1_000_000
 IMAGE = 4 * 3 * 16 * 16
-KEPT = {"full": 1.2, "half": 0.66, "int8": 0.4, "recompute": 0.53, "recompute-int8": 0.21}
-"""Bytes kept per image by storage, in MB."""
-
-
-UPDATE = 40_000
-"""Bytes of every update."""
+PARAMETERS = 8_000
+KEPT = 0.4
+"""MB kept per image."""
 
 
 @dataclass(frozen=True)
 class Formula:
-    """Peaks of one engine: linear in the batch, and in the images of a slice."""
+    """One engine: peaks in MB per image beside `fixed`, seconds per image of a prediction."""
 
     engine: str
-    forward: float  # MB per image, beside what is kept
-    backward: float  # MB per image of a slice, beside what is kept
-    fixed: float  # MB
-    seconds: float  # per image of a prediction
+    predict: float
+    measure: float
+    forward: float
+    backward: float
+    recompute: float
+    fixed: float
+    seconds: float
 
-    def forward_bytes(self, storage: str, batch: int) -> int:
-        return round(MB * (self.fixed + batch * (0.5 * KEPT[storage] + self.forward)))
+    def peak(self, program: str, images: int) -> float:
+        return MB * (self.fixed + images * float(getattr(self, program)))
 
-    def backward_bytes(self, gradient: str, storage: str, batch: int, images: int) -> int:
-        work = self.backward * (0.5 if gradient == "local" else 1.2 if gradient == "recompute" else 1.0)
-        return round(MB * (self.fixed + batch * KEPT[storage] + (images or batch) * work))
+    def time(self, program: str, images: int) -> float:
+        times = {"predict": 1.0, "measure": 1.2, "forward": 1.4, "backward": 2.0, "recompute": 3.0}[program]
+        return self.seconds * (images * times + 0.5)  # of a call, whatever it is given
 
-    def step_seconds(self, gradient: str, storage: str, batch: int, images: int) -> float:
-        times = {"full": 2.0, "half": 2.2, "int8": 2.6, "recompute": 2.5, "recompute-int8": 3.0}[storage]
-        times *= {"local": 0.6, "recompute": 1.3, "auto": 1.0}[gradient] * (1.1 if images else 1.0)
-        return self.seconds * batch * times
-
-    def points(self) -> list[StepPoint]:
+    def points(self) -> list[ProgramPoint]:
         return [
-            StepPoint(
+            ProgramPoint(
                 self.engine,
-                gradient,
-                storage,
+                program,
                 images,
-                batch,
-                self.forward_bytes(storage, batch),
-                self.backward_bytes(gradient, storage, batch, images),
-                UPDATE,
-                round(MB * batch * KEPT[storage]),
-                self.step_seconds(gradient, storage, batch, images),
+                round(self.peak(program, images)),
+                round(MB * KEPT * images) if program in ("forward", "backward") else 0,
+                self.time(program, images),
             )
-            for gradient, storage, shares in WAYS
-            for batch in (24, 48)
-            for images in (0 if share == 1 else round(share * batch) for share in shares)
-        ]
-
-    def predictions(self) -> list[PredictionPoint]:
-        return [
-            PredictionPoint(self.engine, network, batch, round(MB * batch * size), batch * seconds)
-            for batch in (24, 48)
-            for network, size, seconds in (
-                ("adapted", self.forward, 1.3 * self.seconds),
-                ("source", 0.3, self.seconds),
-            )
+            for program in ("predict", "measure", "forward", "backward", "recompute")
+            for images in (8, 32)
         ]
 
 
-FAST = Formula("onnxruntime", 0.9, 1.6, 3.0, 0.002)
-LEAN = Formula("torch", 0.5, 1.3, 2.0, 0.003)
+FAST = Formula("onnxruntime", 0.5, 0.6, 4.0, 3.5, 5.0, 3.0, 0.002)
+LEAN = Formula("torch", 0.4, 0.5, 3.0, 2.5, 4.0, 2.0, 0.003)
 
 
 def cost_model(*formulas: Formula) -> CostModel:
-    chosen = formulas or (FAST, LEAN)
     return CostModel(
         IMAGE,
-        tuple(point for formula in chosen for point in formula.points()),
-        tuple(point for formula in chosen for point in formula.predictions()),
+        PARAMETERS,
+        tuple(point for formula in formulas or (FAST, LEAN) for point in formula.points()),
         {"date": "2026-11-27", "architecture": "x86_64", "threads": 2, "versions": {"torch": "2.13.0"}},
     )
 
 
-def planned_bundle(*formulas: Formula) -> Bundle:
-    """The small bundle, as if it had been measured."""
-    return replace(read_bundle(whole_bundle()), cost_model=cost_model(*formulas))
+def planned_bundle(*formulas: Formula, **fields: Any) -> Any:
+    """What a plan reads of a bundle, as if it had been measured."""
+    read = {
+        "name": "small",
+        "path": "small.bundle",
+        "config": AdaptConfig(learning_rate=3e-3),
+        "rate_law": None,
+        "cost_model": cost_model(*formulas),
+        "accuracy_costs": None,
+    }
+    return SimpleNamespace(**(read | fields))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,22 +46,17 @@ def kept_of_freed_step(switch: str) -> int:
 
 def same_with_an_arena() -> list[bool]:
     """Before and after each switch: is freed memory kept, and does a session give what it gave?"""
-    import torch
-
-    from edgetta.export.onnx_writer import to_onnx
+    from edgetta.engines.onnxruntime import OnnxRuntimeEngine
     from edgetta.memory.allocator import keep_freed_memory, keeps_freed_memory, return_freed_memory
-    from edgetta.segments.graph import BATCH, GraphBuilder
-    from edgetta.segments.onnxruntime_engine import OnnxProgram
+    from tests.memory import small_engine
 
-    builder = GraphBuilder()
-    x = builder.input("x", (BATCH, 8))
-    graph = builder.graph([builder.emit("Exp", builder.emit("Relu", x))])
-    images = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    programs, images = small_engine.programs(), small_engine.images(4)
+    expected = small_engine.engine().predict(images, programs.shipped, programs.source)
     found = []
     for switch in (lambda: True, keep_freed_memory, keep_freed_memory, return_freed_memory):
         switch()
-        result = OnnxProgram(to_onnx(graph, "graph").SerializeToString(), graph, 1).run({"x": images})[0]
-        found += [keeps_freed_memory(), torch.allclose(result, images.relu().exp())]
+        result = OnnxRuntimeEngine(programs, 1).predict(images, programs.shipped, programs.source)
+        found += [keeps_freed_memory(), bool(np.allclose(result, expected, atol=1e-4))]
     return found
 
 
@@ -87,21 +84,37 @@ def wait() -> None:
     signal.pause()
 
 
-def pieces_of_a_step(bundle: str, batch: int, engine: str) -> dict[str, list[tuple[str, int, int, int, int]] | bool]:
-    import torch
+def kept_of_a_forward(images: int) -> dict[str, int]:
+    """Bytes kept of a forward of the small network: as it says, as the process grows, as counted from residuals."""
+    from edgetta.memory.kept_bytes import KeptBytes
+    from edgetta.memory.meter import alive_bytes
+    from tests.memory import small_engine
 
-    from edgetta.adaptation.adapter import AdaptConfig, Adapter
-    from edgetta.bundle import build_network, read_bundle
-    from edgetta.memory.allocation_profile import allocation_profile
+    engine, programs, shown = small_engine.engine(), small_engine.programs(), small_engine.images(images)
+
+    def forward() -> object:
+        return engine.forward(shown, programs.shipped, programs.source).residuals
+
+    kept = engine.forward(shown, programs.shipped, programs.source).residuals.nbytes
+    return {"alive": alive_bytes(forward), "kept": kept, "counted": KeptBytes.of(programs.residuals).at(images)}
+
+
+def modules_of_a_planned_step(bundle: str) -> dict[str, Any]:
+    """What a runtime with a budget imports, from its plan to its first steps."""
+    from dataclasses import replace
+
+    from edgetta.adaptation.config import AdaptConfig
+    from edgetta.bundle import open_engine, read_bundle
+    from edgetta.memory.calibration import measured_engine
+    from edgetta.memory.keep import new_images
+    from edgetta.runtime import Runtime
 
     opened = read_bundle(bundle)
-    network = build_network(opened, engine, "exact", "batch")
-    adapter = Adapter(network, AdaptConfig(entropy_margin=1.0, small_batch=1))
-    images = torch.rand(batch, *opened.model.input_shape)
-    pieces = allocation_profile(network, lambda: adapter.step(images))
-    owners = [network.stem, *network.parts, network.classifier, *network.metas]
-    wrapped = any({"forward", "backward", "input_gradient"} & set(vars(owner)) for owner in owners)
-    return {"pieces": [(p.name, p.peak, p.torch, p.engine, p.other) for p in pieces], "wrapped": wrapped}
+    costs = measured_engine(open_engine(opened, "onnxruntime", 1), 1)
+    runtime = Runtime(replace(opened, cost_model=costs), config=AdaptConfig(), budget="100MB", batch=16)
+    result = runtime.step(new_images(16, opened.input_shape))
+    heavy = [name for name in ("torch", "onnx", "click", "PIL") if name in sys.modules]
+    return {"adapted": result.adapted, "planned": runtime.plan is not None, "heavy": heavy}
 
 
 def touch(megabytes: int) -> np.ndarray:
@@ -145,7 +158,7 @@ def kept_of_convolutions(few: bool) -> int:
         os.environ.pop(name, None)
     torch.set_num_threads(1)
     if few:
-        limit_kernel_cache("onnxruntime", 1)
+        limit_kernel_cache(64)
     weights = [torch.rand(channels, 16, 3, 3) for channels in (16, 24, 32, 40)]
 
     def run(count: int) -> None:

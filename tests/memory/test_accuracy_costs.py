@@ -1,4 +1,4 @@
-"""Costs in accuracy: what counts, what lies between measured batches, what adds up, and what a file may hold."""
+"""Costs in accuracy: what counts, what lies between measured sizes, what adds up, and what a file may hold."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from edgetta.adaptation.step_plan import StepPlan
 from edgetta.errors import BundleError
 from edgetta.memory.accuracy_costs import AccuracyCost, AccuracyCosts, MeasuredCost
 from edgetta.memory.choice import Choice
@@ -15,11 +16,14 @@ from edgetta.memory.choice import Choice
 
 def costs(**changed: AccuracyCost) -> AccuracyCosts:
     """Small costs that cannot be told from none, but for those given, by kind and value."""
-    names = ("adaptation off", "gradient local", "storage half", "storage int8", "storage recompute-int8")
-    found = {name: AccuracyCost(0.1, 0.1) for name in (*names, "batch 32", "batch 16", "batch 8")}
+    found = {name: AccuracyCost(0.1, 0.1) for name in ("adaptation off", "learn 16", "learn 8", "slice 8", "slice 1")}
     found |= {name.replace("_", " "): cost for name, cost in changed.items()}
     measured = (MeasuredCost(*name.split(" "), cost) for name, cost in found.items())
-    return AccuracyCosts(21.5, 64, tuple(measured), {"corruptions": "spatter", "images": "1024"})
+    return AccuracyCosts(21.5, 64, 32, tuple(measured), {"corruptions": "spatter", "images": "1024"})
+
+
+def counted(of: AccuracyCosts, images: int, instead_of: int = 32, **plan: Any) -> float:
+    return of.counted(Choice("torch", 64, StepPlan(**plan)), images, instead_of)
 
 
 def test_noise_and_gains_count_as_none() -> None:
@@ -28,24 +32,27 @@ def test_noise_and_gains_count_as_none() -> None:
     assert AccuracyCost(-0.25, 0.125).told() == "-0.25 ± 0.12 points of error"
 
 
-def test_batches_between_and_beyond_those_measured() -> None:
-    found = costs(batch_32=AccuracyCost(1.0, 0.1), batch_16=AccuracyCost(3.0, 0.3), batch_8=AccuracyCost(7.0, 0.5))
-    assert found.of_batch(64, 64) == found.of_batch(20, 20) == AccuracyCost(0.0, 0.0)
-    assert found.of_batch(128, 64).points == 0 and found.of_batch(32, 256).points == 1
-    assert found.of_batch(8, 64) == found.of_batch(1, 64) == AccuracyCost(7.0, 0.5)
-    assert found.of_batch(23, 64).points == pytest.approx(2.0, abs=0.1), "halfway by the logarithm"
-    assert found.of_batch(16, 32) == AccuracyCost(2.0, pytest.approx(0.316, abs=1e-3))
+def test_sizes_between_and_beyond_those_measured() -> None:
+    found = costs(learn_16=AccuracyCost(3.0, 0.3), learn_8=AccuracyCost(7.0, 0.5), slice_1=AccuracyCost(2.0, 0.1))
+    assert found.of_learn(32, 32) == found.of_learn(20, 20) == found.of_learn(20, 16) == AccuracyCost(0.0, 0.0)
+    assert found.of_learn(32, 64).points == 0
+    assert found.of_learn(8, 32) == found.of_learn(1, 32) == AccuracyCost(7.0, 0.5)
+    assert found.of_learn(11, 32).points == pytest.approx(5.0, abs=0.2), "halfway by the logarithm"
+    assert found.of_learn(8, 16) == AccuracyCost(4.0, pytest.approx(0.583, abs=1e-3))
+    assert found.of_slice(0) == found.of_slice(32) == AccuracyCost(0.0, 0.0)
+    assert found.of_slice(1).points == 2.0 and found.of_slice(8).points == 0.1 < found.of_slice(3).points < 2.0
 
 
 def test_costs_add_up() -> None:
-    found = costs(
-        gradient_local=AccuracyCost(2.0, 0.1), storage_int8=AccuracyCost(0.5, 0.1), batch_16=AccuracyCost(3.0, 0.1)
-    )
-    assert found.counted(Choice("torch", 64, storage="recompute"), 64) == 0
-    assert found.counted(Choice("torch", 64, storage="half"), 64) == 0, "noise"
-    assert found.counted(Choice("torch", 16, gradient="local", storage="int8"), 64) == pytest.approx(5.5)
-    assert found.counted(Choice("torch", 16, gradient="recompute"), 16) == 0, "of what was asked for"
-    assert found.counted(Choice("torch", 8), 64) == 3, "no less than a larger batch, whatever the noise says"
+    found = costs(learn_16=AccuracyCost(3.0, 0.1), slice_8=AccuracyCost(0.5, 0.1), adaptation_off=AccuracyCost(9, 0.1))
+    assert counted(found, 32) == counted(found, 32, slice=32) == 0
+    assert counted(found, 16, slice=16) == 3.0, "a slice of all"
+    assert counted(found, 32, slice=8) == counted(found, 32, slice=8, keep=False) == 0.5
+    assert counted(found, 32, slice=1) == 0.5, "no less than a larger slice, whatever the noise says"
+    assert counted(found, 16, slice=8) == 3.5
+    assert counted(found, 16, 16) == 0, "of what was asked for"
+    assert counted(found, 8) == 3, "no less than more images, whatever the noise says"
+    assert found.counted(Choice("torch", 64, adapts=False), 0, 32) == 9
 
 
 def test_it_comes_back_from_json() -> None:
@@ -53,21 +60,24 @@ def test_it_comes_back_from_json() -> None:
     told = replace(costs(), doubt=12.5)
     assert AccuracyCosts.from_json(told.to_json()) == told and told.errors_per_doubt == told.error / 12.5
     before = {name: value for name, value in told.to_json().items() if name != "doubt"}
-    assert AccuracyCosts.from_json(before).errors_per_doubt is None, "bundles from before it was measured"
+    assert AccuracyCosts.from_json(before).errors_per_doubt is None, "where it was not measured"
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda data: data.update(version=2), "have version 2"),
+        (lambda data: data.update(version=1), "have version 1, and this edgetta reads 2; prepare and export again"),
         (lambda data: data.update(error=101), "no number from 0 to 100"),
         (lambda data: data.update(doubt=-1), "no number from 0 to 100"),
         (lambda data: data.update(batch=0), "batch of '0'"),
-        (lambda data: data["measured"].pop(1), "gradient local is missing"),
+        (lambda data: data.update(learn="32"), "learn of '32'"),
+        (lambda data: data["measured"].pop(0), "adaptation is missing"),
+        (lambda data: data.update(measured=data["measured"][:3]), "slice is missing"),
         (lambda data: data["measured"][0].update(points="1"), "'1' is no number"),
         (lambda data: data["measured"][0].update(points=float("nan")), "'nan' is no number"),
-        (lambda data: data["measured"][6].update(value="-16"), "a cost of 'batch' '-16'"),
-        (lambda data: data["measured"][2].update(value="tiny"), "a cost of 'storage' 'tiny'"),
+        (lambda data: data["measured"][2].update(value="-16"), "a cost of 'learn' '-16'"),
+        (lambda data: data["measured"][0].update(value="tiny"), "a cost of 'adaptation' 'tiny'"),
+        (lambda data: data["measured"][0].update(kind="storage"), "a cost of 'storage' 'off'"),
         (lambda data: data.update(measured=3), "cannot be used"),
         (lambda data: data.pop("source"), "'source'"),
     ],

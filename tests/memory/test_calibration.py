@@ -1,4 +1,4 @@
-"""Measuring a bundle's steps: what is measured, and that it is what such steps take."""
+"""Measuring a bundle's programs: what is measured, and that it is what such steps take."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from edgetta.adaptation.step_plan import StepPlan
 from edgetta.bundle import processor_engines, read_bundle
 from edgetta.cli import main
 from edgetta.memory import calibration
-from edgetta.memory.calibration import WAYS, _Sizes, measure_cost_model, points_here
+from edgetta.memory.calibration import measure_cost_model, points_here
 from edgetta.memory.choice import Choice
-from edgetta.memory.cost_model import CostModel
+from edgetta.memory.cost_model import PROGRAMS, CostModel, Load
 from edgetta.memory.fresh_process import MeasurementError
+from edgetta.memory.kept_bytes import KeptBytes
+from edgetta.memory.step_peak import StepCase, measure_step
 from tests.memory.costs import cost_model
 from tests.small_bundle import ENGINES, whole_bundle
 from tests.tiny_model import write_model
@@ -22,46 +25,34 @@ linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="r
 
 @pytest.fixture(scope="module")
 def measured() -> CostModel:
-    """The small bundle, measured in a fresh process."""
+    """The small bundle, measured in fresh processes."""
     return measure_cost_model(str(whole_bundle()), ENGINES, threads=1)
 
 
 @linux
 @pytest.mark.parametrize("engine", ENGINES)
-def test_every_way_is_measured_at_two_batch_sizes(measured: CostModel, engine: str) -> None:
+def test_every_program_is_measured_at_two_numbers_of_images(measured: CostModel, engine: str) -> None:
     assert measured.engines() == list(ENGINES) and measured.image_bytes == 4 * 3 * 16 * 16
-    shares = measured.shares(engine)
-    assert set(shares) == {(gradient, storage) for gradient, storage, _ in WAYS}
-    for gradient, storage, expected in WAYS:
-        points = [p for p in measured.steps if (p.engine, p.gradient, p.storage) == (engine, gradient, storage)]
-        assert shares[gradient, storage] == pytest.approx(list(expected))
-        assert {point.batch for point in points} == {24, 48}, "sizes that thirds and twelfths divide"
-        assert all(0 < point.update_bytes < 5_000_000 for point in points), "few weights, whatever the batch"
-        assert all(point.forward_bytes and point.backward_bytes and point.seconds for point in points)
-    assert {(p.network, p.batch) for p in measured.predictions if p.engine == engine} == {
-        (network, batch) for network in ("adapted", "source") for batch in (24, 48)
-    }
-    assert measured.measured_on["threads"] == 1 and measured.measured_on["versions"]["torch"]
-
-
-def test_few_images_are_measured_whole_and_in_slices_of_two_sizes() -> None:
-    assert list(_Sizes(24, 48).points((1 / 3, 1 / 12))) == [(24, 8), (48, 16), (48, 4)]
-    assert list(_Sizes(3, 6).points((1 / 3,))) == [(3, 0), (6, 0), (6, 2), (6, 1)]
-    assert list(_Sizes(6, 12).points((1 / 3, 1 / 12))) == [(6, 0), (12, 0), (12, 4), (12, 1)]
-    assert list(_Sizes(3, 6).points((1.0,))) == [(3, 0), (6, 0)]
+    kept = KeptBytes.of(read_bundle(whole_bundle()).programs.residuals)
+    for program in PROGRAMS:
+        points = [p for p in measured.points if (p.engine, p.program) == (engine, program)]
+        few, many = sorted(points, key=lambda point: point.images)
+        assert many.images == 4 * few.images and many.seconds > 0
+        assert few.peak_bytes <= 1.1 * many.peak_bytes
+        if program in ("forward", "backward"):
+            assert many.kept_bytes == kept.at(many.images)
+            assert many.peak_bytes >= 0.9 * many.kept_bytes
+    assert measured.measured_on["threads"] == 1 and set(measured.measured_on["versions"]) == {"edgetta", *ENGINES}
 
 
 @linux
-@pytest.mark.parametrize("engine", ENGINES)
-def test_kept_bytes_are_those_of_the_contract(measured: CostModel, engine: str) -> None:
-    bundle = read_bundle(whole_bundle())
-    kept = {
-        storage: measured.cost(Choice(engine, 48, "batch", "auto", storage, 0 if storage == "full" else 16)).kept
-        for storage in ("full", "half", "int8", "recompute", "recompute-int8")
-    }
-    assert kept["full"] == pytest.approx(bundle.memory["auto"].at(48), rel=0.1)
-    assert kept["full"] > kept["half"] > kept["int8"] > kept["recompute-int8"] and kept["full"] > kept["recompute"]
-    assert measured.cost(Choice(engine, 48)).peak > kept["full"]
+@pytest.mark.parametrize("plan", [StepPlan(), StepPlan(slice=16), StepPlan(False, slice=32, predict=64)])
+def test_steps_of_another_size_take_what_follows_from_them(measured: CostModel, plan: StepPlan) -> None:
+    case = StepCase(str(whole_bundle()), 512, "onnxruntime", plan.keep, plan.learn, plan.slice, plan.predict, 1)
+    found = measure_step(case)
+    predicted = measured.cost(Choice("onnxruntime", 512, plan), Load(512))
+    above = found.peak_bytes + predicted.images  # they are there before the level is read
+    assert 0.75 < predicted.peak / above < 1.3, (predicted, found)
 
 
 def test_a_bundle_that_is_not_there() -> None:
@@ -72,7 +63,7 @@ def test_a_bundle_that_is_not_there() -> None:
 def test_a_system_that_does_not_reset_its_mark(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "reset_high_water", lambda: False)
     with pytest.raises(Exception, match="does not let the mark of resident memory be reset"):
-        points_here(str(whole_bundle()), ["torch"])
+        points_here(str(whole_bundle()), "torch")
 
 
 def test_export_measures_and_ships_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

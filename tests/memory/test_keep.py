@@ -9,31 +9,28 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
-from edgetta.adaptation.adapter import AdaptConfig, Adapter
-from edgetta.bundle import read_bundle
+from edgetta.adaptation.adapter import Adapter
+from edgetta.adaptation.config import AdaptConfig
+from edgetta.adaptation.step_plan import KEEP, StepPlan
 from edgetta.errors import EdgettaError
 from edgetta.memory import keep
 from edgetta.memory.choice import Choice
-from edgetta.memory.keep import PATIENCE, Keeper, ladder_without_costs
+from edgetta.memory.keep import PATIENCE, Keeper, ladder_without_costs, new_images, rehearsing
 from edgetta.memory.room import Room
-from edgetta.runtime import Runtime
-from tests.adaptation.test_undo import SITES, assert_same, everything, images
-from tests.small_bundle import ENGINES, whole_bundle
+from tests.memory.small_engine import CONFIG, adapter, assert_same, engine, images, programs, state_of
 
-CONFIG = AdaptConfig(learning_rate=0.05, entropy_margin=1.0, small_batch=4, window=8)
 LADDER = (
-    Choice("torch", 16, "batch", "auto", "full", 0),
-    Choice("torch", 16, "batch", "auto", "int8", 4),
-    Choice("torch", 8, "ema", "auto", "recompute-int8", 4),
-    Choice("torch", 8, "ema", "local", "recompute-int8", 4),
-    Choice("torch", 16, "batch", adapts=False),
-    Choice("torch", 1, "ema", adapts=False),
+    Choice("torch", 16),
+    Choice("torch", 16, StepPlan(slice=4)),
+    Choice("torch", 16, StepPlan(False, slice=4, predict=8)),
+    Choice("torch", 8, StepPlan(False, learn=4, slice=1, predict=4)),
+    Choice("torch", 16, adapts=False),
+    Choice("torch", 16, StepPlan(predict=1), adapts=False),
 )
-NEEDS = {choice: size for choice, size in zip(LADDER, (800, 500, 300, 200, 100, 10), strict=True)}
+NEEDS = dict(zip(LADDER, (800, 500, 300, 200, 100, 10), strict=True))
 
 
 class Machine:
@@ -44,10 +41,6 @@ class Machine:
 
     def room(self) -> Room:
         return Room(self.available, "/sys/fs/cgroup/test")
-
-
-def adapter(config: AdaptConfig = CONFIG, engine: str = "torch") -> Adapter:
-    return Runtime(read_bundle(whole_bundle()), engine, config, check=False).adapter
 
 
 def needs(choice: Choice, count: int) -> int:
@@ -61,9 +54,8 @@ def keeper(machine: Machine, of: Adapter | None = None) -> Keeper:
 def test_with_room_it_does_what_was_planned() -> None:
     kept = keeper(Machine())
     for seed in range(3):
-        assert kept.step(images(16, seed)).adapted
+        assert kept.step(images(16, seed)).kept_bytes > 0
     assert kept.choice == LADDER[0] and kept.record.steps == 3 and not kept.record.changes
-    assert kept.adapter.network.memory.storage == "full"
 
 
 @pytest.mark.parametrize(
@@ -73,13 +65,25 @@ def test_it_takes_the_first_rung_that_fits(available: int, rung: int) -> None:
     kept = keeper(Machine(available))
     result = kept.step(images(16))
     assert kept.choice == LADDER[rung]
-    assert result.logits.shape == (16, 5) and torch.isfinite(result.logits).all()
+    assert result.logits.shape == (16, 5) and np.isfinite(result.logits).all()
     assert result.adapted == LADDER[rung].adapts == (result.reason == "adapted")
-    assert kept.record.split == (LADDER[rung].batch < 16)
-    memory = kept.adapter.network.memory
-    if LADDER[rung].adapts:
-        assert (memory.storage, memory.slice) == (LADDER[rung].storage, LADDER[rung].slice)
-        assert memory.local == (LADDER[rung].gradient == "local")
+    assert (result.kept_bytes > 0) == (rung < 2)
+    assert kept.record.split == (LADDER[rung].batch < 16) and kept.record.predicted == (rung > 3)
+
+
+@pytest.mark.parametrize("rung", range(4))
+def test_every_way_to_learn_leads_to_the_same_weights_but_for_slices(rung: int) -> None:
+    """Slices take the gradient through the statistics of their own images; keeping or not makes no difference."""
+    plan = LADDER[rung].plan
+    ways = [replace(plan, keep=kept) for kept in (True, False)]
+    found = []
+    for way in ways:
+        one = adapter()
+        one.step(images(16), way)
+        found.append(one.state)
+    np.testing.assert_allclose(found[0].parameters, found[1].parameters, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found[0].stream.average.mean, found[1].stream.average.mean, rtol=1e-4, atol=1e-6)
+    assert not np.allclose(found[0].parameters, programs().shipped, atol=1e-4), "and it did learn"
 
 
 def test_down_at_once_and_up_when_there_has_been_room_for_a_while(caplog: pytest.LogCaptureFixture) -> None:
@@ -91,8 +95,8 @@ def test_down_at_once_and_up_when_there_has_been_room_for_a_while(caplog: pytest
         for _ in range(5):
             kept.step(images(16))
         assert kept.choice == LADDER[2] and len(caplog.records) == 1, "one change, told once"
-        assert "step 1: down to 8 images per update, gradient auto, storage recompute-int8 in slices of 4, because it "
         told = caplog.records[0].getMessage()
+        assert "step 1: down to learns from as many as configured in slices of 4, nothing kept" in told
         assert "because it needs 800 B, and /sys/fs/cgroup/test leaves 400 B" in told
         machine.available = 10_000
         choices = []
@@ -137,68 +141,71 @@ def test_small_batches_need_less() -> None:
 
 
 def test_the_system_keeps_a_reserve() -> None:
-    machine = Machine()
     kept = Keeper(adapter(), LADDER, needs=needs, room=lambda: Room(keep.RESERVE + 400, "MemAvailable"))
     kept.step(images(16))
     assert kept.choice == LADDER[2]
-    assert keeper(machine).choice == LADDER[0]
 
 
 def test_a_larger_batch_than_planned_is_split_evenly_and_comes_back_in_order() -> None:
-    kept, whole = keeper(Machine()), adapter(replace(CONFIG, learning_rate=0.0))
-    kept.attach(adapter(replace(CONFIG, learning_rate=0.0)))
+    frozen = replace(CONFIG, learning_rate=0.0)
+    kept, whole = keeper(Machine(), adapter(frozen)), adapter(frozen)
     result = kept.step(images(40))
-    assert result.logits.shape == (40, 5) and result.kept == 40 and kept.record.split == 1
+    assert result.logits.shape == (40, 5) and kept.record.split == 1
     pieces = [whole.step(images(40)[start:stop]) for start, stop in ((0, 14), (14, 27), (27, 40))]
-    expected = torch.cat([piece.logits for piece in pieces])
-    torch.testing.assert_close(result.logits, expected)
-    weighted = sum(piece.objective * piece.kept for piece in pieces) / 40
+    np.testing.assert_allclose(result.logits, np.concatenate([p.logits for p in pieces]), rtol=1e-5, atol=1e-6)
+    weighted = sum(piece.objective * piece.kept for piece in pieces) / sum(piece.kept for piece in pieces)
     assert result.objective == pytest.approx(weighted)
-    assert kept.record.steps == 1 and kept.adapter.counters()["updates"] == 3
+    assert kept.record.steps == 1 and kept.adapter.state.updates == 3
 
 
-@pytest.mark.parametrize("site", SITES)
-@pytest.mark.parametrize("engine", ENGINES)
+def failing(of: Any, monkeypatch: pytest.MonkeyPatch, program: str, times: int = 1, after: int = 0) -> list[int]:
+    """Have a program of an engine run out of memory a few times, after so many calls that it survives."""
+    sound, calls = getattr(of, program), [0]
+
+    def broken(*arguments: Any, **options: Any) -> Any:
+        calls[0] += 1
+        if after < calls[0] <= after + times:
+            raise MemoryError("injected")
+        return sound(*arguments, **options)
+
+    monkeypatch.setattr(of, program, broken)
+    return calls
+
+
+@pytest.mark.parametrize("program", ["measure", "forward", "backward", "recompute", "predict"])
 def test_a_step_that_fails_is_undone_and_its_images_are_predicted(
-    engine: str, site: Callable[[Runtime, pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+    program: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wherever memory runs out: weights, statistics, momentum as before, and logits all the same."""
-    runtime, other = (Runtime(read_bundle(whole_bundle()), engine, CONFIG, check=False) for _ in range(2))
+    """Wherever memory runs out: weights, statistics, momentum, window as before, and logits all the same."""
+    plan = {"recompute": StepPlan(False), "predict": StepPlan(predict=8)}.get(program, KEEP)
+    kept, other = (Keeper(adapter(), ladder_without_costs("torch", plan)) for _ in range(2))
     for seed in range(2):
-        runtime.step(images(16, seed))
+        kept.step(images(16, seed))
         other.step(images(16, seed))
-    before = everything(runtime)
+    before = state_of(kept.adapter)
     with monkeypatch.context() as patched:
-        site(runtime, patched)
-        failing = ("in_forward", "in_classifier", "in_meta_forward")
-        if site.__name__ in failing:  # they fail in every forward: let the one of the prediction pass
-            _heal_after_one(runtime, patched, site.__name__)
-        result = runtime.step(images(16, 2))
-    assert_same(before, everything(runtime))
+        failing(kept.adapter.engine, patched, program)
+        result = kept.step(images(16, 2))
+    assert_same(before, state_of(kept.adapter))
     assert result.reason == "no memory" and not result.adapted and math.isnan(result.objective)
     expected = other.adapter.predict(images(16, 2), track=False)
-    torch.testing.assert_close(result.logits, expected.logits, rtol=1e-4, atol=1e-5)
-    record = runtime.keeper.record
+    np.testing.assert_allclose(result.logits, expected.logits, rtol=1e-4, atol=1e-5)
+    record = kept.record
     assert (record.failures, record.predicted, record.down, record.steps) == (1, 1, 1, 3)
     assert "memory ran out in it (injected)" in record.changes[0].told()
-    assert runtime.step(images(16, 3)).adapted, "and the stream goes on, one rung lower"
-    assert runtime.network.memory.storage == "recompute-int8"
+    assert kept.step(images(16, 3)).adapted, "and the stream goes on, one rung lower"
 
 
-def _heal_after_one(runtime: Runtime, patched: pytest.MonkeyPatch, site: str) -> None:
-    """The forward that was made to fail works from the second call on."""
-    owner: Any = {
-        "in_forward": runtime.network.parts[1],
-        "in_classifier": runtime.network.classifier,
-        "in_meta_forward": runtime.network.metas[1],
-    }[site]
-    broken, sound, calls = owner.forward, type(owner).forward, [0]
-
-    def forward(*arguments: Any, **options: Any) -> Any:
-        calls[0] += 1
-        return broken(*arguments, **options) if calls[0] == 1 else sound(owner, *arguments, **options)
-
-    patched.setattr(owner, "forward", forward)
+def test_an_update_of_a_window_that_fails_keeps_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Keeper(adapter(), ladder_without_costs("torch", KEEP))
+    for seed in range(3):
+        kept.step(images(2, seed))
+    before = state_of(kept.adapter)
+    with monkeypatch.context() as patched:
+        failing(kept.adapter.engine, patched, "backward")
+        assert kept.step(images(2, 3)).reason == "no memory"
+    assert_same(before, state_of(kept.adapter))
+    assert kept.step(images(2, 3)).adapted, "the same images complete it"
 
 
 def test_other_errors_are_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,55 +214,52 @@ def test_other_errors_are_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None
     def broken(*arguments: Any, **options: Any) -> Any:
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr(kept.adapter.network, "backward", broken)
-    before = everything_of(kept.adapter)
+    monkeypatch.setattr(kept.adapter.engine, "backward", broken)
+    before = state_of(kept.adapter)
     with pytest.raises(RuntimeError, match="shapes differ"):
         kept.step(images(16))
-    assert_same(before, everything_of(kept.adapter))
+    assert_same(before, state_of(kept.adapter))
     assert kept.record.failures == 0
 
 
-def everything_of(of: Adapter) -> dict[str, Tensor]:
-    momentum = {name: t.clone() for name, t in of.optimizer_tensors().items()}
-    return {**{name: tensor.clone() for name, tensor in of.network.state_dict().items()}, **momentum}
+def scarce(of: Any, monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
+    """An engine whose programs fail for more images than there is memory for; the numbers that were tried."""
+    seen: list[int] = []
 
+    def limited(sound: Callable[..., Any]) -> Callable[..., Any]:
+        def run(images: Any, *arguments: Any, **options: Any) -> Any:
+            seen.append(len(images))
+            if len(images) > most:
+                raise MemoryError(f"{len(images)} images")
+            return sound(images, *arguments, **options)
 
-class Scarce:
-    """A network whose forward fails for more images than there is memory for."""
+        return run
 
-    def __init__(self, kept: Keeper, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
-        self.most = most
-        self.seen: list[int] = []
-        self._forward = kept.adapter.network.forward
-        monkeypatch.setattr(kept.adapter.network, "forward", self.forward)
-
-    def forward(self, x: Tensor, keep: bool = True, track: bool = True, share: float | None = None) -> Any:
-        self.seen.append(len(x))
-        if len(x) > self.most:
-            raise MemoryError(f"{len(x)} images")
-        return self._forward(x, keep, track, share)
+    for program in ("predict", "measure", "forward", "recompute"):
+        monkeypatch.setattr(of, program, limited(getattr(of, program)))
+    return seen
 
 
 @pytest.mark.parametrize("most", [1, 3, 8])
 def test_predictions_are_split_until_they_fit(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = keeper(Machine())
-    scarce = Scarce(kept, monkeypatch, most)
-    before = everything_of(kept.adapter)
+    kept = Keeper(adapter(), ladder_without_costs("torch", KEEP))
+    seen = scarce(kept.adapter.engine, monkeypatch, most)
+    before = state_of(kept.adapter)
     result = kept.step(images(16))
     assert result.logits.shape == (16, 5) and result.reason == "no memory"
-    assert_same(before, everything_of(kept.adapter))
-    assert max(size for size in scarce.seen if size <= most) <= most and 16 in scarce.seen
-    for seed in range(6):  # every rung that cannot do fails once, then there is one that can
+    assert_same(before, state_of(kept.adapter))
+    assert 16 in seen
+    for seed in range(8):  # every rung that cannot do fails once, then there is one that can
         assert kept.step(images(16, seed)).logits.shape == (16, 5)
-    assert kept.choice.batch <= most
     failures = kept.record.failures
-    kept.step(images(16))
-    assert kept.record.failures == failures
+    result = kept.step(images(16))
+    assert kept.record.failures == failures and (kept.choice.plan.predict or 16) <= most
+    assert result.adapted == (most > 1), "and it learns still, in slices"
 
 
 def test_no_memory_for_a_single_image_is_an_error_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = keeper(Machine())
-    Scarce(kept, monkeypatch, 0)
+    scarce(kept.adapter.engine, monkeypatch, 0)
     with pytest.raises(EdgettaError, match="no memory to predict a single image; close other programs"):
         kept.step(images(4))
 
@@ -264,15 +268,15 @@ def test_what_failed_is_tried_again_later_and_later(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(keep, "PATIENCE", 2)
     monkeypatch.setattr(keep, "LONGEST", 16)
     kept = keeper(Machine())
-    scarce = Scarce(kept, monkeypatch, 100)
-    backward, fail = kept.adapter.network.backward, [True]
+    of: Any = kept.adapter.engine
+    backward, fail = of.backward, [True]
 
-    def scarce_backward(*arguments: Any, **options: Any) -> None:
-        if fail[0] and kept.adapter.network.memory.storage == "full":
+    def scarce_backward(residuals: Any, *arguments: Any) -> Any:
+        if fail[0] and residuals.batch > 4:
             raise MemoryError
-        backward(*arguments, **options)
+        return backward(residuals, *arguments)
 
-    monkeypatch.setattr(kept.adapter.network, "backward", scarce_backward)
+    monkeypatch.setattr(of, "backward", scarce_backward)
     trials = []
     for step in range(60):
         failures = kept.record.failures
@@ -284,31 +288,33 @@ def test_what_failed_is_tried_again_later_and_later(monkeypatch: pytest.MonkeyPa
     fail[0] = False
     for _ in range(2 * keep.LONGEST + 4):
         kept.step(images(16))
-    assert kept.choice == LADDER[0] and scarce.seen
+    assert kept.choice == LADDER[0]
 
 
 def test_without_costs_only_failures_lead_down() -> None:
-    choice = Choice("torch", 1 << 20, "", "auto", "full", 0)
-    ladder = ladder_without_costs(choice)
-    assert ladder[0] == choice and not ladder[-1].adapts and ladder[-1].batch == 1
-    order = [(not c.adapts, c.gradient == "local") for c in ladder]
-    assert order == sorted(order), "adapting first, then locally, then not at all"
-    assert {c.storage for c in ladder[1:] if c.adapts} == {"recompute-int8"}
-    off = ladder_without_costs(replace(choice, adapts=False))
-    assert all(not c.adapts for c in off)
+    ladder = ladder_without_costs("torch", KEEP)
+    assert ladder[0].plan == KEEP and ladder[-1].plan.predict == 1 and not ladder[-1].adapts
+    adapting = [choice.plan for choice in ladder if choice.adapts]
+    assert [not plan.keep for plan in adapting] == sorted(not plan.keep for plan in adapting), "kept while it can be"
+    assert adapting[-1] == StepPlan(False, slice=1, predict=2)
+    assert len(set(ladder)) == len(ladder)
+    asked = StepPlan(False, learn=16, slice=8, predict=4)
+    below = [choice.plan for choice in ladder_without_costs("torch", asked)]
+    assert below[0] == asked and all(not p.predict or p.predict <= 4 for p in below) and below[-1].predict == 1
+    assert all(not plan.keep for plan, c in zip(below, ladder_without_costs("torch", asked), strict=True) if c.adapts)
+    assert all(not c.adapts for c in ladder_without_costs("torch", KEEP, adapts=False))
 
 
-def test_a_rung_for_larger_batches_is_passed_over_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With 16 images it would do the same as the one that failed."""
-    ladder = ladder_without_costs(Choice("torch", 1 << 20, "", "auto", "full", 0))
-    kept = Keeper(adapter(), ladder)
-    Scarce(kept, monkeypatch, 15)
+def test_a_rung_that_does_the_same_is_passed_over_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 4 images that learn, slices of 16 and of 8 would do the same as the one that failed."""
+    config = replace(CONFIG, learn_images=4)
+    kept = Keeper(adapter(config), ladder_without_costs("torch", KEEP))
+    scarce(kept.adapter.engine, monkeypatch, 3)
     tried = [kept.choice]
-    while kept.record.failures == len(tried) - 1:
-        kept.step(images(16))
+    for _ in range(8):
+        kept.step(images(4))
         tried.append(kept.choice)
-    done = [replace(choice, batch=min(16, choice.batch)) for choice in tried[:-1]]
-    assert len(set(done)) == len(done) < len(ladder) - 2
+    assert kept.record.failures < len(kept.ladder) - 4, [choice.told() for choice in tried]
 
 
 def test_what_steps_really_take_corrects_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,11 +325,10 @@ def test_what_steps_really_take_corrects_the_plan(monkeypatch: pytest.MonkeyPatc
         return MB * needs(choice, count)
 
     kept = Keeper(adapter(), LADDER, needs=needs_mb, budget=900 * MB)
-    taken = {"factor": 1.5}
     monkeypatch.setattr(keep, "resident", lambda: 0x1000)
     monkeypatch.setattr(keep, "reset_high_water", lambda: True)
     monkeypatch.setattr(
-        keep, "high_water", lambda: round(0x1000 + taken["factor"] * needs_mb(kept.choice, 16) - images(16).nbytes)
+        keep, "high_water", lambda: round(0x1000 + 1.5 * needs_mb(kept.choice, 16) - images(16).nbytes)
     )
     kept.step(images(16))
     assert kept.record.peak == 1200 * MB and kept.record.over == 1
@@ -333,16 +338,77 @@ def test_what_steps_really_take_corrects_the_plan(monkeypatch: pytest.MonkeyPatc
     assert "it takes 1.12 GiB here, more than the budget of 858.3 MiB" in kept.record.changes[0].told()
 
 
-def test_steps_without_anything_to_learn_from_correct_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = Keeper(adapter(replace(CONFIG, entropy_margin=1e-9)), LADDER, needs=needs, budget=1 << 40)
-    monkeypatch.setattr(keep, "high_water", lambda: 0)
-    assert kept.step(images(16)).kept == 0
+def test_a_stream_that_has_settled_does_not_make_predictions_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its steps leave out what a change brings back: to count on that would break the budget at the change."""
+    kept = Keeper(adapter(), LADDER, needs=lambda choice, count: 1 << 30, budget=1 << 40)
+    monkeypatch.setattr(keep, "resident", lambda: 0x1000)
+    monkeypatch.setattr(keep, "reset_high_water", lambda: True)
+    monkeypatch.setattr(keep, "high_water", lambda: 0x1000)
+    for seed in range(3):
+        kept.step(images(16, seed))
     assert kept.correction == 1.0
 
 
-def test_gathered_frames_are_learnt_from_in_smaller_windows_where_memory_is_short() -> None:
-    machine = Machine(400)
-    kept = keeper(machine, adapter(replace(CONFIG, window=16)))
+def test_steps_that_learn_nothing_correct_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Keeper(adapter(replace(CONFIG, when="every 2")), LADDER, needs=needs, budget=1 << 40)
+    monkeypatch.setattr(keep, "resident", lambda: 0x1000)
+    monkeypatch.setattr(keep, "reset_high_water", lambda: True)
+    monkeypatch.setattr(keep, "high_water", lambda: 1 << 30)
+    assert kept.step(images(16)).adapted and kept.correction > 1
+    kept._ratios.clear()
+    assert not kept.step(images(16)).adapted and kept.correction == 1.0
+
+
+@pytest.mark.parametrize("when", ["always", "every 100", "budgeted 1%", "on-drift"])
+def test_a_rehearsal_learns_whatever_the_schedule(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step that is measured is an update of all its images, and not a prediction that the schedule let through."""
+    of = engine()
+    calls = failing(of, monkeypatch, "backward", times=0)
+    config = AdaptConfig(when=when, learn_images=8, entropy_margin=0.01)
+    kept = Keeper(adapter(config, of), LADDER, needs=lambda choice, count: 1 << 20, budget=1 << 40)
+    learnt: list[int] = []
+    forward = of.forward
+    monkeypatch.setattr(of, "forward", lambda x, *rest, **o: (learnt.append(len(x)), forward(x, *rest, **o))[1])
+    monkeypatch.setattr(keep, "high_water", lambda: 1 << 40)
+    kept.rehearse(adapter(rehearsing(config), of), new_images(16, programs().input_shape))
+    assert calls == [2] and learnt == [8, 8]
+    assert kept.correction > 1 and kept.record.steps == 0 and kept.adapter.state.steps == 0
+
+
+def test_a_rehearsal_that_did_not_learn_corrects_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = engine()
+    kept = Keeper(adapter(CONFIG, of), LADDER, needs=lambda choice, count: 1 << 20, budget=1 << 40)
+    monkeypatch.setattr(keep, "high_water", lambda: 1 << 40)
+    kept.rehearse(adapter(replace(CONFIG, when="every 100"), of), images(16))
+    assert kept.correction == 1.0
+
+
+def test_rehearsing_with_adaptation_off_is_predicting() -> None:
+    assert rehearsing(AdaptConfig(when="off")).when == "off"
+
+
+def test_images_of_a_rehearsal_are_all_new() -> None:
+    novelty, _ = adapter().normaliser.novelty(adapter().state.stream, images(16))
+    assert (novelty > 0.5).all() and images(16).min() >= 0 and images(16).max() <= 1
+
+
+def test_a_budget_that_cannot_be_kept_here_is_said_to_be_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(keep, "returns_freed_memory", lambda: False)
+    monkeypatch.setattr(keep, "reset_high_water", lambda: False)
+    with caplog.at_level(logging.WARNING, logger="edgetta.memory.keep"):
+        kept = Keeper(adapter(), LADDER, needs=needs, budget=1 << 40)
+    assert len(kept.record.doubts) == 2 == len(caplog.records)
+    assert "does not give freed memory back" in kept.record.doubts[0]
+    assert "does not tell what a step takes" in kept.record.doubts[1]
+    kept.step(images(16))
+    assert kept.record.peak == 0 and kept.correction == 1.0
+    assert Keeper(adapter(), LADDER, needs=needs).record.doubts == (), "without a budget there is nothing to doubt"
+
+
+def test_gathered_frames_are_learnt_from_when_there_are_enough() -> None:
+    kept = keeper(Machine(400), adapter(replace(CONFIG, window=16)))
     results = [kept.step(images(2, seed)) for seed in range(8)]
     assert kept.choice == LADDER[0], "two frames at a time are all that a step was asked for"
     assert [result.adapted for result in results] == [False] * 7 + [True]

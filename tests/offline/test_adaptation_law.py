@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from edgetta.adaptation.adapter import AdaptConfig, Adapter
-from edgetta.adaptation.network import AdaptiveNetwork
-from edgetta.adaptation.step_rate import divergence
+from edgetta.adaptation.config import AdaptConfig
+from edgetta.adaptation.objective import divergence
 from edgetta.errors import UsageError
+from edgetta.export.content import measure_content
 from edgetta.offline.curvature import (
     DataSetTooSmallError,
     GaussNewtonOperator,
@@ -25,7 +25,8 @@ from edgetta.offline.learning_rate.adaptation_curvature import (
     AdaptationCurvature,
     gradient_speed,
     measure_adaptation,
-    settled,
+    mixing_of,
+    settled_statistics,
 )
 from edgetta.offline.learning_rate.adaptation_law import (
     Tuning,
@@ -36,11 +37,13 @@ from edgetta.offline.learning_rate.adaptation_law import (
     tune_rate,
 )
 from edgetta.offline.learning_rate.ladder import BatchExtremes, Ladder, draw_batches
+from edgetta.offline.network import Network
 from edgetta.rate_law import RateLaw
-from tests.adaptation.backbones import network_of, small_model
+from tests.adaptation.backbones import small_programs
+from tests.offline.far_network import far_from_its_start as network
 
-CONFIG = AdaptConfig(entropy_margin=1.0, regulariser=0.3, statistics="batch")
-STREAM = replace(CONFIG, statistics="stream")
+CONFIG = AdaptConfig(entropy_margin=1.0, regulariser=0.3, batch_norm="batch")
+STREAM = replace(CONFIG, batch_norm="stream")
 SIZES = (4, 8, 16)
 
 
@@ -52,53 +55,63 @@ DOMAINS = {"dark": images(seed=1) * 0.5, "bright": 1 - images(seed=2) * 0.5}
 LABELLED = {name: (x, torch.arange(len(x)) % 5) for name, x in DOMAINS.items()}
 
 
-def network(policy: str = "auto", dtype: torch.dtype = torch.float32) -> AdaptiveNetwork:
-    return network_of(small_model(), policy, dtype=dtype)  # type: ignore[arg-type]
-
-
-def unmoved(of: AdaptiveNetwork, before: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(tensor, before[name]) for name, tensor in of.state_dict().items())
-
-
-def state(of: AdaptiveNetwork) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in of.state_dict().items()}
-
-
 @pytest.fixture(scope="module")
 def measured() -> AdaptationCurvature:
     return measure_adaptation(network(), DOMAINS, CONFIG, SIZES, batches=2, probes=6, iterations=25)
 
 
-@pytest.mark.parametrize("policy", ["source", "ema"])
-def test_the_speed_is_the_fisher_product_along_the_gradient(policy: str) -> None:
-    of = network(policy, torch.float64)
-    batch = images(12, seed=5).double()
-    surface = adaptation_surface(of, regulariser=CONFIG.regulariser, margin=CONFIG.entropy_margin)
-    gradient = HessianOperator(surface, batch, batch_size=12).gradient()
+def test_the_speed_is_the_fisher_product_along_the_gradient() -> None:
+    """Where statistics are those of the source, and nothing of the gradient goes through them: no meta-network."""
+    of = network("bias")
+    batch, config = images(12, seed=5), replace(CONFIG, batch_norm="source", regulariser=0.0)
+    statistics = of.programs.source
+    found = gradient_speed(of.engine, batch.numpy(), config, statistics)
+    gradient = of.engine.backward(
+        (passed := of.engine.forward(batch.numpy(), of.programs.shipped, statistics)).residuals,
+        _gradient_of_entropy(passed.logits),
+        0.0,
+        of.programs.shipped,
+    )
     labels = torch.zeros(12, dtype=torch.int64)  # the Gauss-Newton matrix of cross-entropy does not depend on them
-    fisher = GaussNewtonOperator(adaptation_surface(of, "cross_entropy"), (batch, labels), batch_size=12)
-    before = state(of)
-    found = gradient_speed(of, batch, CONFIG)
-    assert found == pytest.approx(float(gradient @ fisher.product(gradient)), rel=0.1)
-    assert unmoved(of, before) and all(p.grad is None for p in of.parameters())
+    surface = adaptation_surface(of.programs, "cross_entropy", statistics=statistics, moving=False)
+    along = torch.from_numpy(gradient)
+    fisher = GaussNewtonOperator(surface, (batch, labels), batch_size=12).product(along)
+    assert found == pytest.approx(float(along @ fisher), rel=0.1)
+
+
+def _gradient_of_entropy(logits: np.ndarray) -> np.ndarray:
+    given = torch.from_numpy(logits).requires_grad_()
+    probabilities = given.log_softmax(1)
+    (-(probabilities.exp() * probabilities).sum(1).mean()).backward()
+    assert given.grad is not None
+    return given.grad.numpy()
 
 
 def test_statistics_that_follow_the_step_take_part_of_the_change_back() -> None:
-    of = network("batch", torch.float64)
-    batch = images(12, seed=5).double()
-    found = gradient_speed(of, batch, CONFIG)
+    of, config = network(), replace(CONFIG, regulariser=0.0)
+    batch = images(12, seed=5).numpy()
+    found = gradient_speed(of.engine, batch, config, None)
     assert found is not None
     # what a step of the device itself does, no momentum having gathered yet
-    rate = (2 * 1e-5 / found) ** 0.5
-    adapter = Adapter(of, replace(CONFIG, learning_rate=rate, momentum=0.0, small_batch=1))
+    rate = (2 * 1e-3 / found) ** 0.5
+    adapter = of.adapter(replace(config, learning_rate=rate, momentum=0.0, small_batch=1, anchor=0.0))
     before = adapter.step(batch).logits
-    assert divergence(before, of.forward(batch, keep=False, track=False)[0]) == pytest.approx(1e-5, rel=0.1)
+    after = of.engine.measure(batch, adapter.state.parameters, mixing_of(of.engine, None))[0]
+    assert divergence(before, after) == pytest.approx(1e-3, rel=0.2)
 
 
 def test_no_confident_image_no_speed() -> None:
-    assert gradient_speed(network(), images(8), replace(CONFIG, entropy_margin=1e-6)) is None
+    config = replace(CONFIG, entropy_margin=1e-6)
+    assert gradient_speed(network().engine, images(8).numpy(), config, None) is None
     with pytest.raises(NotFiniteError, match="no batch of 4 has an image below the entropy margin"):
-        measure_adaptation(network(), DOMAINS, replace(CONFIG, entropy_margin=1e-6), (4,), batches=1, probes=2)
+        measure_adaptation(network(), DOMAINS, config, (4,), batches=1, probes=2)
+
+
+def test_only_what_adapts_is_measured() -> None:
+    of, batch, config = network(), images(12, seed=5).numpy(), replace(CONFIG, regulariser=0.0)
+    alone = gradient_speed(of.engine, batch, replace(config, adapt_affine=False), None)
+    everything = gradient_speed(of.engine, batch, config, None)
+    assert alone is not None and everything is not None and alone != everything
 
 
 def test_eigenvalues_are_those_of_batches_of_one_domain_each(measured: AdaptationCurvature) -> None:
@@ -107,7 +120,8 @@ def test_eigenvalues_are_those_of_batches_of_one_domain_each(measured: Adaptatio
     assert [len(r.largest) for r in measured.ladder.rungs] == [2, 2, 2]
     for number, domain in enumerate(DOMAINS.values()):
         (indices,) = draw_batches(40, 16, 1, number)
-        surface = adaptation_surface(network(), regulariser=CONFIG.regulariser, margin=1.0)
+        surface = adaptation_surface(network().programs, regulariser=CONFIG.regulariser, margin=1.0)
+        assert surface.dimension == network().programs.parameters.size, "all that adapts, not the meta-networks alone"
         exact = extreme_eigenpairs(
             HessianOperator(surface, domain[indices], batch_size=16), iterations=60, tolerance=1e-4
         )
@@ -116,49 +130,28 @@ def test_eigenvalues_are_those_of_batches_of_one_domain_each(measured: Adaptatio
         assert rung.smallest[number] == pytest.approx(exact.smallest.values[0], abs=0.1 * exact.magnitude)
 
 
-def test_small_batches_are_measured_with_statistics_of_their_domain() -> None:
-    of = network("ema")
-    before = state(of)
-    with settled(of, DOMAINS["dark"], 4, CONFIG):
-        settled_state = state(of)
-    assert unmoved(of, before) and not all(torch.equal(before[k], settled_state[k]) for k in before)
-    batchwise = network("batch")
-    start = state(batchwise)
-    with settled(batchwise, DOMAINS["dark"], 4, CONFIG):
-        assert unmoved(batchwise, start), "statistics of each batch have nothing to settle"
-
-
 @pytest.mark.parametrize("size", [4, 20])
-def test_a_stream_is_measured_with_the_average_over_its_images(size: int) -> None:
-    of = network("auto")
-    before = state(of)
-    adapter = Adapter(of, replace(STREAM, when="off"))
+def test_a_stream_is_measured_with_the_statistics_that_it_leads_to(size: int) -> None:
+    programs = small_programs()
+    of = Network(programs, measure_content(programs, images(300, seed=9).split(50)))
+    adapter = of.adapter(replace(STREAM, when="off"))
     for k in range(0, 40, size):
-        adapter.step(DOMAINS["dark"][k : k + size])
-    averaged = state(of)
-    of.load_state_dict(before)
-    with settled(of, DOMAINS["dark"], size, STREAM):
-        assert unmoved(of, averaged)
-        of.forward(DOMAINS["bright"][:20], keep=False)
-        assert unmoved(of, averaged), "a probe moves nothing"
-    assert unmoved(of, before) and of.batch_norm == "auto"
+        adapter.step(DOMAINS["dark"][k : k + size].numpy())
+    expected = adapter.normaliser.statistics(adapter.state.stream)
+    found = settled_statistics(of, DOMAINS["dark"], size, STREAM)
+    assert found is not None
+    np.testing.assert_array_equal(found.mean, expected.mean)
+    assert float(np.abs(found.mean - of.programs.source.mean).max()) > 1e-3, "the domain is not the source's"
+    assert settled_statistics(of, DOMAINS["dark"], size, CONFIG) is None, "of each batch: nothing to settle"
+    assert settled_statistics(of, DOMAINS["dark"], size, replace(CONFIG, batch_norm="source")) is of.programs.source
 
 
 def test_a_law_can_be_measured_for_a_stream() -> None:
-    of = network("auto")
+    of = network()
     found = measure_adaptation(of, DOMAINS, STREAM, (4, 16), batches=2, probes=2, iterations=4, tolerance=0.5)
     rates = adaptation_rates(of, LABELLED, STREAM, found, batch_size=16, rates=(1e-3,))
     smaller = first_divergence(of, LABELLED, STREAM, rates.law().rate(4) / 10, 4)
     assert smaller == pytest.approx(rates.expected[4] / 100, rel=0.5), "the statistics are the same before and after"
-
-
-def test_measuring_leaves_the_network_as_it_was() -> None:
-    of = network()
-    before = state(of)
-    measure_adaptation(of, DOMAINS, CONFIG, (4, 16), batches=2, probes=2, iterations=4, tolerance=0.5)
-    tune_rate(of, LABELLED, CONFIG, 8, (1e-3,))
-    first_divergence(of, LABELLED, CONFIG, 1e-3, 8)
-    assert unmoved(of, before)
 
 
 def curvature(speeds: dict[int, float], largest: dict[int, float]) -> AdaptationCurvature:
@@ -205,9 +198,12 @@ def test_errors_are_those_of_an_adapter_on_the_stream() -> None:
     wrong = 0
     for x, y in LABELLED.values():
         for k in range(0, 40, 8):
-            wrong += int((of.forward(x[k : k + 8], keep=False)[0].argmax(1) != y[k : k + 8]).sum())
+            batch = x[k : k + 8].numpy()
+            logits = of.engine.measure(batch, of.programs.shipped, mixing_of(of.engine, None))[0]
+            wrong += int((logits.argmax(1) != y[k : k + 8].numpy()).sum())
     assert tuning.errors[0.0] == pytest.approx(wrong / 80)
-    assert tuning.errors[0.5] == stream_error(of, LABELLED, replace(CONFIG, learning_rate=0.5, small_batch=1), 8)
+    whole = replace(CONFIG, learning_rate=0.5, small_batch=1, learn_images=8)
+    assert tuning.errors[0.5] == stream_error(of, LABELLED, whole, 8)
     assert tuning.best in (1e-3, 0.5)
 
 
@@ -225,10 +221,11 @@ def test_the_law_expects_what_the_first_updates_do(measured: AdaptationCurvature
     assert smaller == pytest.approx(law.divergence[0] / 100, rel=0.5), "it grows with the square of the rate"
     facts = rates.to_json()
     assert RateLaw.from_json(facts["law"]) == law and RateLaw.from_json(facts["other"]).source["bound"] == "eigenvalue"
-    adapter = Adapter(of, CONFIG, law)
+    adapter = of.adapter(replace(CONFIG, small_batch=1), law)
     for k in range(0, 32, 8):
-        adapter.step(DOMAINS["bright"][k : k + 8])
-    assert adapter.rate.damping > 0.3, "a stream like the source's is not damped much"
+        adapter.step(DOMAINS["bright"][k : k + 8].numpy())
+    assert len(adapter.state.damping.ratios) == CONFIG.watched
+    assert adapter.state.damping.factor > 0.3, "a stream like the source's is not damped much"
 
 
 def test_bad_input_is_named() -> None:

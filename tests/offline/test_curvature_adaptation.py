@@ -1,21 +1,26 @@
-"""The adaptation objective as a surface: it is the device's objective, and its curvature is exact."""
+"""The adaptation objective as a surface: over all that adapts, the device's objective, and its curvature is exact."""
 
 from __future__ import annotations
 
-import copy
 import gc
 import math
 import weakref
+from dataclasses import replace
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 
-from edgetta.adaptation.objective import cross_entropy, entropy, filtered_entropy
+from edgetta.adaptation.objective import entropy, filtered_entropy
+from edgetta.engines.contract import ProgramSet, Statistics
+from edgetta.engines.torch import TorchEngine
 from edgetta.errors import UsageError
-from edgetta.offline.curvature import HessianOperator, extreme_eigenpairs
-from edgetta.offline.curvature.adaptation import DifferentiableNetwork, adaptation_surface
-from tests.adaptation.backbones import network_of, small_model
+from edgetta.offline.curvature import HessianOperator, LossSurface, extreme_eigenpairs
+from edgetta.offline.curvature.adaptation import adaptation_surface
+from edgetta.offline.differentiable import DifferentiableNetwork
+from tests.adaptation.backbones import small_programs
+from tests.offline.test_differentiable import own_statistics
 
 REGULARISER = 0.7
 
@@ -24,70 +29,88 @@ def images(count: int = 24, seed: int = 3) -> torch.Tensor:
     return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("batch_norm", ["batch", "ema", "source"])
-@pytest.mark.parametrize("initialisation", ["identity", "published"])
-def test_it_predicts_and_descends_as_the_device_does(batch_norm: str, initialisation: str) -> None:
-    network = network_of(small_model(initialisation), batch_norm)  # type: ignore[arg-type]
-    logits, tape = network.forward(images(), track=False)
-    margin = float(entropy(logits).mean()) / math.log(logits.shape[1])  # so that the filter drops about half
-    objective = filtered_entropy(logits, margin)
-    assert 0 < objective.kept < 24
-    distances = torch.stack(tape.distances)
-    network.backward(tape, objective.gradient, REGULARISER)
-    expected = {name: p.grad.clone() for name, p in network.metas.named_parameters() if p.grad is not None}
-    network.metas.zero_grad()
+def surface(programs: ProgramSet, *arguments: Any, **options: Any) -> LossSurface:
+    return adaptation_surface(programs, *arguments, dtype=torch.float64, **options)
 
-    surface = adaptation_surface(network, regulariser=REGULARISER, margin=margin)
-    operator = HessianOperator(surface, images(), batch_size=24)
-    torch.testing.assert_close(DifferentiableNetwork(network)(images())[0], logits)
-    assert operator.loss() == pytest.approx(objective.value + REGULARISER * float(distances.sum()))
-    found = dict(zip(surface.parameters, surface.unflatten(operator.gradient()), strict=True))
-    assert len(found) == len(list(network.parameters()))
-    for name, gradient in found.items():
-        torch.testing.assert_close(gradient, expected[name.removeprefix("metas.")], atol=1e-9, rtol=1e-7)
+
+def with_parameters(programs: ProgramSet, vector: Any) -> ProgramSet:
+    return replace(programs, shipped=np.asarray(vector, np.float64))
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own", "given"])
+@pytest.mark.parametrize("initialisation", ["identity", "published"])
+def test_its_value_is_the_objective_that_the_device_descends(initialisation: str, own: bool) -> None:
+    programs = small_programs(initialisation)
+    batch = images().numpy()
+    used = own_statistics(programs, batch) if own else programs.source
+    passed = TorchEngine(programs, torch.float64).forward(batch, programs.shipped, used)
+    margin = float(entropy(passed.logits).mean()) / math.log(5)  # so that the filter drops about half
+    objective = filtered_entropy(passed.logits, margin)
+    assert 0 < objective.kept < 24
+    found = surface(programs, statistics=None if own else used, regulariser=REGULARISER, margin=margin)
+    operator = HessianOperator(found, images(), batch_size=24)
+    assert operator.loss() == pytest.approx(objective.value + REGULARISER * passed.distance, rel=1e-5)
+
+
+def test_it_is_over_all_that_adapts_and_not_the_meta_networks_alone() -> None:
+    programs = small_programs()
+    assert any("weight" in name for name in programs.parameters.shapes if name.startswith("part"))
+    everything = HessianOperator(surface(programs), images(12), batch_size=12)
+    assert everything.dimension == programs.parameters.size
+    alone = HessianOperator(surface(programs, affine=False), images(12), batch_size=12)
+    ours = np.concatenate(
+        [np.full(math.prod(s), n.startswith("metas.")) for n, s in programs.parameters.shapes.items()]
+    )
+    assert alone.dimension == ours.sum() < everything.dimension
+    vector = torch.zeros(everything.dimension, dtype=torch.float64)
+    vector[~torch.from_numpy(ours)] = 1.0
+    product = everything.product(vector).numpy()
+    assert float(np.abs(product[~ours]).max()) > 1e-6, "biases and weights inside the frozen parts bend it, too"
+    assert float(np.abs(product[ours]).max()) > 1e-6, "and not for themselves alone"
+    np.testing.assert_allclose(everything.gradient().numpy()[ours], alone.gradient().numpy(), rtol=1e-9, atol=1e-12)
 
 
 def test_cross_entropy_is_that_of_warm_up() -> None:
-    network = network_of(small_model(), "batch")
+    programs = small_programs()
     labels = torch.arange(24) % 5
-    logits, tape = network.forward(images())
-    objective = cross_entropy(logits, labels)
-    network.backward(tape, objective.gradient)
-    expected = torch.cat([p.grad.flatten() for p in network.metas.parameters()])
-    operator = HessianOperator(adaptation_surface(network, "cross_entropy"), (images(), labels), batch_size=24)
-    assert operator.loss() == pytest.approx(objective.value)
+    model = DifferentiableNetwork(programs, distances=False).double()
+    torch.nn.functional.cross_entropy(model(images())[0], labels).backward()
+    operator = HessianOperator(surface(programs, "cross_entropy"), (images(), labels), batch_size=24)
+    expected = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     torch.testing.assert_close(operator.gradient(), expected, atol=1e-9, rtol=1e-7)
 
 
-def test_its_hessian_is_symmetric_indefinite_and_equals_differences_of_gradients() -> None:
-    network = network_of(small_model(), "source")
-    operator = HessianOperator(adaptation_surface(network, regulariser=0.3), images(12), batch_size=12)
+@pytest.mark.parametrize("own", [True, False], ids=["own", "given"])
+def test_its_hessian_is_symmetric_and_indefinite(own: bool) -> None:
+    programs = small_programs()
+    given = None if own else own_statistics(programs, images(12, seed=8).numpy())
+    operator = HessianOperator(surface(programs, statistics=given, regulariser=0.3), images(12), batch_size=12)
     generator = torch.Generator().manual_seed(0)
     u, v = torch.randn(2, operator.dimension, generator=generator, dtype=torch.float64)
     assert float(u @ operator.product(v)) == pytest.approx(float(v @ operator.product(u)), rel=1e-9)
-    sides = []
-    for step in (1e-6, -1e-6):
-        moved = copy.deepcopy(network)
-        for name, part in zip(operator.surface.parameters, operator.surface.unflatten(v), strict=True):
-            moved.metas.get_parameter(name.removeprefix("metas.")).data += step * part
-        # Without the regulariser: its first-order detachment has no counterpart in differences of gradients.
-        sides.append(HessianOperator(adaptation_surface(moved), images(12), batch_size=12).gradient())
-    plain = HessianOperator(adaptation_surface(network), images(12), batch_size=12)
-    torch.testing.assert_close(plain.product(v), (sides[0] - sides[1]) / 2e-6, atol=1e-4, rtol=1e-4)
+    plain = HessianOperator(surface(programs, statistics=given), images(12), batch_size=12)
     ends = extreme_eigenpairs(plain, iterations=25, tolerance=1e-2)
     assert ends.smallest.values[0] < 0 < ends.largest.values[0]
 
 
-def test_batches_stay_whole_and_nothing_is_moved() -> None:
-    network = network_of(small_model(), "auto")
-    surface = adaptation_surface(network)
-    assert not surface.splittable
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    HessianOperator(surface, images(18), batch_size=6).product(torch.ones(surface.dimension))
-    for name, tensor in network.state_dict().items():
-        assert torch.equal(tensor, before[name]), name
+def test_its_hessian_equals_differences_of_gradients() -> None:
+    """With each batch's own statistics; given ones stand where the parameters are."""
+    programs = small_programs()
+    operator = HessianOperator(surface(programs), images(12), batch_size=12)
+    vector = torch.randn(operator.dimension, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sides = []
+    for step in (1e-6, -1e-6):
+        moved = with_parameters(programs, programs.shipped + step * vector.numpy())
+        sides.append(HessianOperator(surface(moved), images(12), batch_size=12).gradient())
+    torch.testing.assert_close(operator.product(vector), (sides[0] - sides[1]) / 2e-6, atol=1e-4, rtol=1e-4)
+
+
+def test_batches_stay_whole() -> None:
+    found = surface(small_programs())
+    assert not found.splittable
+    HessianOperator(found, images(18), batch_size=6).product(torch.ones(found.dimension, dtype=torch.float64))
     with pytest.raises(UsageError, match="objective 'margin' is unknown"):
-        adaptation_surface(network, "margin")  # type: ignore[arg-type]
+        surface(small_programs(), "margin")
 
 
 class Marked(torch.autograd.Function):
@@ -109,9 +132,11 @@ class Marked(torch.autograd.Function):
         return grad
 
 
-@pytest.mark.parametrize("batch_norm", ["batch", "ema", "source"])
-def test_nothing_is_alive_after_a_forward_that_nobody_holds(batch_norm: str) -> None:
-    model = DifferentiableNetwork(network_of(small_model(), batch_norm))  # type: ignore[arg-type]
+@pytest.mark.parametrize("own", [True, False], ids=["own", "given"])
+def test_nothing_is_alive_after_a_forward_that_nobody_holds(own: bool) -> None:
+    programs = small_programs()
+    given: Statistics | None = None if own else programs.source
+    model = DifferentiableNetwork(programs, given).double()
     state = {name: Marked.apply(value) for name, value in model.named_parameters()}
     state |= {name: value.clone() for name, value in model.named_buffers()}
     outputs = torch.func.functional_call(model, state, (images(),))

@@ -1,57 +1,48 @@
-"""Running statistics of a finished network: averages over the images, and nothing else moved."""
+"""Statistics of training of a finished network: averages over the images, and nothing else moved."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
-from edgetta.offline.running_statistics import settle_running_statistics
-from tests.adaptation.backbones import network_of, small_model
+from edgetta.engines.contract import Array, Mixing, Moments, Statistics
+from edgetta.offline.network import Network
+from edgetta.offline.running_statistics import with_running_statistics
+from tests.adaptation.backbones import SmallNet, randomised, small_programs
 
 
 def images(count: int, seed: int = 0) -> torch.Tensor:
-    return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
 
 
-def test_they_are_averages_over_all_images() -> None:
-    network = network_of(small_model(), "batch")
-    first = network.stem.graphs.initial_state
+def test_they_are_those_of_all_images_together() -> None:
     batches = list(images(40).split(16))  # 16, 16 and 8
-    settle_running_statistics(network, batches)
+    network = with_running_statistics(Network(small_programs()), batches)
     # The stem normalises the images' own convolution: its statistics depend on nothing that moves.
-    expected = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in first.items()}
-    for batch in batches:
-        network.stem.forward(batch, keep=False, momentum=1.0)
-        for name, value in network.stem.state.items():
-            expected[name] += value * len(batch) / 40
-    settle_running_statistics(network, batches)
-    assert expected
-    for name, value in expected.items():
-        torch.testing.assert_close(network.stem.state[name], value)
+    conv = randomised(SmallNet()).stem[0](images(40))  # type: ignore[index]
+    variance, mean = torch.var_mean(conv.detach(), (0, 2, 3), correction=0)
+    at = network.programs.statistics.slice("stem.stem.1")
+    np.testing.assert_allclose(network.programs.source.mean[at], mean.numpy(), atol=1e-5)
+    np.testing.assert_allclose(network.programs.source.variance[at], variance.numpy(), rtol=1e-4)
 
 
-def test_running_statistics_then_answer_as_batch_statistics_do() -> None:
-    network = network_of(small_model(), "auto")
+def test_they_then_answer_as_batch_statistics_do() -> None:
+    programs = small_programs()
+    stale = Network(programs).shipping(source=Statistics(programs.source.mean * 0, programs.source.variance * 4))
     batches = list(images(512).split(64))
-    network.forward(images(64, seed=9) * 0.2, keep=False)  # leaves the statistics of a dark batch behind
-    network.batch_norm = "ema"
-    stale = network.forward(batches[0], keep=False, track=False)[0]
-    network.batch_norm = "auto"
-    settle_running_statistics(network, batches)
-    assert network.batch_norm == "auto" and network.ema_images == network_of(small_model()).ema_images
-    exact = network.forward(batches[0], keep=False)[0]
-    settle_running_statistics(network, batches)
-    network.batch_norm = "ema"
-    settled = network.forward(batches[0], keep=False, track=False)[0]
-    assert float((settled - exact).norm()) < 0.1 * float(exact.norm())
-    assert float((settled - exact).norm()) < 0.2 * float((stale - exact).norm())
+    network = with_running_statistics(stale, batches)
+
+    def answers(of: Network) -> Array:
+        return of.engine.predict(batches[0].numpy(), programs.shipped, of.programs.source)
+
+    plain = Mixing.plain(Moments(programs.source.mean, programs.source.variance), 1.0)
+    exact = network.engine.measure(batches[0].numpy(), programs.shipped, plain)[0]
+    distance = np.linalg.norm(answers(network) - exact)
+    assert distance < 0.2 * np.linalg.norm(exact) and distance < 0.3 * np.linalg.norm(answers(stale) - exact)
 
 
-def test_weights_stay_and_folded_networks_stay_whole() -> None:
-    network = network_of(small_model(), "batch")
-    before = {name: value.clone() for name, value in network.metas.named_parameters()}
-    settle_running_statistics(network, [images(16)])
-    assert all(torch.equal(value, before[name]) for name, value in network.metas.named_parameters())
-    folded = network_of(small_model(form="source"), "source")
-    start = {name: value.clone() for name, value in folded.state_dict().items()}
-    settle_running_statistics(folded, [images(16)])
-    assert all(torch.equal(value, start[name]) for name, value in folded.state_dict().items())
+def test_weights_stay() -> None:
+    network = Network(small_programs())
+    found = with_running_statistics(network, [images(16)])
+    np.testing.assert_array_equal(found.programs.shipped, network.programs.shipped)
+    assert with_running_statistics(network, []).programs.source.mean.tolist() == network.programs.source.mean.tolist()

@@ -2,31 +2,59 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
 import torch
 
-from edgetta.offline.source_statistics import batches_of, set_source_statistics, synthetic_images
-from tests.adaptation.backbones import SmallNet, network_of, randomised, small_model
+from edgetta.offline.network import Network
+from edgetta.offline.source_statistics import batches_of, synthetic_images, with_source_statistics
+from tests.adaptation.backbones import SmallNet, randomised, small_model
+
+BATCH = torch.rand(30, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
-def test_statistics_equal_those_of_the_backbone() -> None:
-    network = network_of(small_model(), "batch", dtype=torch.float32)
-    images = torch.rand(30, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    set_source_statistics(network, batches_of(images, 7), (3, 16, 16))  # unequal last batch
-    x = randomised(SmallNet()).stem(images)  # type: ignore[operator]
+@pytest.mark.parametrize("initialisation", ["identity", "published"])
+def test_statistics_equal_those_of_the_backbone(initialisation: str) -> None:
+    fresh = Network(small_model(initialisation).programs)
+    network = with_source_statistics(fresh, batches_of(BATCH, 7))  # unequal last batch
+    programs = network.programs
+    means, variances = (programs.statistics.split(v) for v in (programs.source.mean, programs.source.variance))
+    parameters = programs.parameters.split(programs.shipped)
+    backbone = randomised(SmallNet())
+    x = backbone.stem(BATCH)  # type: ignore[operator]
     for k, name in enumerate(SmallNet.cuts[1:]):
-        x = randomised(SmallNet()).get_submodule(name)(x)
-        variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
-        meta = network.metas[k]
-        assert torch.allclose(meta.norm_mean, mean, atol=1e-4)  # type: ignore[arg-type]
-        assert torch.allclose(meta.norm_variance, variance, rtol=1e-3, atol=1e-5)  # type: ignore[arg-type]
-        assert torch.allclose(meta.norm_bias, mean, atol=1e-4), "identity: the norm gives back the source statistics"
+        conv = torch.from_numpy(parameters[f"metas.{k}.conv"])
+        branch = torch.nn.functional.conv2d(x, conv, None, 2 if name == "block2" else 1, 1)
+        x = backbone.get_submodule(name)(x)
+        for layer, values in (("norm", x), ("branch", branch)):
+            variance, mean = (t.detach().numpy() for t in torch.var_mean(values, (0, 2, 3), correction=0))
+            np.testing.assert_allclose(means[f"metas.{k}.{layer}"], mean, atol=1e-4)
+            np.testing.assert_allclose(variances[f"metas.{k}.{layer}"], variance, rtol=1e-3, atol=1e-5)
+        aligned = np.allclose(parameters[f"metas.{k}.norm_bias"], means[f"metas.{k}.norm"], atol=1e-6)
+        assert aligned == (initialisation == "identity"), "identity: the norm gives back the source statistics"
 
 
-def test_measuring_leaves_running_statistics_alone() -> None:
-    network = network_of(small_model(), "ema", dtype=torch.float32)
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items() if "state" in name}
-    set_source_statistics(network, None, (3, 16, 16))
-    assert before and all(torch.equal(before[name], network.state_dict()[name]) for name in before)
+def test_the_identity_starts_as_the_backbone() -> None:
+    network = with_source_statistics(Network(small_model().programs), batches_of(BATCH, 10))
+    found = network.engine.predict(BATCH.numpy(), network.programs.shipped, network.programs.source)
+    with torch.no_grad():
+        expected = randomised(SmallNet())(BATCH).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("images", [None, BATCH], ids=["synthetic", "source"])
+def test_statistics_of_the_frozen_parts_stay(images: torch.Tensor | None) -> None:
+    fresh = Network(small_model(adapt="affine").programs)
+    network = with_source_statistics(fresh, None if images is None else batches_of(images, 10))
+    layers = list(fresh.programs.statistics.shapes)
+    assert any(layer.startswith("part") for layer in layers)
+    for layer in layers:
+        at = fresh.programs.statistics.slice(layer)
+        same = np.array_equal(network.programs.source.mean[at], fresh.programs.source.mean[at])
+        assert same != layer.startswith("metas."), layer
+    for name, array in fresh.programs.parameters.split(fresh.programs.shipped).items():
+        if not name.endswith((".norm_weight", ".norm_bias")):
+            np.testing.assert_array_equal(network.programs.parameters.split(network.programs.shipped)[name], array)
 
 
 def test_synthetic_images_look_like_photographs_to_a_convolution() -> None:

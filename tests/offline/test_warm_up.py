@@ -1,18 +1,19 @@
-"""Warm-up through the derived segments: it learns, resumes where it stopped, and refuses what cannot be."""
+"""Warm-up through the graph that ships: it learns, resumes where it stopped, and refuses what cannot be."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from edgetta.adaptation.network import AdaptiveNetwork
 from edgetta.errors import BundleError, EdgettaError, UsageError
 from edgetta.offline.augment import Augmentation
-from edgetta.offline.source_statistics import batches_of, set_source_statistics
+from edgetta.offline.network import Network
+from edgetta.offline.source_statistics import batches_of, with_source_statistics
 from edgetta.offline.warm_up import WarmUpConfig, accuracy, warm_up
-from tests.adaptation.backbones import network_of, small_model
+from tests.adaptation.backbones import small_programs
 
 
 def data(count: int = 160) -> tuple[torch.Tensor, torch.Tensor]:
@@ -26,36 +27,38 @@ def data(count: int = 160) -> tuple[torch.Tensor, torch.Tensor]:
     return (images * 255).to(torch.uint8), labels
 
 
-def network() -> AdaptiveNetwork:
-    made = network_of(small_model(), "batch", dtype=torch.float32)
+def network(form: str = "adaptive") -> Network:
     images, _ = data()
-    set_source_statistics(made, batches_of(images.float() / 255, 40), (3, 16, 16))
-    return made
+    return with_source_statistics(Network(small_programs(form=form)), batches_of(images.float() / 255, 40))
 
 
 CONFIG = WarmUpConfig(epochs=4, batch=32, learning_rate=0.05)
+GENTLE = WarmUpConfig(12, 32, learning_rate=0.01, augmentation=Augmentation(jitter=0, blur=0, grey=0))
 LEARNING = WarmUpConfig(12, 32, learning_rate=0.5, augmentation=Augmentation(jitter=0, blur=0, grey=0))
 
 
-def test_warm_up_learns_and_the_backbone_stays() -> None:
+@pytest.mark.parametrize("own", [True, False], ids=["adaptive", "folded"])
+def test_warm_up_learns_and_the_rest_stays(own: bool) -> None:
     images, labels = data()
-    made = network()
-    frozen = {name: t.clone() for name, t in made.parts[0].graphs.forward.constants.items()}
+    before = network("adaptive" if own else "source")
+    shipped = before.programs.shipped.copy()
     seen: list[tuple[int, int]] = []
-    report = warm_up(
-        made, images, labels, (images[:50], labels[:50]), LEARNING,
-        progress=lambda done, total, loss: seen.append((done, total)),
+    made, report = warm_up(
+        before, images, labels, (images[:50], labels[:50]), LEARNING if own else GENTLE,
+        progress=lambda done, total, loss: seen.append((done, total)), own_statistics=own,
     )  # fmt: skip
     assert report.accuracy_after > report.accuracy_before + 0.2, report
-    assert report.accuracy_after == accuracy(made, images[:50], labels[:50])
+    assert report.accuracy_after == accuracy(made, images[:50], labels[:50], own_statistics=own)
     assert seen[0] == (1, 60) and seen[-1] == (60, 60) == (report.steps, report.steps)
-    assert all(torch.equal(frozen[name], t) for name, t in made.parts[0].graphs.forward.constants.items())
+    np.testing.assert_array_equal(before.programs.shipped, shipped)
+    moved = made.programs.parameters.split(made.programs.shipped != shipped)
+    assert all(bool(array.any()) for array in moved.values()), "all that adapts is trained"
+    assert made.programs.predict is before.programs.predict and made.programs.source.mean is not None
 
 
 def test_resumed_warm_up_ends_at_the_same_weights(tmp_path: Path) -> None:
     images, labels = data()
-    straight, halted = network(), network()
-    warm_up(straight, images, labels, (images, labels), CONFIG)
+    straight, _ = warm_up(network(), images, labels, (images, labels), CONFIG)
 
     class Stop(Exception):
         pass
@@ -66,11 +69,9 @@ def test_resumed_warm_up_ends_at_the_same_weights(tmp_path: Path) -> None:
 
     checkpoint = tmp_path / "warm_up.safetensors"
     with pytest.raises(Stop):
-        warm_up(halted, images, labels, (images, labels), CONFIG, checkpoint, stop)
-    fresh = network()
-    warm_up(fresh, images, labels, (images, labels), CONFIG, checkpoint)
-    for name, tensor in straight.state_dict().items():
-        assert torch.allclose(fresh.state_dict()[name], tensor, atol=1e-6), name
+        warm_up(network(), images, labels, (images, labels), CONFIG, checkpoint, stop)
+    resumed, _ = warm_up(network(), images, labels, (images, labels), CONFIG, checkpoint)
+    np.testing.assert_allclose(resumed.programs.shipped, straight.programs.shipped, atol=1e-6)
 
 
 def test_checkpoint_of_other_settings_or_damaged_is_refused(tmp_path: Path) -> None:

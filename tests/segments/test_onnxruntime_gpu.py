@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import edgetta
-from edgetta.adaptation.adapter import AdaptConfig
 from edgetta.bundle import read_bundle
 from edgetta.bundle.engines import engine_name, engine_of
 from edgetta.errors import BundleError, MissingDependencyError
+from edgetta.segmented.adapter import AdaptConfig
 from edgetta.segments.gpu_segment import GpuSegment
 from edgetta.segments.onnxruntime_gpu import PROVIDERS, OnnxGpuProgram, provider_trouble
 from edgetta.segments.torch_engine import TorchSegment

@@ -7,20 +7,19 @@ predictions: entropy has no minimum to be stable around, and what collapses is t
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from edgetta.adaptation.adapter import AdaptConfig
-from edgetta.adaptation.network import AdaptiveNetwork
-from edgetta.adaptation.objective import filtered_entropy
-from edgetta.adaptation.step_rate import divergence
-from edgetta.adaptation.stream_statistics import StreamStatistics
+from edgetta.adaptation.adapter import Adapter
+from edgetta.adaptation.config import AdaptConfig
+from edgetta.adaptation.normaliser import fixed
+from edgetta.adaptation.objective import divergence, filtered_entropy
+from edgetta.engines.contract import Array, Mixing, Moments, Statistics
+from edgetta.engines.torch import TorchEngine
 from edgetta.errors import UsageError
 from edgetta.offline.curvature import (
     CurvatureError,
@@ -34,11 +33,11 @@ from edgetta.offline.curvature.adaptation import adaptation_surface
 from edgetta.offline.curvature.basis import free_bytes
 from edgetta.offline.learning_rate.interval import Interval, positive_interval, resamples
 from edgetta.offline.learning_rate.ladder import BatchExtremes, Ladder, draw_batches, measure_ladder
+from edgetta.offline.network import Network
+from edgetta.offline.pixels import as_floats
 
 PROBE = 1e-3
 """Nats per image by which a probing step changes the predictions: large beside rounding, small beside 1."""
-SETTLED = 4
-"""Time constants after which running statistics are taken to be those of the stream."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class AdaptationCurvature:
 
 
 def measure_adaptation(
-    network: AdaptiveNetwork,
+    network: Network,
     domains: Mapping[str, Tensor],
     config: AdaptConfig,
     batch_sizes: Sequence[int],
@@ -71,12 +70,12 @@ def measure_adaptation(
     seed: int = 0,
     progress: ProgressCallback | None = None,
 ) -> AdaptationCurvature:
-    """Measure on the network as it is; running statistics settle on each domain first, and are put back.
+    """Measure on the network as it ships, with the statistics that a device has after a while on each domain.
 
     Args:
-        network: on the torch engine, in the state that ships.
+        network: as it ships.
         domains: name -> images (N, C, H, W), uint8 or floats in [0, 1], under one corruption.
-        config: gives regulariser and entropy filter.
+        config: gives regulariser, entropy filter and the statistics; whether biases and weights inside adapt.
         batch_sizes: each is measured under the statistics policy that a device has at that size.
         batches: per size, for the eigenvalues, over all domains.
         probes: per size, for g^T F g, over all domains; cheaper, and its spread is wider.
@@ -98,8 +97,7 @@ def measure_adaptation(
                 f"a batch of {sizes[-1]} is larger than the {len(images)} images under {name}; give more images, or "
                 "leave that size out"
             )
-    limit = free_bytes(network.device) // 2 if memory_limit is None else memory_limit
-    surface = adaptation_surface(network, regulariser=config.regulariser, margin=config.entropy_margin)
+    limit = free_bytes(torch.device("cpu")) // 2 if memory_limit is None else memory_limit
     found: dict[int, list[BatchExtremes]] = {size: [] for size in sizes}
     speeds: dict[int, list[float]] = {size: [] for size in sizes}
     unconfident, done, total = 0, 0, len(sizes) * len(domains)
@@ -107,20 +105,26 @@ def measure_adaptation(
         samples = as_floats(images)
         for size in sizes:
             own, probed = (_share(count, number, len(domains)) for count in (batches, probes))
-            with settled(network, samples, size, config):
-                if own:
-                    operator = HessianOperator(
-                        surface, samples, batch_size=size, memory_limit=limit, distributed=False
-                    )
-                    _ = operator.micro_batch  # a limit that is too small is found before anything long
-                    rungs = measure_ladder(
-                        operator, [size], batches=own, iterations=iterations, tolerance=tolerance, seed=seed + number
-                    ).rungs
-                    found[size] += rungs
-                for indices in draw_batches(len(samples), size, probed, seed + number):
-                    speed = gradient_speed(network, samples[indices], config)
-                    unconfident += speed is None
-                    speeds[size] += [] if speed is None else [speed]
+            statistics = settled_statistics(network, samples, size, config)
+            if own:
+                surface = adaptation_surface(
+                    network.programs,
+                    statistics=statistics,
+                    moving=config.batch_norm != "source",
+                    regulariser=config.regulariser,
+                    margin=config.entropy_margin,
+                    affine=config.adapt_affine,
+                )
+                operator = HessianOperator(surface, samples, batch_size=size, memory_limit=limit, distributed=False)
+                _ = operator.micro_batch  # a limit that is too small is found before anything long
+                rungs = measure_ladder(
+                    operator, [size], batches=own, iterations=iterations, tolerance=tolerance, seed=seed + number
+                ).rungs
+                found[size] += rungs
+            for indices in draw_batches(len(samples), size, probed, seed + number):
+                speed = gradient_speed(network.engine, samples[indices].numpy(), config, statistics)
+                unconfident += speed is None
+                speeds[size] += [] if speed is None else [speed]
             done += 1
             if progress is not None:
                 progress(Progress(f"{name}, batch size {size}", done, total))
@@ -136,71 +140,71 @@ def measure_adaptation(
     )
 
 
-@torch.no_grad()
-def gradient_speed(network: AdaptiveNetwork, images: Tensor, config: AdaptConfig) -> float | None:
+def gradient_speed(
+    engine: TorchEngine, images: Array, config: AdaptConfig, statistics: Statistics | None
+) -> float | None:
     """g^T F g of a batch (N, C, H, W), g the gradient of its own objective and F the Fisher matrix of its predictions.
 
     From forwards alone: a step of length e along g changes the predictions by e^2/2 g^T F g nats, to leading order; e
-    is chosen so that this is about `PROBE`. The statistics of frozen BatchNorms follow the step, as they do on the
-    device, and take part of the change back: a product with F that holds them constant would be larger. Nothing is
-    left moved. None where no image passes the entropy filter.
+    is chosen so that this is about `PROBE`. Without given statistics those of the batch follow the step and take part
+    of the change back: a product with F that holds them constant would be larger. None where no image passes the
+    entropy filter.
 
     Raises:
         NotFiniteError: the gradient moves no prediction, or something is not finite.
     """
-    before, tape = network.forward(images, track=False)
+    start = engine.programs.shipped
+    mixing = mixing_of(engine, statistics)
+    before, own = engine.measure(images, start, mixing)
     objective = filtered_entropy(before, config.entropy_margin)
-    if objective.gradient is None:
+    if not objective.kept:
         return None
-    network.backward(tape, objective.gradient, config.regulariser)
-    parameters = [p for p in network.parameters() if p.grad is not None]
-    start = [p.clone() for p in parameters]
-    gradients = [p.grad.clone() for p in parameters if p.grad is not None]
-    for parameter in parameters:
-        parameter.grad = None
+    used = Statistics(own.mean, own.variance) if statistics is None else statistics
+    passed = engine.forward(images, start, used, moments=False)
+    gradient = engine.backward(passed.residuals, objective.gradient, config.regulariser, start)
+    if not config.adapt_affine:
+        gradient = np.where(in_meta_networks(engine), gradient, 0.0)
     length = PROBE**0.5
-    try:
-        for _ in range(20):
-            for parameter, value, gradient in zip(parameters, start, gradients, strict=True):
-                parameter.copy_(value - length * gradient)
-            moved = divergence(before, network.forward(images, keep=False, track=False)[0])
-            if PROBE / 4 <= moved <= PROBE * 4:
-                return 2 * moved / length**2
-            length *= min(max((PROBE / moved) ** 0.5, 1e-2), 1e2) if moved > 0 else 10.0
-            if not np.isfinite(length):
-                break
-    finally:
-        for parameter, value in zip(parameters, start, strict=True):
-            parameter.copy_(value)
+    for _ in range(20):
+        after, _ = engine.measure(images, start - length * gradient, mixing)
+        moved = divergence(before, after)
+        if PROBE / 4 <= moved <= PROBE * 4:
+            return 2 * moved / length**2
+        length *= min(max((PROBE / moved) ** 0.5, 1e-2), 1e2) if moved > 0 else 10.0
+        if not np.isfinite(length):
+            break
     raise NotFiniteError("no step along the gradient changes the predictions by a small amount; check the network")
 
 
-@contextmanager
-def settled(network: AdaptiveNetwork, images: Tensor, batch: int, config: AdaptConfig) -> Iterator[None]:
-    """Running statistics as after a while on these images; put back on the way out.
+def mixing_of(engine: TorchEngine, statistics: Statistics | None) -> Mixing:
+    """Statistics as they are, whatever the batch; None: each batch's own."""
+    source = engine.programs.source
+    return Mixing.plain(Moments(source.mean, source.variance), 1.0) if statistics is None else fixed(statistics)
 
-    Where the device averages over its stream they also stay as they are meanwhile, for a batch moves them little.
+
+def in_meta_networks(engine: TorchEngine) -> Array:
+    """(P,) whether a parameter belongs to a meta-network."""
+    layout = engine.programs.parameters
+    return layout.join({name: np.full(shape, name.startswith("meta")) for name, shape in layout.shapes.items()})
+
+
+def settled_statistics(network: Network, images: Tensor, batch: int, config: AdaptConfig) -> Statistics | None:
+    """What a device normalises batches of this size with, after a while on these images; None: with each batch's own.
+
+    Where it averages over its stream they stay as they are meanwhile, for a batch moves them little.
     """
-    before, policy = network.statistics_snapshot(), network.batch_norm
-    streaming = policy == "auto" and config.statistics == "stream"
-    reach = config.statistics_images if streaming else SETTLED * network.ema_images
-    stream = StreamStatistics(config.statistics_images, math.inf)
-    try:
-        if streaming or (policy != "source" and network.statistics(batch)[0] != "batch"):
-            for k in range(0, min(len(images), reach) - batch + 1, batch):
-                taken = images[k : k + batch]
-                network.forward(taken, keep=False, share=stream.share(taken) if streaming else None)
-        if streaming:
-            network.batch_norm = "source"
-        yield
-    finally:
-        network.batch_norm = policy
-        network.restore_statistics(before)
+    adapter = network.adapter(replace(config, when="off"))
+    reach = min(len(images), config.statistics_images) if config.batch_norm == "stream" else 0
+    for k in range(0, reach - batch + 1, batch):
+        adapter.step(images[k : k + batch].numpy())
+    return statistics_now(adapter)
 
 
-def as_floats(images: Tensor) -> Tensor:
-    """Images in [0, 1] as float32."""
-    return images.float() / 255 if images.dtype == torch.uint8 else images.float()
+def statistics_now(adapter: Adapter) -> Statistics | None:
+    """What an adapter normalises the next batch with; None: with its own."""
+    if adapter.config.batch_norm == "stream":
+        return adapter.normaliser.statistics(adapter.state.stream)
+    return None if adapter.config.batch_norm == "batch" else adapter.engine.programs.source
 
 
 def _share(count: int, number: int, domains: int) -> int:

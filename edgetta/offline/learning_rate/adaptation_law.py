@@ -8,22 +8,23 @@ the stream, and the law carries it to the others.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from typing import Any, Literal
 
 from torch import Tensor
 
-from edgetta.adaptation.adapter import AdaptConfig, Adapter
-from edgetta.adaptation.network import AdaptiveNetwork
-from edgetta.adaptation.step_rate import divergence
+from edgetta.adaptation.config import AdaptConfig
+from edgetta.adaptation.objective import divergence
+from edgetta.engines.contract import Statistics
 from edgetta.errors import UsageError
 from edgetta.offline.curvature import NotFiniteError, Progress, ProgressCallback
-from edgetta.offline.learning_rate.adaptation_curvature import PROBE, AdaptationCurvature, as_floats
+from edgetta.offline.learning_rate.adaptation_curvature import PROBE, AdaptationCurvature, mixing_of, statistics_now
 from edgetta.offline.learning_rate.analysis import LearningRateAnalysis
 from edgetta.offline.learning_rate.fit import fit_forms
+from edgetta.offline.network import Network
+from edgetta.offline.pixels import as_floats
 from edgetta.rate_law import RateLaw
 
 Domains = Mapping[str, tuple[Tensor, Tensor]]
@@ -81,7 +82,7 @@ class AdaptationRates:
 
 
 def adaptation_rates(
-    network: AdaptiveNetwork,
+    network: Network,
     domains: Domains,
     config: AdaptConfig,
     curvature: AdaptationCurvature,
@@ -94,7 +95,7 @@ def adaptation_rates(
     """Tune one rate, carry it to every batch size by the curvature, and see what the first updates then do.
 
     Args:
-        network: as in `measure_adaptation`; it is as before afterwards.
+        network: as in `measure_adaptation`.
         domains: with labels.
         config: everything but the rate.
         curvature: of the same network, objective and domains.
@@ -161,7 +162,7 @@ def rate_law(
 
 
 def tune_rate(
-    network: AdaptiveNetwork,
+    network: Network,
     domains: Domains,
     config: AdaptConfig,
     batch_size: int,
@@ -170,7 +171,7 @@ def tune_rate(
 ) -> Tuning:
     """The error of each rate, and with adaptation off, on one stream of all domains, one after the other.
 
-    Every batch is an update. The network is as before afterwards.
+    Every batch is an update, from all of its images.
 
     Raises:
         UsageError: no rate, or one that is not positive.
@@ -180,58 +181,54 @@ def tune_rate(
         raise UsageError(f"rates {list(rates)} cannot be tried; give positive ones")
     errors: dict[float, float] = {}
     for number, rate in enumerate((0.0, *tried), 1):
-        plan = replace(config, learning_rate=rate, small_batch=1, when="always" if rate else "off")
+        plan = replace(_whole_batches(config, batch_size), learning_rate=rate, when="always" if rate else "off")
         errors[rate] = stream_error(network, domains, plan, batch_size)
         if progress is not None:
             progress(Progress(f"rate {rate:g}: {100 * errors[rate]:.2f} % error", number, len(tried) + 1))
     return Tuning(batch_size, errors)
 
 
-def stream_error(network: AdaptiveNetwork, domains: Domains, config: AdaptConfig, batch_size: int) -> float:
-    """Share (0 to 1) of images that an adapter gets wrong, before it learns from them; the network is put back."""
+def stream_error(network: Network, domains: Domains, config: AdaptConfig, batch_size: int) -> float:
+    """Share (0 to 1) of images that an adapter, from the state that ships, gets wrong before it learns from them."""
     wrong = seen = 0
-    with _untouched(network) as start:
-        network.load_state_dict(start)
-        adapter = Adapter(network, config)
-        for images, labels in domains.values():
-            for k in range(0, len(images), batch_size):
-                logits = adapter.step(as_floats(images[k : k + batch_size])).logits
-                wrong += int((logits.argmax(1) != labels[k : k + batch_size]).sum())
-                seen += len(logits)
+    adapter = network.adapter(config)
+    for images, labels in domains.values():
+        for k in range(0, len(images), batch_size):
+            logits = adapter.step(as_floats(images[k : k + batch_size]).numpy()).logits
+            wrong += int((logits.argmax(1) != labels[k : k + batch_size].numpy()).sum())
+            seen += len(logits)
     return wrong / seen
 
 
-def first_divergence(
-    network: AdaptiveNetwork, domains: Domains, config: AdaptConfig, rate: float, batch_size: int
-) -> float:
+def first_divergence(network: Network, domains: Domains, config: AdaptConfig, rate: float, batch_size: int) -> float:
     """How much one of the first updates changes the predictions of its images: the median over updates and domains.
 
-    Of whole batches of the size, as many as a device watches; the network is put back.
+    Of whole batches of the size, as many as a device watches.
 
     Raises:
         NotFiniteError: they do not change.
     """
-    plan = replace(config, learning_rate=rate, small_batch=1, when="always")
-    found: list[float] = []
-    with _untouched(network) as start:
-        for images, _ in domains.values():
-            network.load_state_dict(start)
-            adapter = Adapter(network, plan)
-            for k in range(0, min(max(config.watched, 1), len(images) // batch_size) * batch_size, batch_size):
-                batch = as_floats(images[k : k + batch_size])
-                before = adapter.step(batch).logits
-                found.append(divergence(before, adapter.again(batch, keep=False)[0]))
+    plan = replace(_whole_batches(config, batch_size), learning_rate=rate, when="off")
+    engine, found = network.engine, []
+    for images, _ in domains.values():
+        adapter = network.adapter(plan)
+        for k in range(0, min(max(config.watched, 1), len(images) // batch_size) * batch_size, batch_size):
+            batch = as_floats(images[k : k + batch_size]).numpy()
+            adapter.step(batch)  # statistics follow; the update is made here, where both sides of it are seen
+            statistics = statistics_now(adapter)
+            if statistics is None:
+                own = engine.measure(batch, adapter.state.parameters, mixing_of(engine, None))[1]
+                statistics = Statistics(own.mean, own.variance)
+            moved, learnt = adapter.learner.update(adapter.state, batch, statistics)
+            after = engine.predict(batch, moved.parameters, statistics)
+            found.append(divergence(learnt.logits, after))
+            adapter.state = moved
     median = sorted(found)[len(found) // 2]
     if not median > 0:
         raise NotFiniteError(f"updates of {batch_size} images at rate {rate:g} change no prediction")
     return median
 
 
-@contextmanager
-def _untouched(network: AdaptiveNetwork) -> Iterator[dict[str, Tensor]]:
-    """A copy of the network's state, which is put back on the way out."""
-    start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    try:
-        yield start
-    finally:
-        network.load_state_dict(start)
+def _whole_batches(config: AdaptConfig, batch_size: int) -> AdaptConfig:
+    """Updates from all images of every batch."""
+    return replace(config, small_batch=1, learn_images=batch_size)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from edgetta.bench.accuracy import published
-from edgetta.bench.accuracy.edgetta_method import network_of
 from edgetta.bench.accuracy.images import ImageCache
 from edgetta.bench.accuracy.published import EcottaPublished, warmed_up
+from edgetta.offline.network import Network
 from edgetta.sources.datasets import data_folder
-from tests.adaptation.backbones import small_model
+from tests.adaptation.backbones import SmallNet, randomised, small_programs
 
 
 def images(seed: int = 0) -> torch.Tensor:
@@ -21,15 +22,17 @@ def images(seed: int = 0) -> torch.Tensor:
 
 
 def test_two_passes_with_the_published_settings() -> None:
-    model = small_model("published")
-    state = network_of(model).state_dict()
-    method = EcottaPublished(model, state, learning_rate=1e-2)
-    assert (method.config.passes, method.config.regulariser, method.config.statistics) == (2, 0.25, "batch")
+    network = Network(small_programs("published", "meta"))
+    method = EcottaPublished(randomised(SmallNet()), SmallNet.cuts, network, learning_rate=1e-2)
+    start = [parameter.detach().clone() for parameter in method.parameters()]
+    assert method.config.regulariser == 0.25
     method(images())
     assert method.updates == 1
-    off = EcottaPublished(model, state, learning_rate=1e-2, when="off")
+    assert all(not torch.equal(a, b) for a, b in zip(start, method.parameters(), strict=True))
+    off = EcottaPublished(randomised(SmallNet()), SmallNet.cuts, network, learning_rate=1e-2, adapts=False)
     off(images())
     assert off.updates == 0
+    assert all(torch.equal(a, b) for a, b in zip(start, off.parameters(), strict=True))
 
 
 @pytest.mark.skipif(
@@ -40,10 +43,9 @@ def test_the_warm_up_trains_once_and_is_then_read(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(published, "HELD_OUT", 16)
     monkeypatch.setattr(published, "WARM_UP", replace(published.WARM_UP, epochs=1, batch=32))
     cache = ImageCache(tmp_path)
-    model, state = warmed_up("resnet20", "resnet20_jpegft", cache)
-    assert {spec.initialisation for spec in model.metas} == {"published"}
-    fresh = network_of(model).state_dict()
-    assert not torch.equal(state["metas.0.conv"], fresh["metas.0.conv"])
-    monkeypatch.setattr(published, "set_source_statistics", lambda *_: None)  # all comes from the file
-    again = warmed_up("resnet20", "resnet20_jpegft", cache)[1]
-    assert all(torch.equal(state[name], again[name]) for name in state if name.endswith("conv"))
+    network = warmed_up("resnet20", "resnet20_jpegft", cache)
+    shapes = network.programs.parameters.shapes
+    assert "metas.0.conv" in shapes and "metas.0.scale" not in shapes, "the published block has no scale"
+    monkeypatch.setattr(published, "with_source_statistics", lambda fresh, *_: fresh)  # all comes from the file
+    again = warmed_up("resnet20", "resnet20_jpegft", cache)
+    assert np.array_equal(network.programs.shipped, again.programs.shipped)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from edgetta.adaptation.adapter import AdaptConfig
+from edgetta.adaptation.config import AdaptConfig
 from edgetta.bench.accuracy import images as module
 from edgetta.bench.accuracy.edgetta_method import AffineOracle, Edgetta, MetaOracle
 from edgetta.bench.accuracy.images import ImageCache
 from edgetta.bench.accuracy.score import score
 from edgetta.bench.accuracy.streams import StreamSpec
 from edgetta.bench.baselines import BatchNormStatistics, Source
+from edgetta.offline.network import Network
 from edgetta.sources.datasets import Images
-from tests.adaptation.backbones import SmallNet, randomised, small_model
+from tests.adaptation.backbones import SmallNet, randomised, small_programs
+from tests.adaptation.pictures import pictures
+from tests.small_bundle import small_content
 
 KINDS = ("brightness", "contrast")
 
@@ -25,11 +29,21 @@ KINDS = ("brightness", "contrast")
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ImageCache:
     def drawn(split: str, rows: np.ndarray) -> Images:
-        pixels = np.stack([np.random.default_rng(int(row)).integers(0, 255, (16, 16, 3), np.uint8) for row in rows])
+        pixels = np.concatenate([pictures(1, int(row)) for row in rows]).transpose(0, 2, 3, 1)
+        pixels = (255 * pixels).astype(np.uint8)
         return Images(pixels, (rows % 5).astype(np.int64), split)
 
     monkeypatch.setattr(module, "cifar10_jpeg", drawn)
     return ImageCache(tmp_path / "cache")
+
+
+def network(adapt: str = "affine") -> Network:
+    programs = small_programs(adapt=adapt)
+    return Network(programs, small_content(programs))
+
+
+def config(**settings: Any) -> AdaptConfig:
+    return AdaptConfig(hold_back=False, **settings)
 
 
 class Always:
@@ -61,11 +75,9 @@ def test_rounds_of_a_stream_that_recurs(cache: ImageCache) -> None:
 
 
 def test_edgetta_counts_its_updates_and_what_it_keeps(cache: ImageCache) -> None:
-    model = small_model(adapt="bias")
-    state = Edgetta(model, None).adapter.network.state_dict()
-    every = score(Edgetta(model, state), spec(), cache, clean=0)
-    half = score(Edgetta(model, state, AdaptConfig(when="every 2")), spec(), cache, clean=0)
-    off = score(Edgetta(model, state, AdaptConfig(when="off")), spec(), cache, clean=0)
+    every = score(Edgetta(network("bias"), config()), spec(), cache, clean=0)
+    half = score(Edgetta(network("bias"), config(when="every 2")), spec(), cache, clean=0)
+    off = score(Edgetta(network("bias"), config(when="off")), spec(), cache, clean=0)
     assert (every.adapted_share, half.adapted_share, off.adapted_share) == (1, 0.5, 0)
     assert every.kept_bytes > 0 == off.kept_bytes
 
@@ -73,10 +85,9 @@ def test_edgetta_counts_its_updates_and_what_it_keeps(cache: ImageCache) -> None
 def test_the_oracle_is_told_labels_and_learns_them(cache: ImageCache) -> None:
     """Labels that have nothing to do with the images can only be learnt by heart, round after round."""
     model = randomised(SmallNet())
-    state = Edgetta(small_model(), None).adapter.network.state_dict()
     long = spec("recurring", 30)
     plain = score(BatchNormStatistics(model), long, cache, clean=0).rounds
-    for oracle in (AffineOracle(model, 1e-2), MetaOracle(small_model(), state, 1e-2)):
+    for oracle in (AffineOracle(model, 1e-2), MetaOracle(network(), 1e-2)):
         rounds = score(oracle, long, cache, clean=0).rounds
         assert rounds[-1] < rounds[0] - 10, type(oracle)
     assert plain[-1] == plain[0]
@@ -85,7 +96,7 @@ def test_the_oracle_is_told_labels_and_learns_them(cache: ImageCache) -> None:
 def test_the_same_method_twice_gives_the_same(cache: ImageCache) -> None:
     model = randomised(SmallNet())
     assert score(Source(model), spec(), cache).errors == score(Source(model), spec(), cache).errors
-    method = Edgetta(small_model(), None, AdaptConfig(learning_rate=1e-2))
+    method = Edgetta(network(), config(learning_rate=1e-2))
     first = score(method, spec(), cache)
     assert score(method, spec(), cache).errors == first.errors, "a score begins with a reset"
 
@@ -96,9 +107,7 @@ def test_an_ablation_changes_one_thing_at_a_time_and_goes_on(
     from edgetta.bench.accuracy import ablation
     from edgetta.bench.accuracy.methods import SourceModel
 
-    model = small_model()
-    made = SourceModel("small", "small", randomised(SmallNet()), torch.zeros(1), model, {}, cache)
-    object.__setattr__(made, "state", Edgetta(model, None).adapter.network.state_dict())
+    made = SourceModel("small", "small", randomised(SmallNet()), torch.zeros(1), network(), SmallNet.cuts, cache)
     asked: list[int] = []
 
     def source(weights: str, parts: int = 4) -> SourceModel:
@@ -106,7 +115,7 @@ def test_an_ablation_changes_one_thing_at_a_time_and_goes_on(
         return made
 
     monkeypatch.setattr(ablation, "tuning_stream", lambda images, batch: spec())
-    monkeypatch.setattr(ablation, "CHANGES", {"as shipped": {}, "not adapted": {"when": "off"}})
+    monkeypatch.setattr(ablation, "CHANGES", {"as shipped": {"hold_back": False}, "not adapted": {"when": "off"}})
     monkeypatch.setattr(ablation, "MODELS", {"five parts": {"parts": 5}})
     rows: list[dict[str, object]] = []
     steps = ablation.ablate(source, cache, rows, 40, 20, "small")

@@ -14,7 +14,7 @@ from tests.cli.run.verb import picture
 @pytest.fixture(autouse=True)
 def torch_engine_without_self_test(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is tested here is the verb; engines and self-test have tests of their own."""
-    monkeypatch.setattr("edgetta.runtime.self_test", lambda bundle, network, source, gradients: None)
+    monkeypatch.setattr("edgetta.runtime.self_test", lambda bundle, engine, gradients: None)
     monkeypatch.delenv("EDGETTA_DEBUG", raising=False)
 
 

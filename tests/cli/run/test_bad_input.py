@@ -130,8 +130,8 @@ def test_a_bare_number_is_hinted_to_be_a_camera(capsys: Captured) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda b: _flip(b / "meta.safetensors"), "meta.safetensors in bundle"),
-        (lambda b: _flip(b / "segments" / "01.forward.onnx"), "segments/01.forward.onnx in bundle"),
+        (lambda b: _flip(b / "content.safetensors"), "content.safetensors in bundle"),
+        (lambda b: _flip(b / "programs" / "forward.json"), "programs/forward.json in bundle"),
         (lambda b: (b / "reference.npz").unlink(), "reference.npz is missing from bundle"),
         (lambda b: edit_manifest(b, lambda m: m.update(schema=99)), "has schema version 99"),
         (lambda b: (b / "manifest.json").unlink(), "is no bundle: it has no manifest.json"),
@@ -191,7 +191,7 @@ def test_files_that_are_in_the_way(photos: Path, tmp_path: Path, capsys: Capture
         (("--learning-rate", "-1"), 2, "learning_rate must be a number of at least 0"),
         (("--when", "sometimes"), 2, "unknown schedule 'sometimes'; use 'always', 'off', 'on-drift', 'every N'"),
         (("--batch", "0"), 2, "Invalid value for '--batch'"),
-        (("--gradient", "wrong"), 2, "Invalid value for '--gradient'"),
+        (("--bn", "wrong"), 2, "Invalid value for '--bn'"),
     ],
 )
 def test_options_that_cannot_be(

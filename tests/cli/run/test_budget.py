@@ -53,17 +53,17 @@ def test_a_budget_in_the_settings(measured: Path, array: Path, tmp_path: Path, c
 
 
 def test_a_step_without_memory_is_told(array: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgetta.adaptation.network import AdaptiveNetwork
+    from edgetta.engines.torch import TorchEngine
 
-    backward, calls = AdaptiveNetwork.backward, [0]
+    backward, calls = TorchEngine.backward, [0]
 
-    def scarce(*arguments: Any, **options: Any) -> None:
+    def scarce(*arguments: Any, **options: Any) -> Any:
         calls[0] += 1
         if calls[0] == 1:
             raise MemoryError("injected")
-        backward(*arguments, **options)
+        return backward(*arguments, **options)
 
-    monkeypatch.setattr(AdaptiveNetwork, "backward", scarce)
+    monkeypatch.setattr(TorchEngine, "backward", scarce)
     rows, summary = tmp_path / "rows.jsonl", tmp_path / "summary.json"
     settings = ("--batch", 20, "--when", "always", "--json", summary, "-o", rows)
     assert run(array, *settings) == 0

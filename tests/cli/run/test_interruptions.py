@@ -47,7 +47,7 @@ def test_ctrl_c_in_the_middle(tmp_path: Path) -> None:
     assert f"{len(rows):,} predicted until it was interrupted" in errors
     runtime = Runtime(read_bundle(whole_bundle()), "torch", check=False)
     runtime.load_state(tmp_path / "state")
-    assert runtime.adapter.steps == len(rows), "state and rows are of the same steps"
+    assert runtime.adapter.state.steps == len(rows), "state and rows are of the same steps"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
@@ -57,7 +57,7 @@ def test_sigterm_in_the_middle_of_a_step(
     step = Runtime.step
 
     def terminated(self: Runtime, images: Any) -> Any:
-        if self.adapter.steps == 2:
+        if self.adapter.state.steps == 2:
             signal.raise_signal(signal.SIGTERM)
         return step(self, images)
 
@@ -69,7 +69,7 @@ def test_sigterm_in_the_middle_of_a_step(
     assert len(rows_of(out)) == 24, "the step was finished first"
     runtime = Runtime(read_bundle(whole_bundle()), "torch", check=False)
     runtime.load_state(state)
-    assert runtime.adapter.steps == 3
+    assert runtime.adapter.state.steps == 3
 
 
 def test_a_reader_that_has_gone_still_saves_the_state(
@@ -88,4 +88,4 @@ def test_a_reader_that_has_gone_still_saves_the_state(
     assert run(array, "-o", "-", "--state", tmp_path / "state", "--batch", 8) == 0
     runtime = Runtime(read_bundle(whole_bundle()), "torch", check=False)
     runtime.load_state(tmp_path / "state")
-    assert runtime.adapter.steps == 2
+    assert runtime.adapter.state.steps == 2

@@ -30,7 +30,7 @@ def raising(monkeypatch: pytest.MonkeyPatch, what: Any, after: int) -> None:
     step = Runtime.step
 
     def trial(self: Runtime, images: Any) -> Any:
-        if self.adapter.steps == after:
+        if self.adapter.state.steps == after:
             what()
         return step(self, images)
 

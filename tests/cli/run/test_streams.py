@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgetta.bundle import read_bundle
+from edgetta.adaptation.step_plan import StepPlan
 from edgetta.cli.adaptation_options import OPTIONS
 from edgetta.runtime import Runtime
 from edgetta.state_files import Contents, StateFile
 from tests.cli.run.verb import Captured, rows_of, run
-from tests.small_bundle import NAMES, whole_bundle
+from tests.small_bundle import NAMES
 
 
 def test_predictions_summary_and_state(array: Path, tmp_path: Path, capsys: Captured) -> None:
@@ -27,12 +27,12 @@ def test_predictions_summary_and_state(array: Path, tmp_path: Path, capsys: Capt
     wrong = sum(row["class"] != NAMES[row["index"] % 5] for row in rows)
     told = json.loads(summary.read_text())
     assert (told["frames"], told["steps"], told["errors"], told["labelled"]) == (40, 3, wrong, 40)
-    assert told["ended"] == "done" and told["engine"] == "torch" and told["gradient"] == ["exact"]
+    assert told["ended"] == "done" and told["engine"] == "torch" and told["batch_norm"] == "stream"
     assert sum(told["classes"].values()) == 40 and told["kept_bytes"] > 0
     assert told["adapted"] == 1, "every 2, as the bundle says; the last batch is small and waits"
-    for words in ("40 predicted", f"({wrong} of 40 labelled frames)", "1 update in 3 steps (every 2", "exact (auto"):
+    for words in ("40 predicted", f"({wrong} of 40 labelled frames)", "1 update in 3 steps (every 2"):
         assert words in printed.out
-    assert "stream (auto: averaged over all images since" in printed.out and str(state) in printed.out
+    assert "stream: shift followed " in printed.out and str(state) in printed.out
     assert "small <- 40 frames of 16 x 16" in printed.err
 
 
@@ -75,36 +75,38 @@ def test_options_reach_the_runtime_by_their_own_names(
     initialise = Runtime.__init__
     monkeypatch.setattr(Runtime, "__init__", lambda self, *a, **k: (made.append(self), initialise(self, *a, **k))[1])
     values = {
-        "optimizer": "adam",
         "learning_rate": 0.25,
         "momentum": 0.5,
         "regulariser": 0.75,
         "anchor": 0.125,
         "entropy_margin": 0.625,
-        "passes": 2,
         "when": "every 3",
         "window": 7,
         "small_batch": 2,
         "watched": 5,
-        "statistics": "batch",
+        "batch_norm": "batch",
+        "learn_images": 24,
+        "measure_images": 12,
+        "hold_back": False,
         "statistics_images": 300,
         "change": 0.75,
-        "source_share": 0.25,
         "adapt_affine": False,
         "mirrored": True,
     }
     assert set(values) == set(OPTIONS)
-    flags = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", value)]
-    assert run(photos, *flags, "--gradient", "recompute", "--bn", "ema", "--quiet") == 0
+    spelled = {"batch_norm": "--bn"}
+    flags = [
+        part for name, value in values.items() for part in (spelled.get(name, f"--{name.replace('_', '-')}"), value)
+    ]
+    assert run(photos, *flags, "--recompute", "--slice", 4, "--quiet") == 0
     (tmp_path / "settings.toml").write_text(
         "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items())
-        + '[run]\ngradient = "recompute"\nbn = "ema"\nquiet = true\n'
+        + "[run]\nrecompute = true\nslice = 4\nquiet = true\n"
     )
     assert run(photos, "--config", tmp_path / "settings.toml") == 0
     for runtime in made:
         assert {name: getattr(runtime.config, name) for name in values} == values
-        assert runtime.network.batch_norm == "ema"
-        assert {part.gradient for part in runtime.network.parts} == {"recompute"}
+        assert runtime.keeper.choice.plan == StepPlan(keep=False, slice=4)
 
 
 def test_the_default_batch_depends_on_the_source(photos: Path, tmp_path: Path, capsys: Captured) -> None:
@@ -113,11 +115,7 @@ def test_the_default_batch_depends_on_the_source(photos: Path, tmp_path: Path, c
     assert "64 (all frames are there already; --batch for another)" in out and "0 updates in 1 step (" in out
     assert run(photos, "--batch", 5) == 0
     out = capsys.readouterr().out
-    assert (
-        "\nbatch       5\n" in out
-        and "stream (auto: averaged over all images since" in out
-        and "the source's share" in out
-    )
+    assert "\nbatch       5\n" in out and "BatchNorm   stream: shift followed" in out
 
 
 def test_a_live_source_is_predicted_frame_by_frame(
@@ -138,20 +136,17 @@ def test_a_live_source_is_predicted_frame_by_frame(
     assert "1 (a live source: every frame is predicted at once" in capsys.readouterr().out
 
 
-def test_adaptation_off_and_local_gradients_are_told(array: Path, tmp_path: Path, capsys: Captured) -> None:
+def test_what_adapts_is_told(array: Path, tmp_path: Path, capsys: Captured) -> None:
     summary = tmp_path / "summary.json"
     assert run(array, "--when", "off", "--json", summary) == 0
-    assert "adaptation  off" in capsys.readouterr().out
-    assert json.loads(summary.read_text())["kept_bytes"] == json.loads(summary.read_text())["adapted"] == 0
-    assert run(array, "--gradient", "local", "--bn", "batch", "--json", summary) == 0
     out = capsys.readouterr().out
-    assert "local (as asked)" in out and "batch (as asked)" in out
-    local = json.loads(summary.read_text())["kept_bytes"]
-    memory = read_bundle(whole_bundle()).manifest["memory"]
-    assert local == pytest.approx(40 * memory["local"]["per_image"] + memory["local"]["fixed"], rel=0.03)
-    assert local < 40 * memory["exact"]["per_image"]
-    assert run(array, "--storage", "recompute-int8", "--json", summary) == 0
-    assert json.loads(summary.read_text())["kept_bytes"] < 0.4 * local
+    assert "adaptation  off" in out and "stream: shift followed" in out
+    assert json.loads(summary.read_text())["kept_bytes"] == json.loads(summary.read_text())["adapted"] == 0
+    assert run(array, "--when", "off", "--bn", "source") == 0
+    assert "source: as shipped" in capsys.readouterr().out
+    assert run(array, "--bn", "batch", "--when", "always", "--recompute", "--json", summary) == 0
+    assert "batch: of each batch alone" in capsys.readouterr().out
+    assert json.loads(summary.read_text())["kept_bytes"] == 0 and json.loads(summary.read_text())["adapted"] == 1
 
 
 def test_sub_folders_named_like_classes_are_labels(photos: Path, tmp_path: Path) -> None:

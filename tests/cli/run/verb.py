@@ -10,13 +10,20 @@ import numpy as np
 import pytest
 
 from edgetta.cli import main
+from tests.adaptation.pictures import pictures
 from tests.small_bundle import whole_bundle
 
 Captured = pytest.CaptureFixture[str]
 
 
 def picture(seed: int, shape: tuple[int, ...] = (16, 16, 3)) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    """A made-up picture, or several of them, as uint8 (..., H, W, 3); noise of any other shape."""
+    if len(shape) < 3 or shape[-1] > 3:
+        return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    count, size = (1 if len(shape) == 3 else shape[0]), -(-max(shape[-3:-1]) // 4) * 4
+    found = pictures(min(count, 64), seed, size=size).transpose(0, 2, 3, 1)[:, : shape[-3], : shape[-2], : shape[-1]]
+    whole = np.resize((found * 255).astype(np.uint8), (count, *shape[-3:]))
+    return whole if len(shape) == 4 else whole[0]
 
 
 def run(*arguments: object, bundle: Path | None = None) -> int:

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import edgetta
-from edgetta.adaptation.adapter import AdaptConfig
 from edgetta.bundle.engines import engine_of
 from edgetta.bundle.tensorrt_engines import TensorRTConfig
+from edgetta.segmented.adapter import AdaptConfig
 from edgetta.segments.contract import GradientMode
 from edgetta.segments.gpu_segment import GpuSegment
 from edgetta.segments.tensorrt.build import BuildOptions, build_engine
