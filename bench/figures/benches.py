@@ -231,5 +231,8 @@ def versions(results: Results) -> str:
 
 
 def _from(results: Results, *names: str) -> str:
-    files = ", ".join(f"[{name}.json]({HERE}/{name}.json)" for name in names if results.has(name))
-    return f"\n\n{files}: {results.origin(names[0])}."
+    there = [name for name in names if results.has(name)]
+    if not there:
+        return "\n\nNot measured yet."
+    files = ", ".join(f"[{name}.json]({HERE}/{name}.json)" for name in there)
+    return f"\n\n{files}: {results.origin(there[0])}."
