@@ -126,6 +126,9 @@ def latency(results: Results) -> str:
 
 
 def memory(results: Results) -> str:
+    """The section of the memory bench; a file from before the programs of the whole network has none."""
+    if not all("keep" in row for row in results.rows("memory", method="edgetta")):
+        return f"[memory.json]({HERE}/memory.json) is from before the programs of the whole network: measure again."
     return memory_section(results.read("memory"), f"{HERE}/memory.json", f"{HERE}/memory.svg")
 
 
