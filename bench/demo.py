@@ -132,7 +132,7 @@ def _export(
     from edgetta.export.content import measure_content
     from edgetta.export.derive import derive
     from edgetta.offline.network import Network
-    from edgetta.offline.running_statistics import settle_running_statistics
+    from edgetta.offline.running_statistics import with_running_statistics
     from edgetta.offline.source_statistics import batches_of, with_source_statistics
 
     images = as_tensor(train.images)
@@ -160,7 +160,7 @@ def _export(
         replace(config.warm_up, seed=config.seed),
         progress=lambda done, total, loss: step(done, total),
     )
-    network = settle_running_statistics(network, batches_of(images, config.warm_up.batch))
+    network = with_running_statistics(network, batches_of(images, config.warm_up.batch))
     content = measure_content(network.programs, batches_of(images, config.warm_up.batch))
     write_bundle(
         path,

@@ -8,7 +8,20 @@ import numpy as np
 
 from edgetta.adaptation.step_rate import choose_rate
 from edgetta.corruption import EXTRA_CORRUPTIONS
-from edgetta.report import PALETTE, Block, Facts, Heading, Paragraph, Picture, Table, picture, plot, render
+from edgetta.report import (
+    PALETTE,
+    Block,
+    Fact,
+    Facts,
+    Heading,
+    Paragraph,
+    Picture,
+    Table,
+    picture,
+    plot,
+    render,
+    trend,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,17 +84,28 @@ def page(result: DemoResult, stream: CorruptedStream, content: dict[str, Any], c
     blocks: list[Block] = [
         Facts(
             (
-                (f"{mean('source'):.1f} → {mean('adapted'):.1f} %", "mean error, without and with edgetta"),
-                (f"{mean('adapted') - mean('bn'):+.2f} points", "against BatchNorm statistics"),
-                (
+                Fact(
+                    f"{mean('source'):.1f} → {mean('adapted'):.1f} %",
+                    "mean error, without and with edgetta",
+                    trend(mean("source") - mean("adapted")),
+                ),
+                Fact(
+                    f"{mean('adapted') - mean('bn'):+.2f} points",
+                    "against BatchNorm statistics",
+                    trend(mean("bn") - mean("adapted")),
+                ),
+                Fact(
                     f"{mean('adapted') - mean('warm_up_only'):+.2f} points",
                     "adaptation on against off (`warm_up_only`)",
+                    trend(mean("warm_up_only") - mean("adapted")),
                 ),
-                (
+                Fact(
                     f"{result.saved_bytes / 1e6:.1f} MB",
                     f"kept for the backward; stock autograd keeps {result.stock_saved_bytes / 1e6:.1f} MB",
                 ),
-                (f"x{result.step_seconds / result.inference_seconds:.2f}", "time of a step beside plain inference"),
+                Fact(
+                    f"x{result.step_seconds / result.inference_seconds:.2f}", "time of a step beside plain inference"
+                ),
             )
         ),
         *_judgement(result, config),

@@ -136,9 +136,7 @@ def _shipped(model: Model, parts: int) -> tuple[AdaptableModel, Any]:
     return replace(derived, programs=network.programs), config
 
 
-def _runs(
-    shipped: tuple[AdaptableModel, Any], name: str, frames: Sequence[Array]
-) -> dict[str, Callable[[], object]]:
+def _runs(shipped: tuple[AdaptableModel, Any], name: str, frames: Sequence[Array]) -> dict[str, Callable[[], object]]:
     """What is timed on one engine, by kind."""
     import torch
 

@@ -52,6 +52,7 @@ class DeploySettings:
         precision: of these engines, "fp32" or "fp16"; None for the default of `edgetta build`.
         keep: releases that stay on the device, the current one included.
         watch_seconds: how long the new service must live before the deployment counts as good.
+        secret: the source is not for everybody's eyes, whatever it looks like.
         signer: the file of a public key; the service starts only with a bundle that its owner signed.
         budget_bytes: of the plan that the service keeps, where it has one: its memory is limited accordingly.
     """
@@ -67,6 +68,12 @@ class DeploySettings:
     watch_seconds: int = 20
     budget_bytes: int | None = None
     signer: Path | None = None
+    secret: bool = False
+
+    @property
+    def hides_source(self) -> bool:
+        """Whether the source goes into a file that only the service's user reads."""
+        return self.source is not None and (self.secret or has_secret(self.source))
 
 
 @dataclass(frozen=True)
@@ -194,7 +201,7 @@ def run_command(settings: DeploySettings, device: Device) -> list[str]:
     """The command that the service runs."""
     current = f"{device.folder}/current"
     assert settings.source is not None
-    source = f"@{current}/{SOURCE}" if has_secret(settings.source) else settings.source
+    source = f"@{current}/{SOURCE}" if settings.hides_source else settings.source
     command = [device.program, "run", f"{current}/bundle", source]
     command += ["--state", f"{current}/state.safetensors", "--quiet"]
     if settings.signer is not None:
@@ -251,7 +258,7 @@ def deploy(
         device = replace(device, resident_bytes=_verify(remote, device, f"{partial}/bundle"))
         if settings.signer is not None:
             remote.send([(SIGNER, settings.signer)], partial)
-        if settings.source is not None and has_secret(settings.source):
+        if settings.source is not None and settings.hides_source:
             file = shlex.quote(f"{partial}/{SOURCE}")
             remote.run(f"umask 077 && printf '%s\\n' {shlex.quote(settings.source)} > {file}", check=True)
         if settings.build:

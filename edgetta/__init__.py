@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgetta.adaptation.step_plan import StepPlan
     from edgetta.errors import EdgettaError
     from edgetta.models import load_model
+    from edgetta.preprocessing import preprocess
     from edgetta.runtime import Runtime, load
 
 __version__ = "0.1.0"
@@ -33,6 +34,7 @@ _HOMES = {
     "adapt": "edgetta.adaptation.module",
     "load": "edgetta.runtime",
     "load_model": "edgetta.models",
+    "preprocess": "edgetta.preprocessing",
 }
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "export",
     "load",
     "load_model",
+    "preprocess",
 ]
 
 

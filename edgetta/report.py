@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -47,16 +47,35 @@ class Paragraph:
         return f"<p>{_words(self.text)}</p>"
 
 
-@dataclass(frozen=True)
-class Facts:
-    """A few figures that matter, large, each with words below it."""
+Trend = Literal["", "better", "worse"]
 
-    facts: Sequence[tuple[str, str]]  # (figure, words)
+
+def trend(change: float | None) -> Trend:
+    """What a figure is that has changed by so much, where more is better."""
+    return "" if not change else "better" if change > 0 else "worse"
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A figure that matters, and words below it; green where it is better than before, and where it is worse not."""
+
+    figure: str
+    words: str
+    trend: Trend = ""
 
     def html(self) -> str:
-        cards = "".join(
-            f"<div><b>{escape(figure)}</b><span>{_words(words)}</span></div>" for figure, words in self.facts
-        )
+        kind = f" class={self.trend}" if self.trend else ""
+        return f"<div><b{kind}>{escape(self.figure)}</b><span>{_words(self.words)}</span></div>"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A few figures that matter, large."""
+
+    facts: Sequence[Fact]
+
+    def html(self) -> str:
+        cards = "".join(fact.html() for fact in self.facts)
         return f'<section class="facts">{cards}</section>'
 
 
@@ -156,7 +175,8 @@ def _words(text: str) -> str:
 
 
 _STYLE = """
-:root { color-scheme: light; --ink: #1c2733; --soft: #5d6b7a; --line: #e1e6ec; --own: #0f9d78; --wash: #f5f8fa }
+:root { color-scheme: light; --ink: #1c2733; --soft: #5d6b7a; --line: #e1e6ec; --own: #0f9d78; --worse: #b3471d;
+  --wash: #f5f8fa }
 * { box-sizing: border-box }
 body { margin: 0; background: #fff; color: var(--ink); font: 16px/1.55 system-ui, "Segoe UI", Arial, sans-serif }
 main { max-width: 960px; margin: 0 auto; padding: 40px 24px 64px }
@@ -167,7 +187,9 @@ p { max-width: 72ch; margin: 10px 0 }
 code { font: 0.9em ui-monospace, Menlo, Consolas, monospace; background: var(--wash); padding: 1px 4px }
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(165px, 1fr)); gap: 12px; margin: 24px 0 }
 .facts div { background: var(--wash); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px }
-.facts b { display: block; font-size: 19px; white-space: nowrap; color: var(--own) }
+.facts b { display: block; font-size: 19px; white-space: nowrap }
+.facts .better { color: var(--own) }
+.facts .worse { color: var(--worse) }
 .facts span { color: var(--soft); font-size: 14px; line-height: 1.4; display: block }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; margin: 12px 0; font-size: 14.5px; font-variant-numeric: tabular-nums }
@@ -177,7 +199,7 @@ th { font-weight: 600; border-bottom-width: 2px; white-space: nowrap }
 .words { text-align: left; padding-left: 4px }
 .strong td { font-weight: 700; background: var(--wash) }
 figure { margin: 20px 0; overflow-x: auto }
-figure svg { max-width: 100%; height: auto }
+figure svg { max-width: 100%; height: auto; overflow: visible }
 figure img { max-width: 100%; height: auto; image-rendering: pixelated; border-radius: 6px }
 figcaption { font-size: 14px; max-width: 72ch }
 footer { margin-top: 48px; padding-top: 14px; border-top: 1px solid var(--line); font-size: 13.5px }

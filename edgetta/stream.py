@@ -149,7 +149,9 @@ def run_stream(
                 result = runtime.step(images)
                 summary.step_seconds += time.perf_counter() - started
                 probabilities = softmax(result.logits)
-                confidence, predicted = probabilities.max(1).tolist(), result.logits.argmax(1).tolist()
+                known = np.isfinite(result.logits).all(1)
+                confidence = np.where(known, probabilities.max(1), np.nan).tolist()
+                predicted = result.logits.argmax(1).tolist()
                 _count(summary, predicted, [label_of(frame) for frame in chosen], result)
                 if writer is not None:
                     at = first + summary.frames - len(chosen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from edgetta.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgetta.adaptation.adapter import AdaptConfig
+    from edgetta.adaptation.config import AdaptConfig
 
 
 def export(
@@ -36,8 +37,8 @@ def export(
     parts          module names after which it is cut (the stem's end first), or how many parts; None: as many as fit,
                    four at most
     classes        their names, in the order of the logits
-    source_images  images (N, C, H, W), or batches of them, for the source statistics of the meta-networks; synthetic
-                   ones serve when there are none
+    source_images  images (N, C, H, W), or batches of them, for the source statistics of the meta-networks and for what
+                   content explains of the moments; synthetic ones serve for the first when there are none
     config         settings of adaptation that ship
     batch_norm     frozen BatchNorms follow the stream ("adaptive") or are folded away as trained ("source")
     overwrite      replace a bundle that is there
@@ -46,13 +47,14 @@ def export(
     Raises `UsageError` for arguments that do not fit, `TraceError` or `DifferentiationError` naming what stands in
     the way, `StorageError` when the disk is full and the like.
     """
-    from edgetta.adaptation.adapter import AdaptConfig
-    from edgetta.export.bundle_writer import write_bundle
+    from edgetta.adaptation.config import AdaptConfig
+    from edgetta.export.bundle_writer import Shipment, write_bundle
+    from edgetta.export.content import measure_content
     from edgetta.export.recipe import Recipe, derive_recipe
     from edgetta.models.model import Model
     from edgetta.models.probe import answer
     from edgetta.models.wrappers import in_float32, unwrapped
-    from edgetta.offline.source_statistics import batches_of, set_source_statistics
+    from edgetta.offline.source_statistics import batches_of, with_source_statistics
 
     shape = _image_shape(example)
     network, _ = in_float32(unwrapped(model), own=False)
@@ -60,15 +62,18 @@ def export(
     known = Model(network, called, shape, int(answer(network, called, shape).shape[1]))
     cuts, count = (None, parts) if parts is None or isinstance(parts, int) else (tuple(parts), None)
     derived = derive_recipe(Recipe(called, parts=count, cuts=cuts, batch_norm=batch_norm), known)
-    adapting = derived.network()
-    batches = batches_of(source_images, 64) if isinstance(source_images, Tensor) else source_images
-    set_source_statistics(adapting, batches, shape)
+    batches = None
+    if source_images is not None:
+        batches = list(batches_of(source_images, 64) if isinstance(source_images, Tensor) else source_images)
+    programs = with_source_statistics(derived.network(), batches).programs
+    told = batches is not None and sum(map(len, batches)) > 1
+    content = measure_content(programs, batches) if batches is not None and told else None
+    settings = config or AdaptConfig()
     write_bundle(
         path,
-        derived.adaptable,
-        adapting,
+        Shipment(programs, derived.adaptable.cuts, batch_norm, content),
         name=called,
-        config=config or AdaptConfig(),
+        config=replace(settings, batch_norm="source") if batch_norm == "source" else settings,
         classes=classes,
         golden=example if example.dim() == 4 and len(example) > 1 else None,
         overwrite=overwrite,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import stat
 import subprocess
 import sys
@@ -140,6 +141,7 @@ def test_without_cryptography(keys: Path, monkeypatch: pytest.MonkeyPatch) -> No
     read_bundle(whole_bundle())
 
 
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl, with which it is compared")
 def test_openssl_agrees(signed: Path, keys: Path, tmp_path: Path) -> None:
     """A key of OpenSSL's own serves, and the signature is a plain one of Ed25519."""
     openssl = subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519"], capture_output=True, check=True).stdout

@@ -118,22 +118,25 @@ def write(path: Path, rows: Sequence[Row], settings: dict[str, Any]) -> None:
     write_results(path, rows, settings, facts)
 
 
-def was_run(rows: Sequence[Row]) -> list[Row]:
-    """What was run: per network, batch and method the seeds, images and orders."""
-    groups: dict[tuple[Any, ...], list[Row]] = {}
+def was_run(rows: Sequence[Row]) -> list[str]:
+    """What was run, a line per network, batch and method: orders with their corruptions and seeds, images."""
+    groups: dict[tuple[Any, ...], dict[str, list[Row]]] = {}
     for row in rows:
-        groups.setdefault((row["network"], row["batch"], row["method"]), []).append(row)
-    return [
-        {
-            "network": name,
-            "batch": batch,
-            "method": method,
-            "images": sorted({row["images"] for row in same}),
-            "seeds": sorted({row["seed"] for row in same}),
-            "orders": [order for order in ORDERS if any(row["order"] == order for row in same)],
-        }
-        for (name, batch, method), same in sorted(groups.items())
-    ]
+        key = row["network"], row["batch"], row["method"]
+        groups.setdefault(key, {}).setdefault(row["order"], []).append(row)
+    lines = []
+    for (name, batch, method), orders in sorted(groups.items()):
+        same = [row for found in orders.values() for row in found]
+        images = ", ".join(map(str, sorted({row["images"] for row in same})))
+        shown = (f"{order} ({_extent(orders[order])})" for order in ORDERS if order in orders)
+        lines.append(f"{name}, batch {batch}, {method}, {images} images: {', '.join(shown)}")
+    return lines
+
+
+def _extent(rows: Sequence[Row]) -> str:
+    kinds = {(row["corruption"], row["severity"]) for row in rows}
+    seeds = sorted({row["seed"] for row in rows})
+    return f"{len(kinds)} conditions, seed {' '.join(map(str, seeds))}"
 
 
 def show(rows: Sequence[Row]) -> None:

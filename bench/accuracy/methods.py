@@ -151,9 +151,7 @@ METHODS: dict[str, Entry] = {
         lambda source, settings, seed: MetaOracle(source.network, **settings),
         _rates(5e-4, 1e-3, 2e-3, 4e-3),
     ),
-    "oracle_constant": Entry(
-        lambda source, settings, seed: MetaOracle(source.constant.network, **settings)
-    ),
+    "oracle_constant": Entry(lambda source, settings, seed: MetaOracle(source.constant.network, **settings)),
     "edgetta_constant": Entry(lambda source, settings, seed: _edgetta(source.constant, settings, seed)),
     "warm_up_only": Entry(lambda source, settings, seed: _edgetta(source, {**settings, "when": "off"}, seed)),
     "edgetta_mirrored": Entry(lambda source, settings, seed: _edgetta(source, {**settings, "mirrored": True}, seed)),

@@ -74,8 +74,9 @@ def _title(row: Row) -> str:
 def write_plot(path: Path, rows: Sequence[Row]) -> Path:
     """Bars of the peaks, one panel per model, as SVG; the same rows give the same bytes."""
     import matplotlib
-    from edgetta.bench.report import PALETTE
     from matplotlib.figure import Figure
+
+    from edgetta.report import PALETTE
 
     models = list(dict.fromkeys(row["model"] for row in rows))
     shown = {model: _shown([row for row in rows if row["model"] == model]) for model in models}

@@ -2,8 +2,8 @@
 
     x~_k = norm_k(x_k) + scale * ReLU(branch_norm_k(conv_k(x~_{k-1})))
 
-x_k is the frozen part's output on x~_{k-1}. `norm`, `branch_norm`, `conv` and `scale` train; the published block has no
-scale. For token tensors (N, T, C) the convolution is a linear map per token, and the normalisations see (N * T, C).
+x_k is the frozen part's output on x~_{k-1}. `norm`, `branch_norm`, `conv` and `scale` train; the published block has
+no scale. For token tensors (N, T, C) the convolution is a linear map per token, and the normalisations see (N * T, C).
 `edgetta.export.whole_network` makes it a part of the graph.
 """
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgetta.cli.attack_options import attack_from, threat_options
+from edgetta.cli.help_tiers import two_tiers
 from edgetta.cli.model_options import model_options, recipe_from
 from edgetta.cli.settings import config_option
 from edgetta.errors import UsageError
@@ -27,7 +28,13 @@ Examples:
 """
 
 
-@click.command(epilog=EXAMPLES)
+@click.command(
+    cls=two_tiers(
+        *("data", "out", "attack", "norm", "epsilon", "steps", "images", "against", "corrupted", "device"),
+        *("weights", "input_size", "mean", "std", "option", "quiet"),
+    ),
+    epilog=EXAMPLES,
+)
 @click.argument("model")
 @click.option("--data", metavar="DATA", required=True, help="Labelled images to attack; see above.")
 @click.option("-o", "--out", metavar="FILE", type=click.Path(path_type=Path), help="Write the result here, as JSON.")

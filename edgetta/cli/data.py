@@ -79,7 +79,7 @@ def source_images(
 
 def class_labels(
     spec: str, pictures: Pictures, classes: int, names: Sequence[str] | None
-) -> tuple[Tensor | None, tuple[str, ...] | None]:
+) -> tuple[Tensor | None, tuple[str, ...] | None, str]:
     """Classes of source images, and the names of the classes, where they can be told.
 
     Args:
@@ -90,20 +90,27 @@ def class_labels(
             as many.
 
     Returns:
-        (N,) labels, -1 where an image has none, or None; and the names.
+        (N,) labels, -1 where an image has none, or None; the names; and why there are no labels, where folders
+        look as if they were classes.
     """
     import torch
 
     folder = Path(spec).expanduser()
     if pictures.labels is not None or not folder.is_dir():
-        return pictures.labels, None if names is None else tuple(names)
-    held = tuple(names or sorted(entry.name for entry in folder.iterdir() if _is_class(entry)))
+        return pictures.labels, None if names is None else tuple(names), ""
+    folders = sorted(entry.name for entry in folder.iterdir() if _is_class(entry))
+    held = tuple(names or folders)
     if len(held) != classes:
-        return None, None
+        also = "name all classes with --classes to have the accuracy checked"
+        note = f"{spec} has {len(folders)} sub-folders and the model {classes} classes: {also}" if folders else ""
+        return None, None, note
     numbers = {name: number for number, name in enumerate(held)}
     places = (name.partition("/")[0] if "/" in name else "" for name in pictures.names)
     labels = torch.tensor([numbers.get(place, -1) for place in places], dtype=torch.int64)
-    return (labels, held) if bool((labels >= 0).any()) else (None, None)
+    if bool((labels >= 0).any()):
+        return labels, held, ""
+    note = f"no sub-folder of {spec} is one of --classes: the accuracy is not checked" if folders else ""
+    return None, None, note
 
 
 def _is_class(entry: Path) -> bool:

@@ -172,6 +172,7 @@ def _settings(values: dict[str, Any]) -> tuple[DeploySettings, Any]:
         watch_seconds=values["watch_seconds"],
         budget_bytes=_budget(values["run_options"]),
         signer=values["require_signature"],
+        secret=(values["source"] or "").startswith("@"),
     )
     return settings, address
 

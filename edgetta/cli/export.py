@@ -125,6 +125,8 @@ def command(**values: Any) -> None:
     names = None if values["classes"] is None else class_names(values["classes"])
     prepared = _prepared(values)
     recipe = recipe_from(values["model"], values, values["seed"]) if prepared is None else prepared.recipe
+    if recipe.batch_norm == "source":
+        config = replace(config, batch_norm="source")
     model = load_trained(recipe)
     for note in model.notes if show else ():
         print_line(note, style="yellow", stderr=True)
@@ -181,7 +183,8 @@ class _Material:
         if self.meta is not None:
             return f"of the warm-up ({self.meta[0]})"
         if self.pictures is None:
-            return "of synthetic images, an approximation; better: --calibration DATA with source images"
+            better = "--calibration DATA with source images; one folder per class also checks the preprocessing"
+            return f"of synthetic images, an approximation; better: {better}"
         skipped = f", {self.pictures.skipped_count:,} skipped" if self.pictures.skipped_count else ""
         return f"of {len(self.pictures):,} images from {self.calibration}{skipped}"
 
@@ -257,6 +260,7 @@ def _material(
     """
     from edgetta.cli.data import class_labels, source_images
     from edgetta.cli.progress import progress_bar
+    from edgetta.cli.tables import print_line
     from edgetta.export.input_check import check_input
     from edgetta.export.prepared import read_meta
 
@@ -270,7 +274,9 @@ def _material(
         return _Material(meta, None, None)
     with progress_bar("reading", unit="images", show=not values["quiet"]) as update:
         pictures = source_images(values["calibration"], model.input_shape, CALIBRATION_IMAGES, update, model.resize)
-    labels, classes = class_labels(values["calibration"], pictures, model.num_classes, names)
+    labels, classes, note = class_labels(values["calibration"], pictures, model.num_classes, names)
+    if note:
+        print_line(note, style="yellow", stderr=True)
     check = check_input(model, pictures.images, labels, classes, pictures.original)
     found = classes if names is None and check.sound else None
     return _Material(meta, pictures, values["calibration"], check, found)

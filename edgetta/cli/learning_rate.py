@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgetta.cli.help_tiers import two_tiers
 from edgetta.cli.settings import config_option
 from edgetta.cli.surface_options import make_folder, measured_operator, surface_options
 from edgetta.errors import UsageError
@@ -16,7 +17,12 @@ if TYPE_CHECKING:
     from edgetta.offline.learning_rate import AdamReference, LearningRateAnalysis
 
 
-@click.command()
+@click.command(
+    cls=two_tiers(
+        *("out", "data", "samples", "parameters", "batch_sizes", "batches", "device"),
+        *("weights", "input_size", "mean", "std", "option", "quiet"),
+    )
+)
 @click.argument("model")
 @click.option("-o", "--out", metavar="DIR", required=True, type=click.Path(path_type=Path), help="For the results.")
 @surface_options

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgetta.cli.adaptation_options import adapt_config, adaptation_options
+from edgetta.cli.help_tiers import two_tiers
 from edgetta.cli.settings import config_option
 from edgetta.errors import UsageError
 from edgetta.segments.engine_names import ENGINES
@@ -27,7 +28,7 @@ Examples:
 """
 
 
-@click.command(epilog=EXAMPLES)
+@click.command(cls=two_tiers("budget", "device", "batch", "engine", "gradient", "storage", "as_json"), epilog=EXAMPLES)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--budget",

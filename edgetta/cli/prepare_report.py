@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edgetta.memory.accuracy_costs import AccuracyCosts
     from edgetta.offline.rift import RiftReport
     from edgetta.offline.stage import Accuracies, Stage
-    from edgetta.report import Block, Picture
+    from edgetta.report import Block, Fact, Picture
     from edgetta.sources.labelled import Labelled
 
 TITLES = {
@@ -84,15 +84,15 @@ def page(
 ) -> str:
     """`report.html`; without plots where matplotlib is not installed."""
     from edgetta.environment import environment
-    from edgetta.report import Facts, Heading, Paragraph, Table, render
+    from edgetta.report import Fact, Facts, Heading, Paragraph, Table, render
 
     first, last = report.stages[0], report.stages[-1]
     blocks: list[Block] = [
         Facts(
             (
-                (f"{_percent(first.before.clean)} → {_percent(last.after.clean)} %", "clean accuracy, adaptation off"),
+                _accuracy_fact(first.before.clean, last.after.clean, "clean accuracy, adaptation off"),
                 *_robust_fact(report.stages),
-                (f"{report.held_out:,}", "held-out images, on which all of this is measured"),
+                Fact(f"{report.held_out:,}", "held-out images, on which all of this is measured"),
             )
         ),
         Heading("Stages"),
@@ -149,12 +149,19 @@ def _words(stage: Stage) -> str:
     return ""
 
 
-def _robust_fact(stages: Sequence[Stage]) -> list[tuple[str, str]]:
+def _accuracy_fact(before: float | None, after: float | None, words: str) -> Fact:
+    from edgetta.report import Fact, trend
+
+    change = None if before is None or after is None else after - before
+    return Fact(f"{_percent(before)} → {_percent(after)} %", words, trend(change))
+
+
+def _robust_fact(stages: Sequence[Stage]) -> list[Fact]:
     robust = [stage for stage in stages if stage.after.robust is not None]
     if not robust:
         return []
     before, after = robust[0].before.robust, robust[-1].after.robust
-    return [(f"{_percent(before)} → {_percent(after)} %", "robust accuracy of the backbone")]
+    return [_accuracy_fact(before, after, "robust accuracy of the backbone")]
 
 
 def _bars(stages: Sequence[Stage]) -> Picture:
@@ -174,7 +181,9 @@ def _bars(stages: Sequence[Stage]) -> Picture:
                 [place + offset for place in places], [100 * h for h in heights], 0.38, color=colour, label=name
             )
             axes.bar_label(bars, fmt="%.1f", fontsize=8)
-    axes.set_xticks(range(len(points)), [title for title, _ in points], fontsize=8)
+    # Long titles stand in lines of their own, and figures above bars stay inside.
+    axes.set_xticks(range(len(points)), [title.replace(" ", "\n") for title, _ in points], fontsize=8)
+    axes.margins(y=0.12)
     axes.set_ylabel("accuracy, %")
     axes.legend(frameon=False)
     return plot(drawing, "Accuracy on held-out images as given and after every stage, adaptation off.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgetta.cli.attack_options import number, threat_from, threat_options
+from edgetta.cli.help_tiers import two_tiers
 from edgetta.cli.model_options import model_options, recipe_from
 from edgetta.cli.robust_options import adversarial_training_from, constraint_options, training_options
 from edgetta.cli.settings import config_option
@@ -31,7 +32,13 @@ Examples:
 """
 
 
-@click.command(epilog=EXAMPLES)
+@click.command(
+    cls=two_tiers(
+        *("data", "out", "adversarial_training", "method", "max_loss", "epochs", "held_out", "corrupted", "limit"),
+        *("device", "weights", "input_size", "mean", "std", "option", "overwrite", "quiet"),
+    ),
+    epilog=EXAMPLES,
+)
 @click.argument("model")
 @click.option("--data", metavar="DATA", required=True, help="Labelled images; see above.")
 @click.option(

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgetta.errors import UsageError
-from edgetta.models.architectures import Architecture, architecture
+from edgetta.errors import EdgettaError, UsageError
+from edgetta.models.architectures import ARCHITECTURES, Architecture, architecture
 from edgetta.models.checkpoint_settings import CheckpointSettings
 from edgetta.models.model import Model
 from edgetta.models.normalise import with_normalisation
@@ -26,6 +26,8 @@ from edgetta.models.wrappers import answering_logits
 from edgetta.sources.resize import Interpolation, Policy, Resize
 
 LIBRARIES = ("timm:", "torchvision:")
+_SMALL = 64
+"""Up to this side, a network for 32x32 images is what one wants."""
 _LARGE = 160
 """Inputs from this side on are cut out of larger pictures, as published."""
 
@@ -124,6 +126,7 @@ def _built_in(spec: str, settings: _Settings, width: float | None) -> Model:
     if width is not None and not 0 < width <= 16:
         raise UsageError(f"width multiplies every channel count: between 0 and 16, not {width}")
     loaded = None if settings.weights is None else read_weights(settings.weights)
+    _check_size(spec, loaded)
     classes = settings.num_classes or _classes_in(known, loaded) or known.num_classes
     network = known.build(num_classes=classes, width=known.width * (1.0 if width is None else width))
     published = None
@@ -146,7 +149,28 @@ def _built_in(spec: str, settings: _Settings, width: float | None) -> Model:
         origin=settings.source,
         size_origin=size_origin,
         to_size=settings.resize_to(shape[1:], loaded, _published_resize(known)),
+        notes=(_for_small_images(spec),) if _large_namesake(spec) and min(shape[1:]) > _SMALL else (),
     )
+
+
+def _large_namesake(spec: str) -> str | None:
+    """What the ImageNet network of the same name is called, where a built-in one is for 32x32 images."""
+    other = f"{spec}_imagenet"
+    return other if other in ARCHITECTURES else None
+
+
+def _for_small_images(spec: str) -> str:
+    return (
+        f"{spec} is the network for 32x32 images, whose first stage keeps that size; the one for 224x224 is "
+        f"{_large_namesake(spec)}, torchvision:{spec} or timm:{spec}"
+    )
+
+
+def _check_size(spec: str, loaded: Weights | None) -> None:
+    """Raise `EdgettaError` where the weights are those of the ImageNet network of the same name: its stem is 7x7."""
+    stems = [] if loaded is None else [t for n, t in loaded.tensors.items() if n.endswith("conv1.weight")]
+    if loaded is not None and _large_namesake(spec) and any(tuple(stem.shape[2:]) == (7, 7) for stem in stems):
+        raise EdgettaError(f"weights {loaded.source} are those of another network: {_for_small_images(spec)}")
 
 
 def _published_resize(known: Architecture) -> Resize | None:

@@ -21,7 +21,7 @@ from edgetta.adaptation.adapter import Adapter
 from edgetta.adaptation.config import AdaptConfig
 from edgetta.adaptation.content import ContentModel
 from edgetta.adaptation.normaliser import softmax
-from edgetta.adaptation.step_plan import KEEP
+from edgetta.adaptation.step_plan import KEEP, StepPlan
 from edgetta.engines.contract import Engine
 from edgetta.errors import UsageError
 from edgetta.memory.accuracy_costs import OFF, AccuracyCost, AccuracyCosts, MeasuredCost
@@ -114,7 +114,8 @@ def _run(
 ) -> dict[str, Any]:
     """A stream with one choice: see `Runs`."""
     kind, value = choice
-    plan = replace(KEEP, **{kind: int(value)}) if kind in ("learn", "slice") else KEEP
+    plans = {"learn": lambda n: StepPlan(learn=n), "slice": lambda n: StepPlan(slice=n)}
+    plan = plans[kind](int(value)) if kind in plans else KEEP
     adapter = Adapter(engine, replace(config, when="off") if choice == OFF else config, content, rate_law)
     wrong, doubts = [], []
     for images, labels in domains.values():

@@ -163,7 +163,7 @@ def load(path: Path) -> Image:
             warnings.simplefilter("ignore")
             with path.open("rb") as file, Image.open(file, formats=_FORMATS) as picture:
                 check_pixels(*picture.size)
-                return _to_rgb(_upright(picture))
+                return upright_rgb(picture)
     except UnusableFrame:
         raise
     except UnidentifiedImageError as error:
@@ -176,6 +176,15 @@ def load(path: Path) -> Image:
         # Decoders raise almost anything on damaged input (OSError, SyntaxError, struct.error, ...): one bad file must
         # not end a stream.
         raise UnusableFrame(f"cannot be decoded: {str(error) or type(error).__name__}") from error
+
+
+def upright_rgb(picture: Image) -> Image:
+    """An opened picture of any mode, turned as its metadata say, as 8-bit RGB.
+
+    Raises:
+        UnusableFrame: values that no picture has.
+    """
+    return _to_rgb(_upright(picture))
 
 
 def check_pixels(width: int, height: int) -> None:

@@ -127,12 +127,8 @@ def test_the_section_has_its_table_its_goals_and_its_plot(tmp_path: Path) -> Non
     [
         (["--methods", "tnet"], "ecotta-stock"),
         (["--engine", "tensorflow"], "onnxruntime"),
-        (["--readme", "README.md"], "--json"),
     ],
 )
-def test_bad_options_name_themselves(options: list[str], word: str, tmp_path: Path) -> None:
-    (tmp_path / "README.md").touch()
+def test_bad_options_name_themselves(options: list[str], word: str) -> None:
     with pytest.raises(UsageError, match=word):
-        CliRunner().invoke(
-            command, [o.replace("README", f"{tmp_path}/README") for o in options], catch_exceptions=False
-        )
+        CliRunner().invoke(command, options, catch_exceptions=False)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgetta.cli.data import labelled_data, source_images
+from edgetta.cli.data import class_labels, labelled_data, source_images
 from edgetta.errors import UsageError
 from edgetta.sources import datasets
 from tests.tiny_model import pictures, write_folder
@@ -58,3 +58,18 @@ def test_names_that_mean_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_unlabelled_images_serve_for_statistics(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", pictures(20)[0])
     assert len(source_images(str(tmp_path / "x.npy"), (3, 8, 8), 1000)) == 20
+
+
+def test_labels_of_calibration_images(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "photos", 9)
+    pictures_there = source_images(str(folder), (3, 8, 8), 100)
+    labels, names, note = class_labels(str(folder), pictures_there, 3, None)
+    assert names == ("blue", "green", "red") and note == ""
+    assert labels is not None and labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
+    labels, names, note = class_labels(str(folder), pictures_there, 4, ("red", "grey", "blue", "white"))
+    assert labels is not None and labels.tolist() == [2] * 3 + [-1] * 3 + [0] * 3 and names is not None
+    labels, names, note = class_labels(str(folder), pictures_there, 5, None)
+    assert labels is None and "has 3 sub-folders and the model 5 classes: name all classes with --classes" in note
+    labels, names, note = class_labels(str(folder), pictures_there, 2, ("cat", "dog"))
+    assert labels is None and "no sub-folder of" in note and "is one of --classes" in note
+    assert class_labels("digits", source_images("digits", (3, 8, 8), 20), 10, None)[0] is not None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgetta.cli import main
@@ -81,3 +83,20 @@ def test_damage_is_one_line_and_exit_code_4(capsys: pytest.CaptureFixture[str], 
     assert printed.out == ""
     assert main(["inspect", str(tmp_path / "missing")]) == 4
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_nothing_is_said_about_batch_norm_where_there_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = "import torch\nfrom tests.export.small_networks import transformer\n\n"
+    (tmp_path / "vit.py").write_text(source + "def build():\n    torch.manual_seed(0)\n    return transformer()\n")
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3)).astype(np.uint8))
+    out = str(tmp_path / "bundle")
+    arguments = (f"{tmp_path / 'vit.py'}:build", "-o", out, "--input-size", "16", "--parts", "2", "--no-measure")
+    assert main(["export", *arguments]) == 0
+    assert main(["inspect", out]) == 0
+    assert main(["run", out, str(tmp_path / "x.npy"), "--engine", "torch"]) == 0
+    told = capsys.readouterr().out
+    assert "batchnorm" not in told.lower().replace("batch norm", "batchnorm")
+    counted = re.search(r"^classes +(class \d+: \d)", told, re.MULTILINE)
+    assert counted is not None, "a class without a name is told to be one"

@@ -98,6 +98,7 @@ def test_warm_up_learns_and_its_result_ships(model: str, tmp_path: Path, capsys:
     assert main(["export", str(out), "-o", str(bundle_path), "--learning-rate", "0.01", "--no-measure"]) == 0
     assert "of the warm-up" in capsys.readouterr().out
     bundle = read_bundle(bundle_path)
+    assert bundle.name == "net.py:build", "a prepared bundle keeps its name"
     assert bundle.classes == CLASSES and bundle.cuts == tuple(CUTS.split(","))
     assert bundle.config.learning_rate == 0.01
     assert bundle.provenance["preparation"]["accuracy_after"] == report["accuracy_after"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
-from edgetta.cli.progress import progress_bar
+from edgetta.cli.progress import lines, progress_bar
 
 Captured = pytest.CaptureFixture[str]
 
@@ -46,3 +48,28 @@ def test_no_number_is_cut_short(width: int, monkeypatch: pytest.MonkeyPatch, cap
     assert "1216/3000 frames" in err and "adapted 19" in err and "…" not in err
     bar = max(line.count("━") for line in err.splitlines() if "1216/3000" in line)
     assert (bar > 10) == (width == 160), "the bar has what room there is"
+
+
+def test_without_a_terminal_a_line_tells_how_far_things_are() -> None:
+    said: list[str] = []
+    told = threading.Event()
+
+    def write(line: str) -> None:
+        said.append(line)
+        if "3/8" in line:
+            told.set()
+
+    with lines("measuring", None, "steps", write, every=0.001) as update:
+        update(3, 8, "wrn")
+        assert told.wait(20)
+    count = len(said)
+    assert any(line.startswith("measuring: 3/8 steps wrn, ") and line.endswith(" s so far") for line in said)
+    assert "progress" not in {thread.name for thread in threading.enumerate()} and len(said) == count
+
+
+def test_without_a_terminal_what_says_nothing_is_told_too() -> None:
+    said: list[str] = []
+    told = threading.Event()
+    with lines("measuring", None, "", lambda line: (said.append(line), told.set()), every=0.001):
+        assert told.wait(20)
+    assert said[0].startswith("measuring: ") and said[0].endswith(" s so far") and "None" not in said[0]

@@ -485,6 +485,11 @@ def test_passwords_lie_in_a_file_of_their_own(device: Device, shipment: Shipment
     assert not any("ss'word" in call for call in (device.root / "calls").read_text().splitlines())
 
 
+def test_a_source_that_came_from_a_file_stays_in_one() -> None:
+    command = run_command(replace(SERVICE, source="rtsp://cam/hidden-path", secret=True), found_device())
+    assert "@/opt/edgetta/current/source" in command and not any("hidden" in word for word in command)
+
+
 def test_a_user_of_its_own_needs_a_place_that_it_reaches(device: Device, shipment: Shipment) -> None:
     settings = replace(SERVICE, service=Service("edgetta", True, "camera"))
     with Remote(device.address) as remote, pytest.raises(RemoteError, match=r"runs as camera, .* choose one such as"):

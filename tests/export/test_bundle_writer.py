@@ -71,7 +71,7 @@ def test_everything_that_is_said_is_written(tmp_path: Path) -> None:
     path = write_small(
         tmp_path / "small",
         classes=None,
-        preprocessing={"resize": 16, "range": [0, 1]},
+        preprocessing={"resize": "pad", "range": [0, 1]},
         provenance={"data": {"name": "digits", "images": 1000}},
         rate_law=LAW,
         golden=golden,
@@ -79,7 +79,7 @@ def test_everything_that_is_said_is_written(tmp_path: Path) -> None:
     )
     bundle = read_bundle(path)
     assert bundle.classes is None and bundle.config == AdaptConfig(mirrored=True, window=7)
-    assert bundle.preprocessing["resize"] == 16 and bundle.preprocessing["layout"] == "NCHW"
+    assert bundle.preprocessing["resize"] == "pad" and bundle.preprocessing["layout"] == "NCHW"
     assert bundle.provenance == {"data": {"name": "digits", "images": 1000}}
     assert bundle.rate_law == LAW
     np.testing.assert_array_equal(bundle.reference()["images"], golden.numpy())

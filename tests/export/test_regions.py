@@ -121,4 +121,4 @@ def test_an_exported_program_is_left_as_it_was(tmp_path: Path) -> None:
 
 def test_a_network_without_gradients_can_be_derived() -> None:
     derived = derive(made(NoGrad), SHAPE, ("stem", "one", "two"))
-    assert derived.classes == 5 and len(derived.parts) == 2
+    assert derived.classes == 5 and list(derived.pieces) == ["stem", "part1", "part2", "classifier"]

@@ -12,6 +12,7 @@ import edgetta
 from edgetta.bundle import read_bundle
 from edgetta.errors import UsageError
 from edgetta.export.to_bundle import export
+from tests.adaptation.pictures import pictures
 from tests.export.small_networks import Network, conv_bn
 
 
@@ -37,9 +38,9 @@ def test_parts_are_counted_or_named(tmp_path: Path) -> None:
     cuts = ("stem", "body.a", "body.b")
     export(network(), image, tmp_path / "named", parts=cuts, batch_norm="source")
     export(network(), image, tmp_path / "counted", parts=1, name="mine")
-    assert read_bundle(tmp_path / "named").model.cuts == cuts
+    assert read_bundle(tmp_path / "named").cuts == cuts
     counted = read_bundle(tmp_path / "counted")
-    assert len(counted.model.cuts) == 2 and counted.name == "mine"
+    assert len(counted.cuts) == 2 and counted.name == "mine"
 
 
 @pytest.mark.parametrize(
@@ -61,3 +62,12 @@ def test_a_bundle_that_is_there_stays(tmp_path: Path) -> None:
     (tmp_path / "bundle" / "mine.txt").write_text("x")
     with pytest.raises(UsageError, match="exists already"):
         export(network(), torch.rand(3, 16, 16), tmp_path / "bundle")
+
+
+def test_source_images_tell_what_content_explains(tmp_path: Path) -> None:
+    images = torch.from_numpy(pictures(40))
+    export(network(), images[:4], tmp_path / "one", source_images=images)
+    export(network(), images[:4], tmp_path / "other", source_images=iter(images.split(16)))
+    one, other = (read_bundle(tmp_path / name) for name in ("one", "other"))
+    assert one.content is not None and other.content is not None
+    assert one.programs.source.mean == pytest.approx(other.programs.source.mean, rel=1e-4, abs=1e-5)

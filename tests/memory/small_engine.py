@@ -13,9 +13,7 @@ from edgetta.engines.torch import TorchEngine
 from edgetta.memory.keep import new_images
 from tests.adaptation.backbones import small_programs
 
-CONFIG = AdaptConfig(
-    learning_rate=0.05, entropy_margin=1.0, small_batch=4, window=8, learn_images=8, hold_back=False
-)
+CONFIG = AdaptConfig(learning_rate=0.05, entropy_margin=1.0, small_batch=4, window=8, learn_images=8, hold_back=False)
 
 
 def programs() -> ProgramSet:

@@ -12,6 +12,7 @@ from edgetta.export.trace import trace
 from edgetta.models import load_model
 from edgetta.models.normalise import IDENTITY, IMAGENET, normalisation_of
 from edgetta.segments.torch_engine import Program
+from edgetta.sources.resize import Resize
 
 FILE = """
 import torch
@@ -217,3 +218,26 @@ def test_libraries_mistakes_are_said(spec: str, settings: dict[str, object], mes
     pytest.importorskip(spec.partition(":")[0])
     with pytest.raises(EdgettaError, match=message):
         load_model(spec, **settings)  # type: ignore[arg-type]
+
+
+def test_pictures_become_the_input_as_the_libraries_evaluate() -> None:
+    pytest.importorskip("timm", exc_type=ImportError)
+    shuffle = load_model("torchvision:shufflenet_v2_x0_5")
+    assert shuffle.resize == Resize((224, 224), "crop", 256, "bilinear") and shuffle.size_origin == "as published"
+    assert shuffle.origin is None and "pretrained=true" in shuffle.remedy
+    small = load_model("torchvision:shufflenet_v2_x0_5", input_shape=(3, 64, 64))
+    assert small.resize == Resize((64, 64), "crop"), "at another size nobody says how much is cut off"
+    bicubic = load_model("timm:resnet10t")  # published at 176, evaluated with crop_pct 0.875
+    assert bicubic.resize == Resize((176, 176), "crop", 201, "bicubic")
+    stretched = load_model("timm:resnet10t", resize="stretch", interpolation="bilinear")
+    assert stretched.resize == Resize((176, 176))
+
+
+def test_a_pretrained_network_with_a_new_classifier_is_not_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    timm = pytest.importorskip("timm", exc_type=ImportError)
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False, **options: create(name, **options))
+    assert load_model("timm:resnet10t", pretrained=True).origin == "timm's resnet10t.c3_in1k"
+    headless = load_model("timm:resnet10t", num_classes=6, pretrained=True)
+    assert headless.origin is None
+    assert "published weights have 1000 classes, so that a classifier of 6 is untrained" in headless.remedy

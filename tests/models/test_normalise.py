@@ -79,3 +79,33 @@ def test_refuses_a_module_with_something_else_of_that_name() -> None:
     network.input_mean = 0.5
     with pytest.raises(UsageError, match="already has"):
         with_normalisation(network, (0.5,) * 3, (0.5,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [
+        (
+            (123.7, 116.3, 103.5),
+            (58.4, 57.1, 57.4),
+            r"on the scale of 0 to 255.*mean 0.4851, 0.4561, 0.4059, std 0.229,",
+        ),
+        (
+            (123.7, 116.3, 103.5),
+            (1, 1, 1),
+            r"no image in \[0, 1\] has; .* mean 0.4851, 0.4561, 0.4059, std 0.0039, 0.0039",
+        ),
+        ((0.5, 0.5, 0.5), (58.4, 57.1, 57.4), r"fits no images in \[0, 1\]"),
+        ((-0.4, 0.5, 0.5), (0.5, 0.5, 0.5), r"fits no images in \[0, 1\]"),
+        ((300.0, 0.5, 0.5), (0.5, 0.5, 0.5), r"fits no images in \[0, 1\]"),
+    ],
+)
+def test_constants_of_another_scale_are_refused_with_the_right_ones(
+    mean: tuple[float, ...], std: tuple[float, ...], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message) as error:
+        Normalise(mean, std)
+    assert "\n" not in str(error.value)
+
+
+def test_networks_that_want_bytes_are_allowed() -> None:
+    assert torch.allclose(Normalise((0, 0, 0), (1 / 255,) * 3)(torch.ones(1, 3, 2, 2)), torch.tensor(255.0))

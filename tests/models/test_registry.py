@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,3 +104,16 @@ def test_importing_the_package_imports_neither_timm_nor_torchvision() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_resnet18_is_the_one_for_small_images(tmp_path: Path) -> None:
+    """Its namesake of torchvision and timm is another network: said where one is meant and the other is named."""
+    assert load_model("resnet18", width=0.0625).notes == ()
+    assert load_model("resnet18", width=0.0625, input_shape=(3, 64, 64)).notes == ()
+    (note,) = load_model("resnet18", width=0.0625, input_shape=(3, 96, 96)).notes
+    assert "is the network for 32x32 images" in note and "resnet18_imagenet, torchvision:resnet18" in note
+    large = load_model("resnet18_imagenet", width=0.0625)
+    assert large.notes == ()
+    torch.save(large.module.state_dict(), tmp_path / "w.pt")
+    with pytest.raises(EdgettaError, match=r"those of another network: resnet18 is the network for 32x32 images"):
+        load_model("resnet18", width=0.0625, weights=tmp_path / "w.pt")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -299,3 +301,21 @@ def test_real_opencv_and_an_address_where_nobody_answers() -> None:
 def test_real_opencv_and_no_camera() -> None:
     with pytest.raises(SourceError, match="cannot open camera:9999"):
         open_source("camera:9999", size=SIZE)
+
+
+@needs_opencv
+def test_opencvs_own_warnings_do_not_stand_between_ours(tmp_path: Path) -> None:
+    (tmp_path / "none.mp4").write_bytes(b"no video" * 100)
+    program = (
+        "import sys\n"
+        "from edgetta.sources import SourceError, open_source\n"
+        "for source in sys.argv[1:]:\n"
+        "    try:\n"
+        "        open_source(source, size=(8, 8))\n"
+        "    except SourceError as error:\n"
+        "        print(error)\n"
+    )
+    arguments = [sys.executable, "-c", program, "camera:77", str(tmp_path / "none.mp4")]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENCV_")}
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True, env=environment)
+    assert done.stderr == "" and len(done.stdout.splitlines()) == 2

@@ -62,9 +62,9 @@ ENVIRONMENTS = (
     ),
     Environment(
         "Arm, highest",
-        "Raspberry Pi OS 13's Python, the newest of everything, and the newest torch of JetPack 6",
+        "Raspberry Pi OS 13's Python, the newest torch and ONNX Runtime of JetPack 6, the newest of all else",
         "3.13",
-        ("torch==2.8.0", "numpy==2.4.6", "onnxruntime==1.32.0", "onnx==1.23.2", *HIGHEST),
+        ("torch==2.8.0", "numpy==2.4.6", "onnxruntime==1.20.1", "onnx==1.23.2", *HIGHEST),
         "aarch64",
         "trixie",
     ),
@@ -73,6 +73,7 @@ ENVIRONMENTS = (
 NOT_HERE = {
     "torch below 2.13 on x86-64": "the index has it with CUDA alone, gigabytes of it; on Arm it is small, and is run",
     "Python 3.10 and 3.12 on Arm": "Debian has 3.11 and 3.13; JetPack's own comes with JetPack",
+    "onnxruntime 1.32 on Arm": "its import ends the emulator (QEMU 7.2) with a segmentation fault",
     "TensorRT": "comes with JetPack, never from an index",
 }
 """What could not be had where the file was written, and why."""
