@@ -36,11 +36,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipes, "derive_recipe", derive)
 
 
-def test_every_segment_and_direction_is_built(small: None) -> None:
+def test_every_program_is_built(small: None) -> None:
     rows = run(["small"], ["source"], ["fp16"], [17])
-    three = ["forward", "backward", "recompute"]
-    expected = [("stem", "forward"), *((part, d) for part in ("part1", "part2", "classifier") for d in three)]
-    assert [(row["part"], row["direction"]) for row in rows] == [*expected, ("source", "forward")]
+    assert [row["program"] for row in rows] == ["predict", "measure", "forward", "backward", "recompute"]
     for row in rows:
         assert row["built"] and row["seconds"] > 0 and row["engine_bytes"] > 1000
         assert (row["model"], row["precision"], row["opset"]) == ("small", "fp16", 17)
@@ -55,7 +53,7 @@ def test_it_continues_where_it_ended_and_tries_again_what_failed(
 
     def pretend(model: Any, title: str, options: Any) -> BuiltEngine:
         seen.append((title, options.precision))
-        if fail and title == "part2" and options.precision == "fp16":
+        if fail and title == "forward" and options.precision == "fp16":
             raise EngineBuildError("memory ran out")
         return BuiltEngine(b"engine", 0.5, 1 << 20)
 
@@ -63,14 +61,14 @@ def test_it_continues_where_it_ended_and_tries_again_what_failed(
     arguments = ["--model", "small", "--bn", "source", "--opset", "17", "--json", str(file)]
     first = CliRunner().invoke(command, arguments)
     assert isinstance(first.exception, EdgettaError)
-    assert "3 of 22 engines were not built, first small part2.forward in fp16: memory ran out" in str(first.exception)
-    assert "8 of 11" in first.output
-    assert len(json.loads(file.read_text())["rows"]) == 22
+    assert "1 of 10 engines were not built, first small forward in fp16: memory ran out" in str(first.exception)
+    assert "4 of 5" in first.output
+    assert len(json.loads(file.read_text())["rows"]) == 10
     fail = False
     seen.clear()
     again = CliRunner().invoke(command, arguments, catch_exceptions=False)
-    assert again.exit_code == 0 and "11 of 11" in again.output
-    assert {precision for _, precision in seen} == {"fp16"} and len(seen) == 11
+    assert again.exit_code == 0 and "5 of 5" in again.output
+    assert {precision for _, precision in seen} == {"fp16"} and len(seen) == 5
     seen.clear()
     CliRunner().invoke(command, arguments, catch_exceptions=False)
     assert seen == []
@@ -88,7 +86,7 @@ def test_it_can_be_done_in_pieces(small: None, tmp_path: Path, monkeypatch: pyte
 @pytest.mark.full
 @pytest.mark.parametrize("network", tensorrt_build.NETWORKS)
 def test_whole_networks(network: str) -> None:
-    """Forward, backward and recompute of every segment; opset 17 and the newest; float32 and float16."""
+    """All five programs; opset 17 and the newest; float32 and float16."""
     rows = run([network], path=RESULTS)
-    assert len(rows) >= 2 * 2 * 2 * 17
+    assert len(rows) == 2 * 2 * 2 * 5
     assert not [row for row in rows if not row["built"]]

@@ -7,7 +7,7 @@ import functools
 import numpy as np
 import torch
 
-from edgetta.engines.contract import Array, Mixing, Moments, ProgramSet, Statistics
+from edgetta.engines.contract import Array, Engine, Mixing, Moments, ProgramSet, Statistics
 from edgetta.engines.onnxruntime import OnnxRuntimeEngine
 from edgetta.export.derive import derive
 from tests.export.small_networks import SMALL
@@ -67,3 +67,32 @@ def mixing(programs: ProgramSet, share: float = 0.3) -> Mixing:
 
 def relative(found: Array, wanted: Array) -> float:
     return float(np.linalg.norm(found - wanted) / max(np.linalg.norm(wanted), 1e-12))
+
+
+def assert_agree(one: Engine, other: Engine, count: int, limit: float = 1e-4) -> None:
+    """All five programs of two engines, on so many images; what they keep has the same names and bytes."""
+    programs = one.programs
+    (parameters, statistics), batch, change = generic(programs), images(programs, count), mixing(programs)
+    given = batch.copy()
+    assert relative(other.predict(batch, parameters, statistics), one.predict(batch, parameters, statistics)) < limit
+    (wanted, moments), (found, found_moments) = (e.measure(batch, parameters, change) for e in (one, other))
+    assert relative(found, wanted) < limit
+    assert relative(found_moments.mean, moments.mean) < limit
+    assert relative(found_moments.variance, moments.variance) < limit
+    passed, other_passed = (e.forward(batch, parameters, statistics) for e in (one, other))
+    assert relative(other_passed.logits, passed.logits) < limit
+    assert abs(other_passed.distance - passed.distance) < limit * passed.distance
+    assert passed.moments is not None and other_passed.moments is not None
+    assert relative(other_passed.moments.mean, passed.moments.mean) < limit
+    assert relative(other_passed.moments.variance, passed.moments.variance) < limit
+    assert other_passed.residuals.kept.keys() == passed.residuals.kept.keys()
+    assert other_passed.residuals.nbytes == passed.residuals.nbytes
+    incoming = gradient(programs, count)
+    gradients, other_gradients = (
+        e.backward(p.residuals, incoming, 0.3, parameters) for e, p in ((one, passed), (other, other_passed))
+    )
+    assert relative(other_gradients, gradients) < 10 * limit
+    again = other.recompute(batch, incoming, 0.3, parameters, statistics)
+    assert relative(again, gradients) < 10 * limit
+    assert other.forward(batch, parameters, statistics, moments=False).moments is None
+    np.testing.assert_array_equal(batch, given)

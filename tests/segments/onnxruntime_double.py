@@ -102,11 +102,9 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Double:
         yield STREAM
         double.on_stream = False
 
-    from edgetta.bundle import engines
-
     monkeypatch.setitem(sys.modules, "onnxruntime", double)
     monkeypatch.setattr(onnxruntime_gpu, "engine_stream", stream)
     for module in (onnxruntime_gpu, library):
         monkeypatch.setattr(module, "gpu_trouble", lambda: "")
-    monkeypatch.setattr(engines, "find_gpu", lambda: ("NVIDIA Orin", (8, 7), "cpu"))
+    monkeypatch.setattr(library, "find_gpu", lambda: ("NVIDIA Orin", (8, 7), "cpu"))
     return double

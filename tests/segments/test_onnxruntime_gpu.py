@@ -5,22 +5,29 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import edgetta
-from edgetta.bundle import read_bundle
-from edgetta.bundle.engines import engine_name, engine_of
+from edgetta.adaptation.config import AdaptConfig
+from edgetta.bundle import engine_name, read_bundle
+from edgetta.bundle import engines as bundle_engines
+from edgetta.bundle.engines import engine_troubles
+from edgetta.bundle.program_jobs import job_of
+from edgetta.engines.gpu import GpuEngine
+from edgetta.engines.torch import TorchEngine
 from edgetta.errors import BundleError, MissingDependencyError
-from edgetta.segmented.adapter import AdaptConfig
-from edgetta.segments.gpu_segment import GpuSegment
 from edgetta.segments.onnxruntime_gpu import PROVIDERS, OnnxGpuProgram, provider_trouble
-from edgetta.segments.torch_engine import TorchSegment
+from tests.adaptation.backbones import small_programs
+from tests.adaptation.pictures import pictures
+from tests.engines.programs_of_networks import assert_agree, relative
 from tests.segments.onnxruntime_double import STREAM, Double, install
 from tests.segments.tensorrt.test_build import model_of
-from tests.segments.tensorrt.test_engine import CPU, inputs, part
+from tests.segments.tensorrt.test_engine import CPU, part
 from tests.small_bundle import whole_bundle
 
+CONFIG = AdaptConfig(learning_rate=1e-2, entropy_margin=1.0, hold_back=False)
 ENGINES = tuple(PROVIDERS)
 
 
@@ -30,28 +37,18 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Double:
     return install(monkeypatch)
 
 
-@pytest.mark.parametrize("gradient", ["exact", "recompute"])
+@pytest.mark.parametrize("form", ["adaptive", "source"])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_step_by_step_as_torch(gpu: Double, engine: str, gradient: str) -> None:
-    graphs = part("wide_resnet", "ema")
-    directions = {"exact": ("forward", "backward"), "recompute": ("forward", "recompute")}[gradient]
-    programs = {
-        d: OnnxGpuProgram(model_of(getattr(graphs, d)), getattr(graphs, d), d, engine, CPU) for d in directions
-    }
-    one = TorchSegment(graphs, gradient)  # type: ignore[arg-type]
-    other = GpuSegment(engine, graphs, programs, gradient, CPU)  # type: ignore[arg-type]
+def test_all_programs_as_torch(gpu: Double, engine: str, form: str) -> None:
+    programs = small_programs(form=form)
+
+    def make(name: str) -> tuple[OnnxGpuProgram, bool]:
+        job = job_of(programs, name)
+        return OnnxGpuProgram(job.model(), job.graph, name, engine, CPU), False
+
+    one, other = TorchEngine(programs), GpuEngine(programs, engine, make, CPU)
     for batch in (4, 1, 7):
-        x, grad_y = inputs(graphs, batch)
-        (y, kept), (y_other, kept_other) = one.forward(x, momentum=0.2), other.forward(x, momentum=0.2)
-        assert torch.allclose(y, y_other, rtol=1e-4, atol=1e-5)
-        assert kept.kept_bytes() == kept_other.kept_bytes()
-        (found, biases), (found_other, biases_other) = (
-            one.input_gradient(kept, grad_y),
-            other.input_gradient(kept_other, grad_y),
-        )
-        assert torch.allclose(found, found_other, rtol=1e-3, atol=1e-4)
-        assert all(torch.allclose(biases[k], biases_other[k], rtol=1e-3, atol=1e-3) for k in biases)
-        assert all(torch.allclose(one.state[k], other.state[k], rtol=1e-4, atol=1e-6) for k in one.state)
+        assert_agree(one, other, batch)
     assert set(gpu.runs) == {"1"}, "no run waits until the GPU is done"
 
 
@@ -76,34 +73,54 @@ def test_options_of_the_providers(gpu: Double, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_runtime_adapts_as_on_torch(gpu: Double, engine: str) -> None:
-    config = AdaptConfig(learning_rate=1e-2, entropy_margin=1.0)
     found = []
     for name in ("torch", engine):
-        runtime = edgetta.load(whole_bundle(), name, config=config)
-        assert engine_of(runtime.network) == runtime.engine.name == name
+        runtime = edgetta.load(whole_bundle(), name, config=CONFIG)
+        assert runtime.engine.name == name
         for seed in range(3):
-            images = torch.rand(16, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
-            result = runtime.step(images)
+            result = runtime.step(pictures(16, seed))
             assert result.adapted
-        found.append((result.logits, runtime.source(images)))
-    assert torch.allclose(found[0][0], found[1][0], rtol=1e-3, atol=1e-4)
-    assert torch.allclose(found[0][1], found[1][1], rtol=1e-3, atol=1e-4)
+        found.append((result.logits, runtime.source(pictures(16, 0)), runtime.adapter.state.parameters))
+    for wanted, other in zip(*found, strict=True):
+        np.testing.assert_allclose(other, wanted, rtol=1e-3, atol=1e-4)
 
 
-def test_engines_of_different_segments_lie_apart(gpu: Double, tmp_path: Path) -> None:
-    """The provider names its files by the graph; two segments may have graphs that look alike."""
-    edgetta.load(whole_bundle(), "onnxruntime-tensorrt", check=False)
+def test_engines_of_different_programs_lie_apart(gpu: Double, tmp_path: Path) -> None:
+    """The provider names its files by the graph; two programs may have graphs that look alike."""
+    edgetta.load(whole_bundle(), "onnxruntime-tensorrt")
     paths = [session[0][1]["trt_engine_cache_path"] for session in gpu.sessions]
-    assert len(set(paths)) == len(paths) == 8
+    assert len(set(paths)) == len(paths) == 4
     assert all(path.startswith(str(tmp_path / "cache" / "edgetta" / "engines" / "small-")) for path in paths)
+    window = read_bundle(whole_bundle()).config.window
+    assert gpu.sessions[0][0][1]["trt_profile_max_shapes"] == f"x:{window}x3x16x16"
 
 
-def test_auto_takes_a_gpu(gpu: Double, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_a_gpu(gpu: Double, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     bundle = read_bundle(whole_bundle())
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setattr(bundle_engines, "GPU_DEVICES", (str(tmp_path / "nvidia0"),))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert engine_name("auto", bundle) == "onnxruntime"  # the GPU is there, torch cannot use it
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert engine_name("auto", bundle) == "onnxruntime-cuda"
+    assert engine_name("auto", bundle) == engine_name("auto") == "onnxruntime-cuda"
     gpu.available.remove("CUDAExecutionProvider")
     assert engine_name("auto", bundle) == "torch-cuda"
+    monkeypatch.setattr(bundle_engines, "GPU_DEVICES", ("/nowhere",))
+    assert engine_name("auto", bundle) == "onnxruntime"
+
+
+def test_troubles_of_every_engine(gpu: Double) -> None:
+    troubles = engine_troubles()
+    assert not any(troubles[name] for name in ("torch", "torch-cuda", "onnxruntime", *ENGINES))
+    gpu.available = ["CPUExecutionProvider"]
+    for name in ENGINES:
+        assert "is built without" in engine_troubles()[name]
+
+
+def test_torch_on_a_gpu_keeps_the_contract(gpu: Double) -> None:
+    runtime = edgetta.load(whole_bundle(), "torch-cuda", config=CONFIG)
+    assert (runtime.engine.name, runtime.engine.precision) == ("torch-cuda", "tf32")  # type: ignore[attr-defined]
+    assert runtime.step(pictures(16, 0)).adapted
 
 
 def test_a_build_without_the_provider(gpu: Double) -> None:
@@ -136,11 +153,9 @@ def test_on_a_gpu(engine: str, tmp_path: Path) -> None:
     trouble = provider_trouble(engine)
     if trouble:
         pytest.skip(trouble)
-    config = AdaptConfig(learning_rate=1e-2, entropy_margin=1.0)
-    one = edgetta.load(whole_bundle(), "torch", config=config)
-    other = edgetta.load(whole_bundle(), engine, config=config, engine_cache=tmp_path)
+    one = edgetta.load(whole_bundle(), "torch", config=CONFIG)
+    other = edgetta.load(whole_bundle(), engine, config=CONFIG, engine_cache=tmp_path)
     for seed in range(3):
-        images = torch.rand(16, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
-        expected, found = one.step(images), other.step(images)
-        assert found.adapted and found.logits.is_cuda
-        assert torch.allclose(found.logits.cpu(), expected.logits, rtol=2e-2, atol=2e-2)
+        expected, found = one.step(pictures(16, seed)), other.step(pictures(16, seed))
+        assert found.adapted and isinstance(found.logits, np.ndarray)
+        assert relative(found.logits, expected.logits) < 2e-2

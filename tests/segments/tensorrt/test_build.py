@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from edgetta.bundle.program_jobs import PROGRAMS, job_of
 from edgetta.errors import MissingDependencyError, UsageError
 from edgetta.export.onnx_writer import to_onnx
 from edgetta.segments.graph import BATCH, Graph, GraphBuilder
@@ -17,6 +18,7 @@ from edgetta.segments.tensorrt import build
 from edgetta.segments.tensorrt.build import BuildOptions, EngineBuildError, build_engine, free_workspace
 from edgetta.segments.tensorrt.cache import TimingFile
 from edgetta.segments.tensorrt.half import single_nodes, to_half
+from tests.adaptation.backbones import small_programs
 from tests.segments.tensorrt.double import VERSIONS, Double, install
 from tests.segments.tensorrt.test_engine import part
 
@@ -53,6 +55,15 @@ def test_tensorrt_builds_every_direction(rtx: Any, name: str, policy: str, preci
         assert graph is not None
         built = build_engine(model_of(graph, opset), name, BuildOptions(precision, (1, 4, 8)))
         assert len(built.data) > 1000 and built.seconds > 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_tensorrt_builds_every_program(rtx: Any, name: str, precision: Any) -> None:
+    """Meta-networks adapt: the weights of their convolutions are inputs."""
+    job = job_of(small_programs(), name)
+    built = build_engine(job.model(), name, BuildOptions(precision, (1, 4, 8), level=1))
+    assert len(built.data) > 1000 and built.seconds > 0
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

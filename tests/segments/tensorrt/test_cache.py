@@ -17,7 +17,7 @@ from edgetta.segments.tensorrt.library import Target
 from edgetta.storage import StorageError
 
 TARGET = Target("tensorrt", "10.3.0", "NVIDIA Jetson Orin Nano", (8, 7))
-KEY = EngineKey("part2", "backward", "ab" * 32, TARGET, BuildOptions("fp16", (1, 32, 64)))
+KEY = EngineKey("backward", "ab" * 32, TARGET, BuildOptions("fp16", (1, 32, 64)))
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def cache(tmp_path: Path) -> EngineCache:
 def test_what_is_stored_is_found(cache: EngineCache) -> None:
     assert cache.find(KEY).reason == "not built yet"
     path = cache.store(KEY, b"engine", {"seconds": 1.5})
-    assert path.name == "part2.backward.fp16.b1-32-64.trt10.3.0.jetson-orin-nano-sm87.engine"
+    assert path.name == "backward.fp16.b1-32-64.trt10.3.0.jetson-orin-nano-sm87.engine"
     found = cache.find(KEY)
     assert (found.data, found.facts) == (b"engine", {"seconds": 1.5})
     record = json.loads(path.with_name(f"{path.name}.json").read_text())
@@ -45,7 +45,7 @@ def test_what_is_stored_is_found(cache: EngineCache) -> None:
             "the GPU was NVIDIA Jetson Orin Nano and",
         ),
         ({"target": replace(TARGET, package="tensorrt_rtx")}, "the package was tensorrt and is tensorrt_rtx"),
-        ({"onnx_sha256": "cd" * 32}, "another export of the segment"),
+        ({"onnx_sha256": "cd" * 32}, "another export of the bundle"),
         ({"options": replace(KEY.options, precision="fp32")}, "the precision was fp16 and is fp32"),
         ({"options": replace(KEY.options, batch=(1, 8, 8))}, "the batch range was 1,32,64 and is 1,8,8"),
         ({"options": replace(KEY.options, workspace=1 << 28)}, "the workspace was automatic and is 268435456"),
@@ -62,10 +62,10 @@ def test_everything_that_an_engine_depends_on_is_compared(
     assert cache.find(KEY).data == b"engine"
 
 
-def test_engines_of_other_segments_say_nothing(cache: EngineCache) -> None:
+def test_engines_of_other_programs_say_nothing(cache: EngineCache) -> None:
     cache.store(KEY, b"engine", {})
-    assert cache.find(replace(KEY, segment="part3")).reason == "not built yet"
-    assert cache.find(replace(KEY, direction="forward")).reason == "not built yet"
+    assert cache.find(replace(KEY, program="forward")).reason == "not built yet"
+    assert cache.find(replace(KEY, program="back")).reason == "not built yet"
 
 
 def test_a_refused_engine_is_remembered(cache: EngineCache) -> None:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from edgetta.bench.exactness.reference import randomise
+from edgetta.bundle.program_jobs import job_of
+from edgetta.engines.contract import ProgramSet
+from edgetta.engines.gpu import GpuEngine, GradientScale
+from edgetta.engines.torch import TorchEngine
 from edgetta.errors import EdgettaError, MissingDependencyError, UsageError
 from edgetta.export.batch_norm import settle
 from edgetta.export.cut import cut
@@ -17,13 +22,19 @@ from edgetta.export.differentiate import differentiate
 from edgetta.export.onnx_writer import to_onnx
 from edgetta.export.quantise import quantise
 from edgetta.export.trace import trace
-from edgetta.segments.contract import GradientMode, SegmentGraphs
-from edgetta.segments.gpu_segment import GpuSegment, GradientScale
+from edgetta.segments.contract import SegmentGraphs
 from edgetta.segments.graph import Graph
 from edgetta.segments.onnx_model import parse_onnx
 from edgetta.segments.tensorrt.build import BuildOptions, build_engine
 from edgetta.segments.tensorrt.program import EngineRejectedError, TensorRTProgram
-from edgetta.segments.torch_engine import TorchSegment
+from tests.adaptation.backbones import small_programs
+from tests.engines.programs_of_networks import (
+    assert_agree,
+    generic,
+    gradient,
+    images,
+    relative,
+)
 from tests.export.small_networks import SMALL
 from tests.segments.tensorrt.double import VERSIONS, Double, install
 
@@ -55,12 +66,13 @@ def program(graph: Graph, precision: str = "fp32", batch: tuple[int, int, int] =
     return TensorRTProgram(built.data, graph, CPU, "part1.forward")
 
 
-def segment(graphs: SegmentGraphs, gradient: GradientMode, precision: str = "fp32") -> GpuSegment:
-    programs = {"forward": program(graphs.forward, precision)}
-    if gradient != "local":
-        direction = {"exact": "backward", "recompute": "recompute"}[gradient]
-        programs[direction] = program(getattr(graphs, direction), precision)
-    return GpuSegment("tensorrt", graphs, programs, gradient, CPU, set(programs) if precision == "fp16" else ())
+def engine(programs: ProgramSet, precision: str = "fp32", batch: tuple[int, int, int] = (1, 4, 8)) -> GpuEngine:
+    def make(name: str) -> tuple[TensorRTProgram, bool]:
+        job = job_of(programs, name)
+        built = build_engine(job.model(), name, BuildOptions(precision, batch))  # type: ignore[arg-type]
+        return TensorRTProgram(built.data, job.graph, CPU, name), precision == "fp16"
+
+    return GpuEngine(programs, "tensorrt", make, CPU, precision)
 
 
 @pytest.fixture(params=VERSIONS)
@@ -73,51 +85,36 @@ def newest(monkeypatch: pytest.MonkeyPatch) -> Double:
     return install(monkeypatch, VERSIONS[-1])
 
 
-@pytest.mark.parametrize("gradient", ["exact", "recompute"])
-def test_step_by_step_as_torch(trt: Double, gradient: GradientMode) -> None:
-    """Three batches of different sizes, statistics moving: outputs, gradients, state and kept bytes agree."""
-    graphs = part("wide_resnet", "ema")
-    one, other = TorchSegment(graphs, gradient), segment(graphs, gradient)
+@pytest.mark.parametrize("form", ["adaptive", "source"])
+def test_all_programs_as_torch(trt: Double, form: str) -> None:
+    """Three batches of different sizes: logits, moments, gradients and kept bytes agree."""
+    programs = small_programs(form=form)
+    one, other = TorchEngine(programs), engine(programs)
     for batch in (4, 1, 7):
-        x, grad_y = inputs(graphs, batch)
-        mine = [x.clone(), grad_y.clone()]
-        (y, kept), (y_other, kept_other) = one.forward(x, momentum=0.2), other.forward(x, momentum=0.2)
-        assert torch.allclose(y, y_other, rtol=1e-4, atol=1e-5)
-        assert kept.kept_bytes() == kept_other.kept_bytes() == graphs.kept_bytes(batch, gradient)
-        assert kept.kept.keys() == kept_other.kept.keys()
-        assert kept.shared.keys() == kept_other.shared.keys()
-        (found, biases), (found_other, biases_other) = (
-            one.input_gradient(kept, grad_y),
-            other.input_gradient(kept_other, grad_y),
-        )
-        assert torch.allclose(found, found_other, rtol=1e-3, atol=1e-4)
-        assert biases.keys() == biases_other.keys() == graphs.initial_affine.keys()
-        assert all(torch.allclose(biases[k], biases_other[k], rtol=1e-3, atol=1e-3) for k in biases)
-        assert all(torch.allclose(one.state[k], other.state[k], rtol=1e-4, atol=1e-6) for k in one.state)
-        assert torch.equal(x, mine[0])
-        assert torch.equal(grad_y, mine[1])
+        assert_agree(one, other, batch)
+    assert other.overflows == 0 and (other.name, other.precision) == ("tensorrt", "fp32")
+
+
+def test_a_program_is_made_when_it_is_first_used(newest: Double) -> None:
+    programs = small_programs()
+    made = engine(programs)
+    assert newest.builds == 0
+    parameters, statistics = generic(programs)
+    for _ in range(2):
+        made.predict(images(programs, 4), parameters, statistics)
+        assert newest.builds == 1
 
 
 def test_only_names_that_the_version_has_are_used(trt: Double) -> None:
     """The double raises for others; here, that each version gets what only it has."""
-    segment(part("vgg", "source", "meta"), "exact").forward(inputs(part("vgg", "source", "meta"), 2)[0])
+    graphs = part("vgg", "source", "meta")
+    program(graphs.forward).run({"x": inputs(graphs, 2)[0]}, graphs.forward.outputs[:1])
     used = {f"{owner}.{name}" for owner, name, _ in trt.calls}
     version = tuple(int(n) for n in trt.__version__.split(".")[:2])
     assert ("IBuilderConfig.builder_optimization_level" in used) == (version >= (8, 6))
     assert ("ICudaEngine.create_execution_context" in used) == (version >= (10, 0))
     assert ("IExecutionContext.set_device_memory" in used) == (version >= (10, 1))
     assert ("IExecutionContext.device_memory" in used) == (version < (10, 1))
-
-
-def test_unkept_and_local_forwards_keep_nothing(newest: Double) -> None:
-    graphs = part("wide_resnet", "ema")
-    x, grad_y = inputs(graphs, 2)
-    local = segment(graphs, "local")
-    _, residuals = local.forward(x)
-    assert residuals.kept_bytes() == 0
-    with pytest.raises(RuntimeError, match="no backward"):
-        local.input_gradient(residuals, grad_y)
-    assert segment(graphs, "exact").forward(x, keep=False)[1].kept == {}
 
 
 def test_inputs_of_another_type_or_layout_are_converted(newest: Double) -> None:
@@ -127,15 +124,19 @@ def test_inputs_of_another_type_or_layout_are_converted(newest: Double) -> None:
     """
     newest.watch_lifetimes = True
     graphs = part("vgg", "source", "meta")
+    assert graphs.backward is not None
     x, grad_y = inputs(graphs, 2)
-    made = segment(graphs, "exact")
-    y, residuals = made.forward(x)
-    expected = made.input_gradient(residuals, grad_y)[0]
+    forward, backward = program(graphs.forward), program(graphs.backward)
+    names = [name for name in graphs.forward.outputs if name not in graphs.forward.inputs]
+    y, *residuals = forward.run({"x": x}, names)
+    kept = {"x": x, **dict(zip(names[1:], residuals, strict=True))}
+    given = {name: kept[name] for name in graphs.backward.inputs if name in kept}
+    expected = backward.run({**given, "grad_y": grad_y}, graphs.backward.outputs)[0]
     turned = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
     for other in (x.double(), turned):
-        again, residuals = made.forward(other)
-        assert torch.equal(again, y)
-        assert torch.equal(made.input_gradient(residuals, grad_y.to(other.dtype))[0], expected)
+        assert torch.equal(forward.run({"x": other}, names)[0], y)
+        found = backward.run({**given, "grad_y": grad_y.to(other.dtype)}, graphs.backward.outputs)[0]
+        assert torch.equal(found, expected)
 
 
 def test_shapes_are_set_when_they_change(newest: Double) -> None:
@@ -171,7 +172,7 @@ def test_an_engine_that_is_none_is_rejected(trt: Double, wrong: bytes) -> None:
         TensorRTProgram(wrong, part("vgg", "source", "meta").forward, CPU, "part1.forward")
 
 
-def test_the_engine_of_another_segment_is_rejected(newest: Double) -> None:
+def test_the_engine_of_another_program_is_rejected(newest: Double) -> None:
     one, other = part("vgg", "source", "meta").backward, part("vgg", "source", "meta").forward
     assert one is not None
     built = build_engine(parse_onnx(to_onnx(one, "one").SerializeToString()), "one", BuildOptions("fp32", (1, 4, 8)))
@@ -188,17 +189,27 @@ def test_a_runtime_that_does_not_start_names_the_driver(newest: Double) -> None:
 @pytest.mark.parametrize("size", [1e-9, 1.0, 3e4])
 def test_float16_gradients_are_scaled_into_range(newest: Double, size: float) -> None:
     """Gradients far below float16's smallest number, and far above, come out as in float32."""
-    graphs = part("vgg", "source")
-    exact, half = TorchSegment(graphs, "exact"), segment(graphs, "exact", "fp16")
-    x, grad_y = inputs(graphs, 4)
-    _, kept = exact.forward(x)
-    expected, biases = exact.input_gradient(kept, grad_y * size)
-    _, kept = exact.forward(x)  # the same masks for both
-    found, found_biases = half.input_gradient(kept, grad_y * size)
-    assert float((found - expected).norm() / expected.norm()) < 2e-3
-    for name, bias in biases.items():
-        assert float((found_biases[name] - bias).norm() / bias.norm()) < 5e-3
+    programs = small_programs()
+    exact, half = TorchEngine(programs), engine(programs, "fp16")
+    parameters, statistics = generic(programs)
+    batch, incoming = images(programs, 4), np.float32(size) * gradient(programs, 4)
+    first, second = (exact.forward(batch, parameters, statistics).residuals for _ in range(2))  # the same masks
+    expected = exact.backward(first, incoming, 0.3 * size, parameters)
+    found = half.backward(second, incoming, 0.3 * size, parameters)
+    assert relative(found / size, expected / size) < 5e-3
+    again = half.recompute(batch, incoming, 0.3 * size, parameters, statistics)
+    assert relative(again / size, expected / size) < 0.2  # a few masks flip
     assert half.overflows == 0
+
+
+def test_float16_predicts_and_measures(newest: Double) -> None:
+    programs = small_programs()
+    exact, half = TorchEngine(programs), engine(programs, "fp16")
+    parameters, statistics = generic(programs)
+    passed, found = (e.forward(images(programs, 4), parameters, statistics) for e in (exact, half))
+    assert 1e-5 < relative(found.logits, passed.logits) < 1e-2
+    assert passed.moments is not None and found.moments is not None
+    assert relative(found.moments.variance, passed.moments.variance) < 1e-2
 
 
 def test_overflow_is_counted_and_the_scale_lowered() -> None:

@@ -7,25 +7,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import edgetta
-from edgetta.bundle.engines import engine_of
+from edgetta.adaptation.config import AdaptConfig
+from edgetta.bundle.program_jobs import job_of
 from edgetta.bundle.tensorrt_engines import TensorRTConfig
-from edgetta.segmented.adapter import AdaptConfig
-from edgetta.segments.contract import GradientMode
-from edgetta.segments.gpu_segment import GpuSegment
+from edgetta.engines.contract import ProgramSet
+from edgetta.engines.gpu import GpuEngine
+from edgetta.engines.torch import TorchEngine
 from edgetta.segments.tensorrt.build import BuildOptions, build_engine
 from edgetta.segments.tensorrt.library import tensorrt_trouble
 from edgetta.segments.tensorrt.program import GraphedProgram, TensorRTProgram
-from edgetta.segments.torch_engine import TorchSegment
+from tests.adaptation.pictures import pictures
+from tests.engines.programs_of_networks import assert_agree, generic, gradient, images, programs_of, relative
 from tests.segments.tensorrt.test_build import model_of
 from tests.segments.tensorrt.test_engine import inputs, part
 from tests.small_bundle import whole_bundle
 
 pytestmark = pytest.mark.gpu
 LIMIT = {"fp32": 1e-4, "fp16": 2e-2}
+CONFIG = AdaptConfig(learning_rate=1e-2, entropy_margin=1.0, hold_back=False)
 
 
 @pytest.fixture(autouse=True)
@@ -36,45 +40,38 @@ def gpu() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def segment(name: str, policy: str, gradient: GradientMode, precision: str, device: torch.device) -> GpuSegment:
-    graphs = part(name, policy)
-    directions = {"exact": ["forward", "backward"], "recompute": ["forward", "recompute"], "local": ["forward"]}
-    programs = {}
-    for direction in directions[gradient]:
-        graph = getattr(graphs, direction)
-        built = build_engine(model_of(graph), direction, BuildOptions(precision, (1, 4, 8)))  # type: ignore[arg-type]
-        programs[direction] = TensorRTProgram(built.data, graph, device, direction)
-    return GpuSegment("tensorrt", graphs, programs, gradient, device, set(programs) if precision == "fp16" else ())
+def engine(programs: ProgramSet, precision: str, device: torch.device) -> GpuEngine:
+    def make(name: str) -> tuple[TensorRTProgram, bool]:
+        job = job_of(programs, name)
+        built = build_engine(job.model(), name, BuildOptions(precision, (1, 4, 8)))  # type: ignore[arg-type]
+        return TensorRTProgram(built.data, job.graph, device, name), precision == "fp16"
+
+    return GpuEngine(programs, "tensorrt", make, device, precision)
 
 
-def error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    difference = (found.double().cpu() - expected.double().cpu()).norm()
-    return float(difference / expected.double().cpu().norm().clamp_min(1e-12))
-
-
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("gradient", ["exact", "recompute"])
-@pytest.mark.parametrize(("name", "policy"), [("wide_resnet", "ema"), ("vgg", "source"), ("gates", "source")])
-def test_step_by_step_as_torch(
-    gpu: torch.device, name: str, policy: str, gradient: GradientMode, precision: str
-) -> None:
-    graphs = part(name, policy)
-    one, other = TorchSegment(graphs, gradient), segment(name, policy, gradient, precision, gpu)
+@pytest.mark.parametrize(
+    ("name", "form"), [("wide_resnet", "adaptive"), ("mobile", "source"), ("transformer", "source")]
+)
+def test_all_programs_as_torch(gpu: torch.device, name: str, form: str) -> None:
+    programs = programs_of(name, form)
+    one, other = TorchEngine(programs), engine(programs, "fp32", gpu)
     for batch in (4, 2, 7):
-        x, grad_y = inputs(graphs, batch)
-        y, kept = one.forward(x, momentum=0.2)
-        y_other, kept_other = other.forward(x.to(gpu), momentum=0.2)
-        assert y_other.device == gpu
-        assert error(y_other, y) < LIMIT[precision]
-        assert kept_other.kept_bytes() == kept.kept_bytes()
-        if gradient == "exact":  # the same masks for both: a flipped one is no error of the backward
-            kept_other.kept = {key: tensor.to(gpu) for key, tensor in kept.kept.items()}
-        found, biases = one.input_gradient(kept, grad_y)
-        found_other, biases_other = other.input_gradient(kept_other, grad_y.to(gpu))
-        assert error(found_other, found) < LIMIT[precision] * (1 if gradient == "exact" else 10)
-        assert biases_other.keys() == biases.keys()
-        for key, tensor in one.state.items():
-            assert error(other.state[key], tensor) < LIMIT[precision]
+        assert_agree(one, other, batch, LIMIT["fp32"])
+
+
+@pytest.mark.parametrize("name", ["wide_resnet", "mobile"])
+def test_float16_computes_as_torch(gpu: torch.device, name: str) -> None:
+    programs = programs_of(name)
+    one, other = TorchEngine(programs), engine(programs, "fp16", gpu)
+    (parameters, statistics), batch = generic(programs), images(programs, 4)
+    passed, found = (e.forward(batch, parameters, statistics) for e in (one, other))
+    assert relative(found.logits, passed.logits) < LIMIT["fp16"]
+    assert found.residuals.nbytes == passed.residuals.nbytes
+    # The same masks for both: a flipped one is no error of the backward.
+    found.residuals.kept = {key: tensor.to(gpu) for key, tensor in passed.residuals.kept.items()}
+    expected = one.backward(passed.residuals, gradient(programs, 4), 0.3, parameters)
+    assert relative(other.backward(found.residuals, gradient(programs, 4), 0.3, parameters), expected) < LIMIT["fp16"]
+    assert other.overflows == 0
 
 
 def test_cuda_graphs_compute_the_same(gpu: torch.device) -> None:
@@ -91,38 +88,34 @@ def test_cuda_graphs_compute_the_same(gpu: torch.device) -> None:
 
 
 def test_engines_run_on_any_stream(gpu: torch.device) -> None:
-    made = segment("vgg", "source", "local", "fp32", gpu)
-    x = inputs(part("vgg", "source"), 4)[0].to(gpu)
-    expected = made.forward(x)[0]
+    programs = programs_of("wide_resnet")
+    made, (parameters, statistics), batch = engine(programs, "fp32", gpu), generic(programs), images(programs, 4)
+    expected = made.predict(batch, parameters, statistics)
     with torch.cuda.stream(torch.cuda.Stream(gpu)):
-        x2 = x * 2 / 2
-        found = made.forward(x2)[0]
-        torch.cuda.current_stream(gpu).synchronize()
-    assert error(found, expected) < 1e-6
+        found = made.predict(batch, parameters, statistics)
+    assert relative(found, expected) < 1e-6
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("cuda_graphs", [False, True])
 def test_the_runtime_adapts_as_on_torch(gpu: torch.device, tmp_path: Path, precision: str, cuda_graphs: bool) -> None:
-    config = AdaptConfig(learning_rate=1e-2, entropy_margin=1.0)
     settings = TensorRTConfig(precision=precision, batch=(1, 16, 32), cuda_graphs=cuda_graphs)  # type: ignore[arg-type]
     bundle = whole_bundle()
-    full = edgetta.load(bundle, "torch", config=config)
-    fast = edgetta.load(bundle, "tensorrt", config=config, tensorrt=settings, engine_cache=tmp_path)
-    assert engine_of(fast.network) == "tensorrt"
+    full = edgetta.load(bundle, "torch", config=CONFIG)
+    fast = edgetta.load(bundle, "tensorrt", config=CONFIG, tensorrt=settings, engine_cache=tmp_path)
+    assert fast.engine.name == "tensorrt"
     for seed in range(4):
-        images = torch.rand(16, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
-        result, expected = fast.step(images), full.step(images)
+        result, expected = fast.step(pictures(16, seed)), full.step(pictures(16, seed))
         assert result.adapted
-        assert error(result.logits, expected.logits) < 10 * LIMIT[precision]
-    assert error(fast.source(images), full.source(images)) < LIMIT[precision]
-    again = edgetta.load(bundle, "tensorrt", config=config, tensorrt=settings, engine_cache=tmp_path)
-    assert again.step(images).logits.shape == (16, 5)
+        assert relative(result.logits, expected.logits) < 10 * LIMIT[precision]
+    assert relative(fast.source(pictures(16, 0)), full.source(pictures(16, 0))) < LIMIT[precision]
+    again = edgetta.load(bundle, "tensorrt", config=CONFIG, tensorrt=settings, engine_cache=tmp_path)
+    assert again.step(pictures(16, 0)).logits.shape == (16, 5)
 
 
 def test_the_torch_engine_on_a_gpu() -> None:
-    config = AdaptConfig(learning_rate=1e-2, entropy_margin=1.0)
-    one, other = (edgetta.load(whole_bundle(), engine, config=config) for engine in ("torch", "torch-cuda"))
+    one, other = (edgetta.load(whole_bundle(), engine, config=CONFIG) for engine in ("torch", "torch-cuda"))
     for seed in range(3):
-        images = torch.rand(16, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
-        assert error(other.step(images).logits, one.step(images).logits) < 1e-2
+        logits = other.step(pictures(16, seed)).logits
+        assert isinstance(logits, np.ndarray)
+        assert relative(logits, one.step(pictures(16, seed)).logits) < 1e-2
