@@ -11,7 +11,7 @@ from tests.small_bundle import whole_bundle
 
 
 def images(seed: int, count: int = 32) -> Tensor:
-    shape = (count, *Deployed(whole_bundle()).runtime.bundle.model.input_shape)
+    shape = (count, *Deployed(whole_bundle()).runtime.bundle.input_shape)
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -20,7 +20,7 @@ def test_the_bundles_own_settings_learn_and_off_does_not() -> None:
     for seed in range(6):
         on(images(seed)), off(images(seed))
     assert on.runtime.config.when == "every 2" and off.runtime.config.when == "off"
-    assert on.runtime.adapter.updates > 0 and off.runtime.adapter.updates == 0
+    assert on.runtime.adapter.state.updates > 0 and off.runtime.adapter.state.updates == 0
     assert not torch.equal(on(images(9)), off(images(9)))
 
 
