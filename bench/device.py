@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from edgetta.bundle import Bundle
+    from edgetta.engines.contract import Array
     from edgetta.runtime import Runtime
 
 WARM_UP = 3
@@ -308,8 +309,8 @@ def stream_errors(
     return {"error": wrong / len(labelled), "source_error": source_wrong / len(labelled), "images": len(labelled)}
 
 
-def _wrong(logits: Tensor, labels: Tensor) -> int:
-    return int((logits.cpu().argmax(1) != labels).sum())
+def _wrong(logits: Array, labels: Tensor) -> int:
+    return int((logits.argmax(1) != labels.numpy()).sum())
 
 
 def _numbers(text: str) -> list[int]:

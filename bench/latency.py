@@ -141,9 +141,11 @@ def _runs(shipped: tuple[AdaptableModel, Any], name: str, frames: Sequence[Array
     import torch
 
     from edgetta.adaptation.adapter import Adapter
+    from edgetta.engines.blocked import Lowered
     from edgetta.engines.onnxruntime import OnnxRuntimeEngine, Session
     from edgetta.engines.torch import TorchEngine
     from edgetta.export.content import measure_content
+    from edgetta.segments.onnx_spelling import spelled
     from edgetta.segments.torch_engine import Program
 
     derived, config = shipped
@@ -164,7 +166,8 @@ def _runs(shipped: tuple[AdaptableModel, Any], name: str, frames: Sequence[Array
             with torch.no_grad():
                 return program.run({"x": images})
     else:
-        session = Session(derived.source, derived.source.outputs, threads, "the source network")
+        plain = Lowered(spelled(derived.source), {}, blocks=False)  # ONNX Runtime's own blocks are those of inference
+        session = Session(plain, derived.source, {}, threads, "the source network")
 
         def inference() -> object:
             return session.run({"x": frames[0]})

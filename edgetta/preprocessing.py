@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from edgetta.errors import UsageError
 from edgetta.input_range import check_range
 from edgetta.sources.images import UnusableFrame, load, upright_rgb
+from edgetta.sources.pictures import images_of
 from edgetta.sources.source import Frame
-from edgetta.sources.tensors import images_of
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from edgetta.bundle import Bundle
     from edgetta.runtime import Runtime
 
 
-def preprocess(bundle: Bundle | Runtime, pictures: Any) -> Tensor:
+def preprocess(bundle: Bundle | Runtime, pictures: Any) -> NDArray[Any]:
     """Decode, turn upright, and crop, pad or stretch as the bundle says.
 
     Args:
@@ -49,7 +49,7 @@ def preprocess(bundle: Bundle | Runtime, pictures: Any) -> Tensor:
             raise UsageError(f"picture {number} cannot be used: {error}") from error
     if not frames:
         raise UsageError("there are no pictures; give at least one")
-    return images_of(frames, opened.model.input_shape[0])
+    return images_of(frames, opened.input_shape[0])
 
 
 def _is_several(pictures: Any) -> bool:
@@ -82,5 +82,5 @@ def _fitted(picture: Any, bundle: Bundle) -> np.ndarray:
     floats = np.ascontiguousarray(array, np.float32)
     if not np.isfinite(floats).all():
         raise UnusableFrame("values that are not finite")
-    check_range(torch.from_numpy(floats)[None])
+    check_range(floats[None])
     return bundle.resize.array(np.clip(floats, 0, 1))

@@ -209,7 +209,8 @@ def _reference(programs: ProgramSet, golden: Tensor | None) -> bytes:
         if not bool(np.isfinite(array).all()):
             raise UsageError(f"the network's {key} is not finite on the golden images; it cannot be shipped")
     buffer = io.BytesIO()
-    np.savez(buffer, images=images, **{name: array.astype(np.float32) for name, array in found.items()})
+    arrays: dict[str, Any] = {"images": images, **{name: array.astype(np.float32) for name, array in found.items()}}
+    np.savez(buffer, **arrays)
     return buffer.getvalue()
 
 

@@ -63,6 +63,7 @@ class MetaOracle:
         self._adapter = Adapter(fastest_engine(network), config, network.content)
         self._rate = learning_rate
         self.labels: Tensor | None = None
+        self.kept_bytes = 0
         self.reset()
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -84,6 +84,7 @@ def faults(bench: Bench) -> Iterator[dict[str, Any]]:
         started = time.perf_counter()
         recovered, said = inject(bench, bench.place(name))
         seconds = round(time.perf_counter() - started, 2)
+        said = " ".join(said.replace(f"{bench.folder}/", "").split())
         yield {"fault": name, "recovered": recovered, "said": said[:200], "seconds": seconds}
 
 

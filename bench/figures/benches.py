@@ -67,6 +67,43 @@ def streams(results: Results) -> str:
     return table(titles, lines) + _from(results, "accuracy")
 
 
+def camera(results: Results) -> str:
+    """Orders of frames as a camera shows them: error at severity 5, batch by batch size, method by method."""
+    rows = [row for row in results.rows("camera") if row["severity"] in (0, 5)]
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    found: dict[tuple[str, str, int], dict[str, dict[bool, list[float]]]] = {}
+    for row in rows:
+        errors = found.setdefault((row["network"], row["order"], row["batch"]), {}).setdefault(row["method"], {})
+        errors.setdefault(row["severity"] == 0, []).append(row["error"])
+    lines = [
+        (
+            f"`{network}`, {order}, batch {batch}",
+            *(
+                f"{number(_mean(kinds.get(name, {}).get(False)))} ({number(_mean(kinds.get(name, {}).get(True)))})"
+                for name in methods
+            ),
+        )
+        for (network, order, batch), kinds in found.items()
+    ]
+    return table(("network, order (clean images)", *methods), lines) + _from(results, "camera")
+
+
+def _mean(values: list[float] | None) -> float | None:
+    return fmean(values) if values else None
+
+
+def exports(results: Results) -> str:
+    """Which families of timm and torchvision export, and why the others do not."""
+    rows = results.rows("export")
+    lines = []
+    for library in dict.fromkeys(row["model"].split(":")[0] for row in rows):
+        own = [row for row in rows if row["model"].split(":")[0] == library]
+        done = [row for row in own if row["exported"]]
+        refused = ", ".join(row["model"].split(":")[-1] for row in own if not row["exported"])
+        lines.append((library, f"{len(done)} of {len(own)}", refused or "none"))
+    return table(("library", "exported", "refused"), lines) + _from(results, "export")
+
+
 def latency(results: Results) -> str:
     rows = results.rows("latency", model="wrn40_2", batch=64)
     found: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
@@ -89,6 +126,9 @@ def latency(results: Results) -> str:
 
 
 def memory(results: Results) -> str:
+    """The section of the memory bench; a file from before the programs of the whole network has none."""
+    if not all("keep" in row for row in results.rows("memory", method="edgetta")):
+        return f"[memory.json]({HERE}/memory.json) is from before the programs of the whole network: measure again."
     return memory_section(results.read("memory"), f"{HERE}/memory.json", f"{HERE}/memory.svg")
 
 
@@ -191,5 +231,8 @@ def versions(results: Results) -> str:
 
 
 def _from(results: Results, *names: str) -> str:
-    files = ", ".join(f"[{name}.json]({HERE}/{name}.json)" for name in names if results.has(name))
-    return f"\n\n{files}: {results.origin(names[0])}."
+    there = [name for name in names if results.has(name)]
+    if not there:
+        return "\n\nNot measured yet."
+    files = ", ".join(f"[{name}.json]({HERE}/{name}.json)" for name in there)
+    return f"\n\n{files}: {results.origin(there[0])}."

@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from edgetta.bench.figures import benches, headline
+from edgetta.bench.figures.knobs import knobs
 from edgetta.bench.figures.results import HERE, Results
 from edgetta.storage import atomic_write_text
 
-PAGES = ("README.md", "bench/README.md", "docs/robust-networks.md")
+PAGES = ("README.md", "bench/README.md", "docs/robust-networks.md", "docs/knobs.md")
 
 _BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- figures: end -->)", re.DOTALL)
 
@@ -24,6 +25,8 @@ BLOCKS: Mapping[str, Callable[[Results], str]] = {
     "costs": headline.costs,
     "accuracy": benches.accuracy,
     "streams": benches.streams,
+    "camera": benches.camera,
+    "exports": benches.exports,
     "latency": benches.latency,
     "memory": benches.memory,
     "int8": benches.int8,
@@ -32,6 +35,7 @@ BLOCKS: Mapping[str, Callable[[Results], str]] = {
     "rift_tta": benches.rift_tta,
     "plans": benches.plans,
     "versions": benches.versions,
+    "knobs": knobs,
 }
 
 

@@ -54,7 +54,7 @@ def _table(rows: Sequence[Row]) -> Iterator[str]:
             _megabytes(row["peak_bytes"]),
             ratio_text(row["peak_bytes"], row["inference_peak_bytes"]),
             ratio_text(row["peak_bytes"], None if tent is None else tent["peak_bytes"]),
-            _megabytes(row["process_bytes"]),
+            "" if row.get("process_bytes") is None else _megabytes(row["process_bytes"]),
             "" if row["analytic_bytes"] is None else _megabytes(row["analytic_bytes"]),
         )
         yield f"| {' | '.join(cells)} |"

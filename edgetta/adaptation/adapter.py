@@ -25,7 +25,7 @@ from edgetta.rate_law import RateLaw
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Array = NDArray[np.floating[Any]]
+    Array = NDArray[Any]
 
 Reason = Literal["adapted", "off", "waiting", "nothing new", "held back", "non-finite", "no memory"]
 
@@ -169,7 +169,7 @@ class Adapter:
         self, state: AdaptationState, images: Array, usable: Array, plan: StepPlan, due: bool, small: bool
     ) -> tuple[AdaptationState, StepResult]:
         """A step on the images that are finite; of the others there is no prediction, and nothing is taken."""
-        state = replace(state, unusable=state.unusable + int((~usable).sum()))
+        state = replace(state, unusable=state.unusable + int(np.logical_not(usable).sum()))
         logits = np.full((len(images), self.engine.programs.classes), np.nan, np.float32)
         if not usable.any():
             return state, _prediction(logits, "non-finite")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,10 +72,13 @@ def gpu_is_here() -> bool:
 
 def processor_engines() -> tuple[str, ...]:
     """The engines of the processor that are installed here, the faster first."""
+    found = []
     with suppress(MissingDependencyError):
         import_onnxruntime()
-        return ("onnxruntime", "torch")
-    return ("torch",)
+        found.append("onnxruntime")
+    if importlib.util.find_spec("torch") is not None:
+        found.append("torch")
+    return tuple(found)
 
 
 def engine_troubles() -> dict[str, str]:

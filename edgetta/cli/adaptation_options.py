@@ -26,14 +26,6 @@ def adaptation_options(function: _Function, but: Collection[str] = ()) -> _Funct
     return function
 
 
-def _default(name: str) -> Any:
-    """What holds where nobody says anything: the setting's own default; a bundle may say otherwise."""
-    from edgetta.adaptation.adapter import AdaptConfig
-    from edgetta.adaptation.step_rate import DEFAULT_RATE
-
-    return DEFAULT_RATE if name == "learning_rate" else getattr(AdaptConfig(), name)
-
-
 def adapt_config(base: AdaptConfig, values: Mapping[str, Any]) -> AdaptConfig:
     """`base` with the options that the user gave. `values` are those of the command.
 
