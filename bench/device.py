@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import numpy as np
 
 from edgetta.errors import UsageError
 
@@ -310,7 +311,7 @@ def stream_errors(
 
 
 def _wrong(logits: Array, labels: Tensor) -> int:
-    return int((logits.argmax(1) != labels.numpy()).sum())
+    return int((np.asarray(logits).argmax(1) != np.asarray(labels)).sum())
 
 
 def _numbers(text: str) -> list[int]:

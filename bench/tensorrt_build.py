@@ -77,8 +77,8 @@ def run(
 
     from edgetta.bench.result_file import rows_to_continue, write_results
     from edgetta.cli.progress import progress_bar
+    from edgetta.engines.tensorrt.library import import_tensorrt
     from edgetta.export.recipe import Recipe, derive_recipe
-    from edgetta.segments.tensorrt.library import import_tensorrt
 
     trt = import_tensorrt()
     opsets = (OLDEST_OPSET, onnx.defs.onnx_opset_version()) if opsets is None else opsets
@@ -109,9 +109,9 @@ def run(
 def measure(derived: Derived, precision: str, opset: int) -> Iterator[dict[str, Any]]:
     """One row per program, in one precision and opset."""
     from edgetta.bundle.program_jobs import PROGRAMS, job_of
+    from edgetta.engines.tensorrt.build import BuildOptions, EngineBuildError, build_engine
     from edgetta.export.onnx_writer import to_onnx
     from edgetta.segments.onnx_model import parse_onnx
-    from edgetta.segments.tensorrt.build import BuildOptions, EngineBuildError, build_engine
 
     options = BuildOptions(precision, BATCHES)  # type: ignore[arg-type]
     for program in PROGRAMS:

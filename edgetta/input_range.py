@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
 from edgetta.errors import UsageError
 
@@ -13,14 +11,15 @@ SLACK = 0.5
 """So far beyond [0, 1] sharpening, noise and interpolation may go; normalised images and bytes go farther."""
 
 
-def check_range(images: NDArray[Any]) -> None:
-    """Check floats (N, C, H, W), image by image, for values that belong to another scale than [0, 1].
+def check_range(images: ArrayLike) -> None:
+    """Check floats (N, C, H, W), an array or a tensor of the processor, image by image, for values that belong to another scale than [0, 1].
 
     Bytes are in their range, and values that are not finite are not judged: the adapter counts and refuses them.
 
     Raises:
         UsageError: names the first such image, its values, and what to do.
     """
+    images = np.asarray(images)
     if not np.issubdtype(images.dtype, np.floating) or not images.size:
         return
     flat = images.reshape(len(images), -1)

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from edgetta.errors import EdgettaError
 
-if sys.platform != "win32":
+try:
     import fcntl
+except ImportError:  # a system without these locks
+    fcntl = None  # type: ignore[assignment]
 
 _SHOWN = 200
 _LONGEST_NAME = 255  # bytes
@@ -47,7 +49,7 @@ def process_lock(path: Path, what: str) -> Iterator[None]:
 
 def try_lock(descriptor: int) -> bool:
     """Lock an open file for this process; whether it could be had. True where the system knows no such locks."""
-    if sys.platform == "win32":
+    if fcntl is None:
         return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

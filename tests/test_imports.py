@@ -25,7 +25,7 @@ UPWARDS: dict[tuple[str, str], str] = {
     ("edgetta.memory", "edgetta.runtime"): "the same",
     ("edgetta.segments", "edgetta.memory"): "the allocator moves below the engines",
     ("edgetta.engines", "edgetta.memory"): "the same",
-    ("edgetta.segments", "edgetta.devices"): "the machine's description moves below",
+    ("edgetta.engines", "edgetta.devices"): "the machine's description moves below",
 }
 """Imports that go the wrong way and are being undone, and how. Nothing may be added."""
 

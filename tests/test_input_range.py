@@ -54,5 +54,5 @@ def test_the_runtime_refuses_them_and_learns_nothing() -> None:
         for call in (runtime, runtime.source):
             with pytest.raises(UsageError, match="image 0 of 4 has values"):
                 call(images)
-    assert runtime.adapter.steps == 0
+    assert runtime.adapter.state.steps == 0
     assert torch.equal(runtime.source(IMAGES), runtime.source(IMAGES.clone()))

@@ -57,7 +57,7 @@ def test_grey_alpha_floats_and_batches(bundle: Bundle) -> None:
     assert batch.shape == (2, 16, 16, 3)
     floats = edgetta.preprocess(bundle, rgba[..., :3] / 255)
     assert floats.shape == (1, 3, 16, 16) and floats.dtype == np.float32
-    assert (floats - batch[:1].permute(0, 3, 1, 2) / 255).abs().mean() < 0.02
+    assert np.abs(floats - batch[:1].transpose(0, 3, 1, 2) / 255).mean() < 0.02
 
 
 @pytest.mark.parametrize(

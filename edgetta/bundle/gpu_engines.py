@@ -12,11 +12,11 @@ from edgetta.bundle.program_jobs import job_of
 from edgetta.bundle.reading import Bundle
 from edgetta.engines.contract import Engine
 from edgetta.engines.gpu import GpuEngine, Runnable
+from edgetta.engines.onnxruntime_gpu import PROVIDERS, OnnxGpuProgram, provider_trouble
+from edgetta.engines.tensorrt import library
+from edgetta.engines.tensorrt.cache import default_root, folder_name
 from edgetta.engines.torch import TorchEngine
 from edgetta.errors import MissingDependencyError
-from edgetta.segments.onnxruntime_gpu import PROVIDERS, OnnxGpuProgram, provider_trouble
-from edgetta.segments.tensorrt import library
-from edgetta.segments.tensorrt.cache import default_root, folder_name
 
 if TYPE_CHECKING:
     from edgetta.bundle.tensorrt_engines import TensorRTConfig

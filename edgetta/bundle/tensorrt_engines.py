@@ -25,14 +25,14 @@ from edgetta.bundle.program_jobs import Job, job_of, jobs_of
 from edgetta.bundle.reading import Bundle
 from edgetta.engines.contract import Array
 from edgetta.engines.gpu import GpuEngine, Runnable
+from edgetta.engines.tensorrt.build import BuildOptions, EngineBuildError, Watch, build_engine
+from edgetta.engines.tensorrt.cache import EngineCache, EngineKey, default_root, folder_name
+from edgetta.engines.tensorrt.check import engine_errors, program_reference, verdict
+from edgetta.engines.tensorrt.library import find_target
+from edgetta.engines.tensorrt.memory_watch import watch_memory
+from edgetta.engines.tensorrt.program import EngineRejectedError, GraphedProgram, TensorRTProgram
 from edgetta.errors import MissingDependencyError, UsageError
 from edgetta.segments.onnx_model import OnnxModel
-from edgetta.segments.tensorrt.build import BuildOptions, EngineBuildError, Watch, build_engine
-from edgetta.segments.tensorrt.cache import EngineCache, EngineKey, default_root, folder_name
-from edgetta.segments.tensorrt.check import engine_errors, program_reference, verdict
-from edgetta.segments.tensorrt.library import find_target
-from edgetta.segments.tensorrt.memory_watch import watch_memory
-from edgetta.segments.tensorrt.program import EngineRejectedError, GraphedProgram, TensorRTProgram
 
 _log = logging.getLogger("edgetta")
 

@@ -84,7 +84,8 @@ def test_a_network_without_batch_norm_has_one_policy(tmp_path: Path) -> None:
     file = tmp_path / "plain.py"
     file.write_text(
         "from torch import nn\n\ndef build():\n"
-        "    body = [nn.Conv2d(3, 4, 3), nn.GELU(), nn.Conv2d(4, 4, 3), nn.GELU(), nn.Conv2d(4, 4, 3), nn.ReLU()]\n"
+        "    conv = lambda channels: nn.Conv2d(channels, 4, 3, padding=1)\n"
+        "    body = [conv(3), nn.GELU(), conv(4), nn.GELU(), conv(4), nn.ReLU()]\n"
         "    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))\n"
     )
     rows = list(measure("plain", Recipe(f"{file}:build", input_shape=(3, 12, 12), parts=2)))

@@ -14,11 +14,11 @@ from click.testing import CliRunner
 
 from edgetta.bench import tensorrt_build
 from edgetta.bench.tensorrt_build import command, run
+from edgetta.engines.tensorrt import build
+from edgetta.engines.tensorrt.build import BuiltEngine, EngineBuildError
 from edgetta.errors import EdgettaError
 from edgetta.export import recipe as recipes
 from edgetta.export.recipe import Recipe
-from edgetta.segments.tensorrt import build
-from edgetta.segments.tensorrt.build import BuiltEngine, EngineBuildError
 
 pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx: it builds without a GPU")
 RESULTS = Path(__file__).parent.parent.parent / "bench" / "results" / "tensorrt_build.json"

@@ -20,13 +20,13 @@ from edgetta.bundle import engine_name, open_engine, read_bundle, self_test
 from edgetta.bundle import engines as bundle_engines
 from edgetta.bundle.tensorrt_engines import BundleEngines, TensorRTConfig, was_built
 from edgetta.engines.gpu import GpuEngine
+from edgetta.engines.tensorrt.build import EngineBuildError
 from edgetta.errors import MissingDependencyError, UsageError
 from edgetta.export.recipe import Recipe, derive_recipe
-from edgetta.segments.tensorrt.build import EngineBuildError
 from tests.adaptation.backbones import small_programs
 from tests.adaptation.pictures import pictures
 from tests.engines.programs_of_networks import relative
-from tests.segments.tensorrt.double import Double, install
+from tests.engines.tensorrt.double import Double, install
 from tests.small_bundle import whole_bundle, write_small
 
 CONFIG = TensorRTConfig(batch=(1, 16, 32))

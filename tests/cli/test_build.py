@@ -16,7 +16,7 @@ from edgetta.bundle.tensorrt_engines import TensorRTConfig
 from edgetta.cli import main
 from edgetta.cli.build import command, config_from
 from edgetta.errors import UsageError
-from tests.segments.tensorrt.double import Double, install
+from tests.engines.tensorrt.double import Double, install
 from tests.small_bundle import whole_bundle
 
 Captured = pytest.CaptureFixture[str]

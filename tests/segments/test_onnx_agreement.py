@@ -13,7 +13,7 @@ from edgetta.segments.onnx_agreement import check_agreement, read_agreeing
 from edgetta.segments.onnx_memory import freeing_early
 from edgetta.segments.onnx_model import OnnxModel, OnnxNode, attribute
 from edgetta.segments.onnx_spelling import spelled
-from tests.segments.tensorrt.test_engine import part
+from tests.engines.tensorrt.test_engine import part
 
 
 def forward() -> Graph:

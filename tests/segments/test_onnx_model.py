@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from edgetta.errors import BundleError
 from edgetta.export.onnx_writer import to_onnx
 from edgetta.segments.onnx_model import cast, parse_onnx, read_onnx
-from tests.segments.tensorrt.test_engine import part
+from tests.engines.tensorrt.test_engine import part
 
 
 @pytest.mark.parametrize(("name", "policy"), [("wide_resnet", "ema"), ("gates", "source"), ("transformer", "source")])

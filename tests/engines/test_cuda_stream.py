@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from edgetta.segments import cuda_stream
-from edgetta.segments.cuda_stream import engine_stream
+from edgetta.engines import cuda_stream
+from edgetta.engines.cuda_stream import engine_stream
 
 
 class Stream:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from edgetta.segments.tensorrt.build import BuildOptions
-from edgetta.segments.tensorrt.cache import EngineCache, EngineKey, default_root
-from edgetta.segments.tensorrt.library import Target
+from edgetta.engines.tensorrt.build import BuildOptions
+from edgetta.engines.tensorrt.cache import EngineCache, EngineKey, default_root
+from edgetta.engines.tensorrt.library import Target
 from edgetta.storage import StorageError
 
 TARGET = Target("tensorrt", "10.3.0", "NVIDIA Jetson Orin Nano", (8, 7))
@@ -109,8 +109,8 @@ def test_only_one_builds_at_a_time(cache: EngineCache) -> None:
 BUILDER = """
 import sys
 from pathlib import Path
-from edgetta.segments.tensorrt.cache import EngineCache
-from tests.segments.tensorrt.test_cache import KEY
+from edgetta.engines.tensorrt.cache import EngineCache
+from tests.engines.tensorrt.test_cache import KEY
 
 cache = EngineCache(Path(sys.argv[1]), "wrn40_2-12345678")
 print("ready", flush=True)

@@ -16,8 +16,8 @@ from torch import Tensor
 from edgetta.engines.contract import Array, Mixing, Moments, ProgramSet
 from edgetta.engines.feeding import Feeding
 from edgetta.engines.gpu import GradientScale, Runnable
+from edgetta.engines.tensorrt.build import BuildOptions
 from edgetta.segments.graph import Graph
-from edgetta.segments.tensorrt.build import BuildOptions
 from edgetta.segments.torch_engine import Program
 
 TOLERANCE = {"fp32": 1e-3, "tf32": 1e-2, "fp16": 1e-2}

@@ -17,10 +17,10 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 
 from edgetta.devices.machine import parse_meminfo
+from edgetta.engines.tensorrt.half import single_nodes, to_half
+from edgetta.engines.tensorrt.library import import_tensorrt, is_rtx, messages, version_of
 from edgetta.errors import EdgettaError, MissingDependencyError, UsageError
 from edgetta.segments.onnx_model import OnnxModel
-from edgetta.segments.tensorrt.half import single_nodes, to_half
-from edgetta.segments.tensorrt.library import import_tensorrt, is_rtx, messages, version_of
 
 Precision = Literal["fp32", "fp16"]
 LARGEST_WORKSPACE = 1 << 30

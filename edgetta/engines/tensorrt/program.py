@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgetta.engines.cuda_stream import engine_stream
 from edgetta.engines.gpu import Keep
+from edgetta.engines.tensorrt.library import import_tensorrt, messages
 from edgetta.errors import EdgettaError, MissingDependencyError, UsageError
-from edgetta.segments.cuda_stream import engine_stream
 from edgetta.segments.graph import Graph
-from edgetta.segments.tensorrt.library import import_tensorrt, messages
 
 ALIGNMENT = 256  # of the memory that a context works in
 

@@ -14,6 +14,8 @@ from edgetta.bench.exactness.reference import randomise
 from edgetta.bundle.program_jobs import job_of
 from edgetta.engines.contract import ProgramSet
 from edgetta.engines.gpu import GpuEngine, GradientScale
+from edgetta.engines.tensorrt.build import BuildOptions, build_engine
+from edgetta.engines.tensorrt.program import EngineRejectedError, TensorRTProgram
 from edgetta.engines.torch import TorchEngine
 from edgetta.errors import EdgettaError, MissingDependencyError, UsageError
 from edgetta.export.batch_norm import settle
@@ -25,8 +27,6 @@ from edgetta.export.trace import trace
 from edgetta.segments.contract import SegmentGraphs
 from edgetta.segments.graph import Graph
 from edgetta.segments.onnx_model import parse_onnx
-from edgetta.segments.tensorrt.build import BuildOptions, build_engine
-from edgetta.segments.tensorrt.program import EngineRejectedError, TensorRTProgram
 from tests.adaptation.backbones import small_programs
 from tests.engines.programs_of_networks import (
     assert_agree,
@@ -35,8 +35,8 @@ from tests.engines.programs_of_networks import (
     images,
     relative,
 )
+from tests.engines.tensorrt.double import VERSIONS, Double, install
 from tests.export.small_networks import SMALL
-from tests.segments.tensorrt.double import VERSIONS, Double, install
 
 CPU = torch.device("cpu")
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgetta.segments.tensorrt.program import GraphedProgram
-from tests.segments.tensorrt.double import VERSIONS, Double, install
-from tests.segments.tensorrt.test_engine import inputs, part, program
+from edgetta.engines.tensorrt.program import GraphedProgram
+from tests.engines.tensorrt.double import VERSIONS, Double, install
+from tests.engines.tensorrt.test_engine import inputs, part, program
 
 
 class CudaGraph:

@@ -29,7 +29,7 @@ import onnxruntime
 import pytest
 import torch
 
-from edgetta.segments.tensorrt import library, program
+from edgetta.engines.tensorrt import library, program
 
 RECORDED: dict[str, Any] = json.loads((Path(__file__).parent / "recorded_api.json").read_text())
 VERSIONS = tuple(RECORDED)

@@ -10,17 +10,17 @@ import pytest
 import torch
 
 from edgetta.bundle.program_jobs import PROGRAMS, job_of
+from edgetta.engines.tensorrt import build
+from edgetta.engines.tensorrt.build import BuildOptions, EngineBuildError, build_engine, free_workspace
+from edgetta.engines.tensorrt.cache import TimingFile
+from edgetta.engines.tensorrt.half import single_nodes, to_half
 from edgetta.errors import MissingDependencyError, UsageError
 from edgetta.export.onnx_writer import to_onnx
 from edgetta.segments.graph import BATCH, Graph, GraphBuilder
 from edgetta.segments.onnx_model import OnnxModel, parse_onnx
-from edgetta.segments.tensorrt import build
-from edgetta.segments.tensorrt.build import BuildOptions, EngineBuildError, build_engine, free_workspace
-from edgetta.segments.tensorrt.cache import TimingFile
-from edgetta.segments.tensorrt.half import single_nodes, to_half
 from tests.adaptation.backbones import small_programs
-from tests.segments.tensorrt.double import VERSIONS, Double, install
-from tests.segments.tensorrt.test_engine import part
+from tests.engines.tensorrt.double import VERSIONS, Double, install
+from tests.engines.tensorrt.test_engine import part
 
 OPTIONS = BuildOptions("fp32", (1, 4, 8))
 NETWORKS = [("wide_resnet", "ema"), ("vgg", "source"), ("mobile", "batch"), ("gates", "source")]

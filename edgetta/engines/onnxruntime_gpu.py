@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgetta.engines.cuda_stream import engine_stream
 from edgetta.engines.gpu import Keep
+from edgetta.engines.tensorrt.library import gpu_trouble
 from edgetta.errors import BundleError, MissingDependencyError, one_line
-from edgetta.segments.cuda_stream import engine_stream
 from edgetta.segments.graph import Graph
 from edgetta.segments.onnx_model import OnnxModel
 from edgetta.segments.onnxruntime_engine import import_onnxruntime
-from edgetta.segments.tensorrt.library import gpu_trouble
 
 PROVIDERS = {"onnxruntime-cuda": "CUDAExecutionProvider", "onnxruntime-tensorrt": "TensorrtExecutionProvider"}
 _CPU = "CPUExecutionProvider"  # for the sizes in a Reshape and the like

@@ -7,8 +7,8 @@ import threading
 import pytest
 import torch
 
-from edgetta.segments.tensorrt import memory_watch
-from edgetta.segments.tensorrt.memory_watch import MemoryWatch, watch_memory
+from edgetta.engines.tensorrt import memory_watch
+from edgetta.engines.tensorrt.memory_watch import MemoryWatch, watch_memory
 
 
 def test_what_is_taken_and_given_back_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

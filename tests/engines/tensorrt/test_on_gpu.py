@@ -17,14 +17,14 @@ from edgetta.bundle.program_jobs import job_of
 from edgetta.bundle.tensorrt_engines import TensorRTConfig
 from edgetta.engines.contract import ProgramSet
 from edgetta.engines.gpu import GpuEngine
+from edgetta.engines.tensorrt.build import BuildOptions, build_engine
+from edgetta.engines.tensorrt.library import tensorrt_trouble
+from edgetta.engines.tensorrt.program import GraphedProgram, TensorRTProgram
 from edgetta.engines.torch import TorchEngine
-from edgetta.segments.tensorrt.build import BuildOptions, build_engine
-from edgetta.segments.tensorrt.library import tensorrt_trouble
-from edgetta.segments.tensorrt.program import GraphedProgram, TensorRTProgram
 from tests.adaptation.pictures import pictures
 from tests.engines.programs_of_networks import assert_agree, generic, gradient, images, programs_of, relative
-from tests.segments.tensorrt.test_build import model_of
-from tests.segments.tensorrt.test_engine import inputs, part
+from tests.engines.tensorrt.test_build import model_of
+from tests.engines.tensorrt.test_engine import inputs, part
 from tests.small_bundle import whole_bundle
 
 pytestmark = pytest.mark.gpu

@@ -16,8 +16,8 @@ import onnxruntime
 import pytest
 import torch
 
-from edgetta.segments import onnxruntime_gpu
-from edgetta.segments.tensorrt import library
+from edgetta.engines import onnxruntime_gpu
+from edgetta.engines.tensorrt import library
 
 STREAM = 77
 AVAILABLE = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]

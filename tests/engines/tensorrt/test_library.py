@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from edgetta.errors import MissingDependencyError
-from edgetta.segments.tensorrt import library
-from edgetta.segments.tensorrt.library import (
+from edgetta.engines.tensorrt import library
+from edgetta.engines.tensorrt.library import (
     Target,
     find_target,
     gpu_trouble,
@@ -21,7 +20,8 @@ from edgetta.segments.tensorrt.library import (
     tensorrt_trouble,
     version_of,
 )
-from tests.segments.tensorrt.double import VERSIONS, Double, Severity, install
+from edgetta.errors import MissingDependencyError
+from tests.engines.tensorrt.double import VERSIONS, Double, Severity, install
 
 
 def module(name: str, version: str) -> ModuleType:

@@ -17,8 +17,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from edgetta.segments.tensorrt.build import BuildOptions
-from edgetta.segments.tensorrt.library import Target
+from edgetta.engines.tensorrt.build import BuildOptions
+from edgetta.engines.tensorrt.library import Target
 from edgetta.storage import atomic_write_bytes, atomic_write_json, storage_error
 
 FORMAT = 2

@@ -12,13 +12,13 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 
+from edgetta.engines.tensorrt.half import single_nodes, to_half
 from edgetta.export.onnx_writer import to_onnx
 from edgetta.segments.contract import SegmentGraphs
 from edgetta.segments.graph import BATCH, Graph, GraphBuilder
 from edgetta.segments.onnx_model import OnnxModel, parse_onnx
-from edgetta.segments.tensorrt.half import single_nodes, to_half
 from edgetta.segments.torch_engine import Program
-from tests.segments.tensorrt.test_engine import part
+from tests.engines.tensorrt.test_engine import part
 
 CASES = [("wide_resnet", "source"), ("wide_resnet", "ema"), ("vgg", "batch"), ("mobile", "ema"), ("gates", "source")]
 CASES += [("transformer", "source"), ("convnext", "source")]

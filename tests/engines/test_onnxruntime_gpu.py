@@ -16,15 +16,15 @@ from edgetta.bundle import engines as bundle_engines
 from edgetta.bundle.engines import engine_troubles
 from edgetta.bundle.program_jobs import job_of
 from edgetta.engines.gpu import GpuEngine
+from edgetta.engines.onnxruntime_gpu import PROVIDERS, OnnxGpuProgram, provider_trouble
 from edgetta.engines.torch import TorchEngine
 from edgetta.errors import BundleError, MissingDependencyError
-from edgetta.segments.onnxruntime_gpu import PROVIDERS, OnnxGpuProgram, provider_trouble
 from tests.adaptation.backbones import small_programs
 from tests.adaptation.pictures import pictures
+from tests.engines.onnxruntime_double import STREAM, Double, install
 from tests.engines.programs_of_networks import assert_agree, relative
-from tests.segments.onnxruntime_double import STREAM, Double, install
-from tests.segments.tensorrt.test_build import model_of
-from tests.segments.tensorrt.test_engine import CPU, part
+from tests.engines.tensorrt.test_build import model_of
+from tests.engines.tensorrt.test_engine import CPU, part
 from tests.small_bundle import whole_bundle
 
 CONFIG = AdaptConfig(learning_rate=1e-2, entropy_margin=1.0, hold_back=False)
