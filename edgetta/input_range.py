@@ -12,7 +12,7 @@ SLACK = 0.5
 
 
 def check_range(images: ArrayLike) -> None:
-    """Check floats (N, C, H, W), an array or a tensor of the processor, image by image, for values that belong to another scale than [0, 1].
+    """Check floats (N, C, H, W), image by image, for values that belong to another scale than [0, 1].
 
     Bytes are in their range, and values that are not finite are not judged: the adapter counts and refuses them.
 

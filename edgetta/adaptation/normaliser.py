@@ -227,7 +227,7 @@ class Normaliser:
         average = state.average
         before = min(average.count, self.limit)
         share = weight / (before + weight) if weight > 0 else 0.0
-        for _ in range(1 + ITERATIONS if before == 0 else 1):
+        for _ in range(1 + ITERATIONS if before < weight else 1):  # a first guess of content may be far off
             joined = average.joined(self._gathered(weight, own, logits, state.code), self.limit)
             logits, own = measure(self._mixing(average, share, joined))
         joined = average.joined(self._gathered(weight, own, logits, state.code), self.limit)

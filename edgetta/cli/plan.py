@@ -28,7 +28,7 @@ Examples:
 """
 
 
-@click.command(cls=two_tiers("budget", "device", "batch", "engine", "gradient", "storage", "as_json"), epilog=EXAMPLES)
+@click.command(cls=two_tiers("budget", "device", "batch", "engine", "as_json"), epilog=EXAMPLES)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--budget",

@@ -128,4 +128,4 @@ def test_a_forward_without_an_input_called_x(folder: Path) -> None:
         graphs.update(json.loads(text))
 
     edit_graphs(folder, NAME, rename)
-    refused(folder, NAME, "malformed")
+    refused(folder, "programs/layout.json", "malformed")

@@ -89,8 +89,8 @@ def test_failures_have_one_line_each(device: Device, tmp_path: Path, capsys: pyt
     assert "refuses the key" in refused(capsys, arguments(device, "--no-service", *other), 1)
     assert "does not take ssh" in refused(capsys, arguments(device, "--no-service", "--port", "1"), 1)
     damaged = copy_of_it(tmp_path / "damaged")
-    (damaged / "meta.safetensors").write_bytes(b"x")
-    assert "meta.safetensors" in refused(capsys, arguments(device, "--no-service", bundle=damaged), 4)
+    (damaged / "reference.npz").write_bytes(b"x")
+    assert "reference.npz" in refused(capsys, arguments(device, "--no-service", bundle=damaged), 4)
     assert not device.folder.exists()
 
 
@@ -130,7 +130,7 @@ def test_with_the_real_edgetta(device: Device, capsys: pytest.CaptureFixture[str
     before = device.current()
     tar = device.root / "bin" / "tar"
     real = tar.resolve()
-    device.program("tar", f'#!/bin/sh\n{real} "$@" && echo x >> "$4/meta.safetensors"\n')
+    device.program("tar", f'#!/bin/sh\n{real} "$@" && echo x >> "$4/reference.npz"\n')
     line = refused(capsys, arguments(device, "--no-service"), 1)
-    assert "the bundle does not work on" in line and "meta.safetensors" in line
+    assert "the bundle does not work on" in line and "reference.npz" in line
     assert device.current() == before and len(device.releases()) == 1

@@ -47,7 +47,7 @@ def test_defaults_are_those_of_the_settings() -> None:
             said = (
                 str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else value
             )
-            option = f"--{name.replace('_', '-')} "
+            option = {"batch_norm": "--bn "}.get(name, f"--{name.replace('_', '-')} ")
             assert re.search(rf"{option}.*?\[default: {re.escape(str(said))}\]", text), name
     assert re.search(rf"--learning-rate RATE .*?\[default: {DEFAULT_RATE:g}\] --momentum", text)
     assert f"--jitter X Probability of colour jitter. [x>=0] [default: {Augmentation().jitter:g}]" in helped(

@@ -25,7 +25,7 @@ def test_a_budget_is_planned_measured_and_told(measured: Path, array: Path, tmp_
     summary = tmp_path / "summary.json"
     assert run(array, "--budget", "60MiB", "--batch", 20, "--json", summary, bundle=measured) == 0
     captured = capsys.readouterr()
-    assert "planned" in captured.err and "20 images per update" in captured.err
+    assert "planned" in captured.err and "in slices of 16, bits kept for the backward" in captured.err
     memory = json.loads(summary.read_text())["memory"]
     assert memory["plan"]["budget_bytes"] == 60 << 20 and memory["plan"]["choice"]["batch"] == 20
     assert 0 < memory["measured_peak_bytes"] < memory["plan"]["predicted_bytes"]
@@ -33,12 +33,13 @@ def test_a_budget_is_planned_measured_and_told(measured: Path, array: Path, tmp_
     assert "MiB planned, " in captured.out and " measured at most, budget 60.0 MiB" in captured.out
 
 
-def test_a_small_budget_splits_batches(measured: Path, array: Path, tmp_path: Path) -> None:
+def test_a_small_budget_learns_in_slices_and_keeps_nothing(measured: Path, array: Path, tmp_path: Path) -> None:
     rows, summary = tmp_path / "rows.jsonl", tmp_path / "summary.json"
     assert run(array, "--budget", "20MiB", "--batch", 40, "-o", rows, "--json", summary, "-q", bundle=measured) == 0
     data = json.loads(summary.read_text())
     assert len(rows.read_text().splitlines()) == 40 and data["steps"] == 1
-    assert data["memory"]["plan"]["choice"]["batch"] < 40 and data["memory"]["split"] == 1
+    choice = data["memory"]["plan"]["choice"]
+    assert choice["batch"] == 40 and 0 < choice["slice"] < 40 and not choice["keep"]
 
 
 def test_a_budget_that_is_too_small(measured: Path, array: Path, capsys: Captured) -> None:
