@@ -1,6 +1,7 @@
 """How a `Graph` is spelled in ONNX, operator by operator, without the onnx package.
 
-A device makes its ONNX models by this, from graphs that it has checked: no ONNX file travels. What ONNX does not have at opset 17, or TensorRT's parser refuses, is spelled out.
+A device makes its ONNX models by this, from graphs that it has checked: no ONNX file travels. What ONNX does not have
+at opset 17, or TensorRT's parser refuses, is spelled out.
 """
 
 from __future__ import annotations
